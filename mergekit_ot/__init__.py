@@ -1,0 +1,116 @@
+"""Fuse neural networks that were trained independently, by optimal transport."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from mergekit_ot.hookspecs import hookimpl
+
+__version__ = "0.1.0"
+
+# Names are imported on first use: `mergeot --help` and `mergeot plugins` must not pay for torch.
+_HOMES = {
+    "AbstractBarycenterSolver": "mergekit_ot.transport.solver",
+    "Barycenter": "mergekit_ot.transport.solver",
+    "BarycenterProblem": "mergekit_ot.transport.solver",
+    "Scope": "mergekit_ot.transport.solver",
+    "Start": "mergekit_ot.transport.solver",
+    "Status": "mergekit_ot.transport.solver",
+    "Coupling": "mergekit_ot.transport.measure",
+    "NeuronMeasure": "mergekit_ot.transport.measure",
+    "barycenter_cost": "mergekit_ot.transport.ground_cost",
+    "couple": "mergekit_ot.transport.ground_cost",
+    "fused_measure": "mergekit_ot.transport.ground_cost",
+    "ground_cost": "mergekit_ot.transport.ground_cost",
+    "in_order_of": "mergekit_ot.transport.ground_cost",
+    "independent_coupling": "mergekit_ot.transport.ground_cost",
+    "rounding_error": "mergekit_ot.transport.ground_cost",
+    "transport_cost": "mergekit_ot.transport.ground_cost",
+    "unsolved": "mergekit_ot.transport.ground_cost",
+    "uniform_mass": "mergekit_ot.transport.measure",
+    "SolverError": "mergekit_ot.errors",
+    "RecipeError": "mergekit_ot.errors",
+    "EinRule": "mergekit_ot.graph.rule",
+    "NodeRule": "mergekit_ot.graph.rule",
+    "FunctionRule": "mergekit_ot.graph.rule",
+    "OperationView": "mergekit_ot.graph.rule",
+    "RuleError": "mergekit_ot.graph.rule",
+    "ModelGraph": "mergekit_ot.graph.ir",
+    "trace_model": "mergekit_ot.graph.trace",
+    "check_model": "mergekit_ot.graph.verify",
+    "fuse": "mergekit_ot.fusion.engine",
+    "FusionResult": "mergekit_ot.fusion.result",
+    "StepReport": "mergekit_ot.fusion.result",
+    "AbstractNodeMeasure": "mergekit_ot.fusion.measures",
+    "GroupView": "mergekit_ot.fusion.measures",
+    "AbstractExecutor": "mergekit_ot.fusion.plan",
+    "Step": "mergekit_ot.fusion.plan",
+    "AbstractRepair": "mergekit_ot.fusion.repair",
+    "RepairContext": "mergekit_ot.fusion.repair",
+    "SourceModel": "mergekit_ot.fusion.source",
+    "Checkpoint": "mergekit_ot.checkpoint",
+    "load_checkpoint": "mergekit_ot.checkpoint",
+    "save_checkpoint": "mergekit_ot.checkpoint",
+    "evaluate": "mergekit_ot.evaluate",
+    "barrier": "mergekit_ot.evaluate",
+    "MergeotError": "mergekit_ot.errors",
+    "DataError": "mergekit_ot.errors",
+    "CheckpointError": "mergekit_ot.errors",
+    "ArchitectureError": "mergekit_ot.errors",
+}
+
+__all__ = ["__version__", "hookimpl", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mergekit_ot' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from mergekit_ot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from mergekit_ot.errors import (
+        ArchitectureError,
+        CheckpointError,
+        DataError,
+        MergeotError,
+        RecipeError,
+        SolverError,
+    )
+    from mergekit_ot.evaluate import barrier, evaluate
+    from mergekit_ot.fusion.engine import fuse
+    from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
+    from mergekit_ot.fusion.plan import AbstractExecutor, Step
+    from mergekit_ot.fusion.repair import AbstractRepair, RepairContext
+    from mergekit_ot.fusion.result import FusionResult, StepReport
+    from mergekit_ot.fusion.source import SourceModel
+    from mergekit_ot.graph.ir import ModelGraph
+    from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
+    from mergekit_ot.graph.trace import trace_model
+    from mergekit_ot.graph.verify import check_model
+    from mergekit_ot.transport.ground_cost import (
+        barycenter_cost,
+        couple,
+        fused_measure,
+        ground_cost,
+        in_order_of,
+        independent_coupling,
+        rounding_error,
+        transport_cost,
+        unsolved,
+    )
+    from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
+    from mergekit_ot.transport.solver import (
+        AbstractBarycenterSolver,
+        Barycenter,
+        BarycenterProblem,
+        Scope,
+        Start,
+        Status,
+    )

@@ -1,0 +1,272 @@
+"""The command ``mergeot``: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mergekit_ot import cli_output as output
+from mergekit_ot.cli_options import (
+    Arch,
+    Data,
+    Device,
+    Json,
+    Measure,
+    Model,
+    Models,
+    Seed,
+    Shape,
+    Size,
+    Solver,
+    SolverOption,
+    parse_options,
+    parse_target,
+    parse_weights,
+)
+from mergekit_ot.errors import MergeotError
+
+if TYPE_CHECKING:
+    from mergekit_ot.plugin_manager import PluginManager
+
+
+def _manager() -> PluginManager:
+    from mergekit_ot.plugin_manager import default_manager
+
+    return default_manager()
+
+
+def fuse(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="A.pt B.pt …", show_default=False, help="The source models, in order.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model.  [fused.pt]")
+    ] = None,
+    solver: Solver = None,
+    solver_option: SolverOption = None,
+    arch: Arch = None,
+    input_shape: Shape = None,
+    measure: Measure = None,
+    model_weights: Annotated[
+        Any,
+        typer.Option(
+            "--model-weights", metavar="0.5,0.5", parser=parse_weights, help="One per model, summing to one.  [equal]"
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="INDEX|SPEC", help="Whose sizes the fused model takes: a place from 0.  [0]"),
+    ] = None,
+    data: Data = None,
+    calibration_size: Size = None,
+    repair: Annotated[
+        str | None, typer.Option("--repair", metavar="none|reset|repair|refit", help="After the couplings.  [none]")
+    ] = None,
+    device: Device = None,
+    seed: Seed = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="The same flags as YAML; flags here override it.")
+    ] = None,
+    report: Annotated[str | None, typer.Option("--report", metavar="DIR", help="Write a report there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; compute and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse two or more networks into one, by aligning their neurons first.
+
+    Checkpoints written by mergeot carry their architecture; others need --arch. The sources may differ in width.
+    """
+    if not models and recipe is None:
+        raise typer.BadParameter("name at least two checkpoints, or a --recipe", param_hint="A.pt B.pt …")
+    options = parse_options(solver_option)
+    with output.working(), output.StepLine() as step:
+        from mergekit_ot.recipe import make_recipe
+        from mergekit_ot.workflow.fusing import run_fuse
+
+        made = make_recipe(
+            recipe, models=models, output=to, solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
+            measure=measure, model_weights=model_weights, target=parse_target(target), data=data,
+            calibration_size=calibration_size, repair=repair, device=device, seed=seed, report=report,
+        )  # fmt: skip
+        outcome = run_fuse(made, _manager(), output.note, step, dry_run=dry_run)
+    output.show_fusion(outcome, as_json=as_json)
+
+
+def align(
+    reference: Annotated[str, typer.Argument(metavar="REF.pt", show_default=False, help="Whose neuron order counts.")],
+    others: Annotated[list[str], typer.Argument(metavar="OTHER.pt…", show_default=False, help="What is reordered.")],
+    to: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Folder to write to.")],
+    solver: Solver = "weight-matching",
+    solver_option: SolverOption = None,
+    arch: Arch = None,
+    input_shape: Shape = None,
+    measure: Measure = None,
+    data: Data = None,
+    calibration_size: Size = None,
+    device: Device = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Write models in another one's neuron order: the same functions, for any other merging tool."""
+    options = parse_options(solver_option)
+    with output.working(), output.StepLine() as step:
+        from mergekit_ot.recipe import make_recipe
+        from mergekit_ot.workflow.aligning import run_align
+
+        recipe = make_recipe(
+            models=[reference, *others], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
+            measure=measure, data=data, calibration_size=calibration_size, device=device, seed=seed,
+        )  # fmt: skip
+        written = run_align(recipe, to, _manager(), output.note, step)
+    output.show_aligned(reference, recipe.solver, written, as_json=as_json)
+
+
+def check(
+    model: Model,
+    arch: Arch = None,
+    input_shape: Shape = None,
+    data: Data = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random orders.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Reorder every neuron group at random: does the function stay? Lists what is pinned, and why."""
+    with output.working():
+        from mergekit_ot.workflow.looking import run_check
+
+        report = run_check(model, arch or (), input_shape, data, seed, _manager(), output.note)
+    output.show_check(report, as_json=as_json)
+
+
+def inspect(
+    model: Model,
+    arch: Arch = None,
+    input_shape: Shape = None,
+    data: Data = None,
+    dot: Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write the graph for Graphviz.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the neuron groups as SVG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which parameter axes share one neuron order: the groups of the traced graph."""
+    with output.working():
+        from mergekit_ot.workflow.looking import run_inspect
+
+        graph = run_inspect(model, arch or (), input_shape, data, _manager(), output.note, dot, svg)
+    output.show_graph(graph, as_json=as_json)
+
+
+def evaluate(
+    models: Models,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SPEC", show_default=False, help="Test data; see fuse --help.")
+    ],
+    arch: Arch = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score checkpoints on data: mean loss and accuracy in percent, all in one pass."""
+    with output.working():
+        from mergekit_ot.workflow.looking import run_eval
+
+        scores = run_eval(models, arch or (), data, device or "cpu", _manager(), output.note)
+    output.show_scores(models, scores, as_json=as_json)
+
+
+def barrier(
+    model_a: Annotated[str, typer.Argument(metavar="A.pt", show_default=False, help="The model at t = 0.")],
+    model_b: Annotated[str, typer.Argument(metavar="B.pt", show_default=False, help="The model at t = 1.")],
+    data: Annotated[str, typer.Option("--data", metavar="SPEC", show_default=False, help="Data to measure on.")],
+    arch: Arch = None,
+    solver: Annotated[
+        str | None, typer.Option("--align", metavar="SOLVER", help="Also measure it after aligning B to A.")
+    ] = None,
+    points: Annotated[int, typer.Option("--points", min=2, help="Points on the path, both ends included.")] = 11,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves (.png, .pdf, .svg).")
+    ] = None,
+    solver_option: SolverOption = None,
+    input_shape: Shape = None,
+    calibration_size: Size = None,
+    device: Device = "cpu",
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the loss and error barrier on the straight path between two models."""
+    options = parse_options(solver_option)
+    with output.working(), output.StepLine() as step:
+        from mergekit_ot.recipe import make_recipe
+        from mergekit_ot.workflow.looking import run_barrier
+
+        recipe = make_recipe(
+            models=[model_a, model_b], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
+            data=data, calibration_size=calibration_size, device=device, seed=seed,
+        )  # fmt: skip
+        naive, aligned = run_barrier(recipe, points, _manager(), output.note, step, align=solver is not None, plot=plot)
+    output.show_barrier(naive, aligned, recipe.solver, plot, as_json=as_json)
+
+
+def plugins(as_json: Json = False) -> None:
+    """List the installed plugins, and the solvers, measures, repairs, rules, networks and data that they bring."""
+    output.show_plugins(_manager(), as_json=as_json)
+
+
+_COMMANDS = (
+    (fuse, "fuse", "mergeot fuse a.pt b.pt -o fused.pt --solver wb --arch nets.py:mlp --input-shape 1,28,28"),
+    (align, "align", "mergeot align a.pt b.pt -o aligned --arch nets.py:mlp"),
+    (check, "check", "mergeot check a.pt --arch nets.py:mlp"),
+    (inspect, "inspect", "mergeot inspect a.pt --arch nets.py:mlp --svg groups.svg"),
+    (evaluate, "eval", "mergeot eval a.pt b.pt --arch nets.py:mlp --data 'mnist.npz?mean=0.1307&std=0.3081'"),
+    (barrier, "barrier", "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
+    (plugins, "plugins", "mergeot plugins --json"),
+)  # fmt: skip
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from mergekit_ot import __version__
+
+        print(f"mergeot {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Fuse neural networks that were trained independently, by optimal transport."""
+
+
+def build_app(manager: PluginManager) -> typer.Typer:
+    """Returns the command line with its own commands and those of the plugins."""
+    app = typer.Typer(
+        name="mergeot", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        epilog="Start here: mergeot demo. Every command has an example in its --help.",
+    )  # fmt: skip
+    app.callback()(_root)
+    for function, name, example in _COMMANDS:
+        app.command(name, epilog=f"Example: {example}")(function)
+    manager.hook.mergeot_commands(app=app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and ends the process: 0 done, 1 an error of the input, 2 wrong usage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = output.show_warning
+            app = build_app(_manager())
+            app(args=None if arguments is None else list(arguments), prog_name="mergeot")
+    except MergeotError as error:
+        output.report_error(error)
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches the user unasked
+        output.report_bug(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The alignment of a fusion: which neurons correspond, and how tensors follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.graph.blocks import Block, blocks_of, context_place
+from mergekit_ot.graph.ir import IN, ModelGraph
+from mergekit_ot.transport.measure import Coupling
+
+# (index of the fused group's context, index of the source's context) for each group of the context.
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class FamilyCoupling:
+    """The couplings of a family: one per pair of context indices that are coupled themselves."""
+
+    members: Mapping[Pairs, Coupling]
+
+    @property
+    def is_permutation(self) -> bool:
+        """Whether every member is a permutation."""
+        return all(member.is_permutation for member in self.members.values())
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Group → couplings, one per source.
+
+    Attributes:
+        graphs: Graph of each source, in the order of the sources.
+        target: Graph of the fused model.
+        couplings: Group key → one coupling (or family of couplings) per source.
+    """
+
+    graphs: tuple[ModelGraph, ...]
+    target: ModelGraph
+    couplings: Mapping[str, tuple[Coupling | FamilyCoupling, ...]] = field(default_factory=dict)
+
+    def with_couplings(self, found: Mapping[str, tuple[Coupling | FamilyCoupling, ...]]) -> Alignment:
+        """Returns a new alignment in which `found` holds."""
+        return replace(self, couplings={**self.couplings, **found})
+
+    def is_aligned(self, group: str | None) -> bool:
+        """Whether the neurons of a dimension have their fused order: it stays in place, is pinned, or is coupled."""
+        return group is None or group in self.couplings or self.target.groups[group].pin is not None
+
+    def coupling(self, group: str, source: int, pairs: Pairs = ()) -> Coupling:
+        """Returns the coupling of a group (of the member at `pairs`, for a family) with one source."""
+        if group not in self.couplings:
+            return Coupling.identity(self.target.groups[group].size)
+        found = self.couplings[group][source]
+        return found.members[pairs] if isinstance(found, FamilyCoupling) else found
+
+    def is_function_preserving(self, source: int) -> bool:
+        """Whether every coupling with a source is a permutation."""
+        return all(couplings[source].is_permutation for couplings in self.couplings.values())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A dimension while its block is transported: what is left of its context, and the pairs fixed so far."""
+
+    group: str | None
+    role: str
+    axis: int
+    pairs: dict[str, tuple[int, int]]
+
+
+def transport_block(
+    block: Block,
+    parameter: str,
+    alignment: Alignment,
+    source: int,
+    keep: frozenset[int] = frozenset(),
+    fixed: Mapping[int, tuple[int, int]] | None = None,
+) -> Tensor:
+    """Returns a block of a source's parameter with its dimensions moved to the fused neurons.
+
+    Role OUT is averaged, role IN is split (2.4 of the design): what flows through a split neuron is conserved.
+
+    Args:
+        block: A view of the source's tensor.
+        parameter: Its name.
+        alignment: Must align the group of every dimension that is not kept.
+        source: Number of the source.
+        keep: Dimensions to leave in the source's own order.
+        fixed: Dimension → (fused index, source index) at which it is cut; it is gone from the result.
+    """
+    roles = alignment.graphs[source].roles
+    parts = [
+        _Part(None if place in keep else d.group, roles.get((parameter, d.axis, d.group or ""), ""), d.axis, {})
+        for place, d in enumerate(block.dimensions)
+    ]
+    view, places = block.view, list(range(len(parts)))
+    for place, pair in (fixed or {}).items():
+        for other in _contexts(block, parts, places, alignment).get(place, []):
+            pairs = {**parts[other].pairs, block.dimensions[place].group or "": pair}
+            parts[other] = replace(parts[other], pairs=pairs)
+        view = view.select(places.index(place), pair[1])
+        places.remove(place)
+    return _transport(block, view, parts, places, alignment, source)
+
+
+def _transport(
+    block: Block, view: Tensor, parts: list[_Part], places: list[int], alignment: Alignment, source: int
+) -> Tensor:
+    """Transports `view`, whose dimensions are those of `block` at `places`; the others are fixed already."""
+    contexts = _contexts(block, parts, places, alignment)
+    for position, place in enumerate(places):
+        dependents = contexts.get(place)
+        if not dependents or place in {p for inner in contexts.values() for p in inner}:
+            continue
+        return _transport_family(block, view, parts, places, alignment, source, position, dependents)
+    for position, place in enumerate(places):
+        part = parts[place]
+        if part.group is not None and part.group in alignment.couplings:
+            coupling = alignment.coupling(part.group, source, _pairs_of(part, alignment))
+            view = apply_coupling(view, position, coupling, part.role)
+    return view
+
+
+def _contexts(block: Block, parts: list[_Part], places: list[int], alignment: Alignment) -> dict[int, list[int]]:
+    """Returns dimension → the families in this block that are indexed by it and not fixed yet."""
+    found: dict[int, list[int]] = {}
+    for place in places:
+        part = parts[place]
+        if part.group is None or part.group not in alignment.couplings:
+            continue
+        for outer in alignment.target.groups[part.group].context:
+            if outer not in part.pairs:
+                found.setdefault(context_place(block.dimensions, place, outer), []).append(place)
+    return found
+
+
+def _transport_family(
+    block: Block,
+    view: Tensor,
+    parts: list[_Part],
+    places: list[int],
+    alignment: Alignment,
+    source: int,
+    position: int,
+    dependents: list[int],
+) -> Tensor:
+    part = parts[places[position]]
+    outer = block.dimensions[places[position]].group or ""
+    rest = [place for place in places if place != places[position]]
+    result: Tensor | None = None
+    if part.group is None:
+        # The context stays in the source's order: each family member is that of the pair on the diagonal.
+        entries: list[tuple[int, int, float]] = [(k, k, 1.0) for k in range(view.shape[position])]
+        size = view.shape[position]
+    else:
+        coupling = alignment.coupling(outer, source, _pairs_of(part, alignment))
+        entries, size = list(_entries(coupling, part.role)), coupling.target_size
+    for target_index, source_index, weight in entries:
+        fixed = list(parts)
+        for place in dependents:
+            pairs = {**parts[place].pairs, outer: (target_index, source_index)}
+            fixed[place] = replace(parts[place], pairs=pairs)
+        moved = _transport(block, view.select(position, source_index), fixed, rest, alignment, source)
+        if result is None:
+            shape = [*moved.shape[:position], size, *moved.shape[position:]]
+            result = torch.zeros(shape, dtype=moved.dtype, device=moved.device)
+        result.select(position, target_index).add_(moved, alpha=weight)
+    return view if result is None else result
+
+
+def _pairs_of(part: _Part, alignment: Alignment) -> Pairs:
+    return tuple(part.pairs[outer] for outer in alignment.target.groups[part.group or ""].context)
+
+
+def _entries(coupling: Coupling, role: str) -> Iterator[tuple[int, int, float]]:
+    """Yields (target, source, weight) of the map that `role` asks for."""
+    if coupling.index is not None:
+        for target, source in enumerate(coupling.index.tolist()):
+            yield target, source, 1.0
+        return
+    weights = coupling.split_map().T if role == IN else coupling.average_map()
+    for target, source in weights.nonzero().tolist():
+        yield target, source, float(weights[target, source])
+
+
+def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str) -> Tensor:
+    """Returns `tensor` with dimension `dim` moved to the fused neurons, averaged (OUT) or split (IN)."""
+    if coupling.index is not None:
+        return tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
+    weights = coupling.split_map(tensor).T if role == IN else coupling.average_map(tensor)
+    return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor, dims=([1], [dim])), 0, dim)
+
+
+def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:
+    """Returns a source's parameter in the neuron order and sizes of the fused model."""
+    mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
+    shape = fused_shape(alignment.target, name)
+    result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    for old, new in zip(blocks_of(tensor, mine), blocks_of(result, fused), strict=True):
+        new.view.copy_(transport_block(old, name, alignment, source))
+    return result
+
+
+def fused_shape(graph: ModelGraph, name: str) -> tuple[int, ...]:
+    """Returns the shape of a parameter in the fused model."""
+    from mergekit_ot.graph.ir import layout_size
+
+    return tuple(layout_size(layout) for layout in graph.layouts[name])

@@ -1,0 +1,164 @@
+"""The neurons' responses to calibration data, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from mergekit_ot.errors import DataError
+from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.ir import ModelGraph
+
+# Added to the diagonal of a Gram matrix, relative to its mean, so that a root always exists.
+_JITTER = 1e-9
+# A neuron whose variance is below this fraction of the mean says nothing; it is not blown up to unit variance.
+_SILENT = 1e-8
+
+
+def calibration_batches(data: Iterable[Any], size: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the inputs of at most `size` samples in batches of exactly `batch` (a captured program fixes it).
+
+    Args:
+        data: Batches of inputs, or of (inputs, targets).
+        size: Samples at most; what is left over from the last full batch is dropped.
+        batch: Samples per batch.
+
+    Raises:
+        DataError: There are fewer than `batch` samples, or a batch holds no tensor.
+    """
+    waiting: list[tuple[Tensor, ...]] = []
+    held = given = 0
+    for item in data:
+        inputs = inputs_of(item)
+        waiting.append(inputs)
+        held += inputs[0].shape[0]
+        while held >= batch and given + batch <= size:
+            columns = [torch.cat([w[i] for w in waiting]) for i in range(len(inputs))]
+            yield tuple(column[:batch] for column in columns)
+            waiting = [tuple(column[batch:] for column in columns)]
+            held -= batch
+            given += batch
+        if given + batch > size:
+            return
+    if given == 0:
+        raise DataError(
+            f"The calibration data hold {held} samples; at least {batch} are needed. Give more with --data."
+        )
+
+
+def inputs_of(item: Any) -> tuple[Tensor, ...]:
+    """Returns the inputs of a batch, which may be a tensor, (inputs, targets), or a tuple of inputs with targets."""
+    inputs = item[0] if isinstance(item, tuple | list) else item
+    tensors = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if not tensors or not all(isinstance(x, Tensor) for x in tensors):
+        raise DataError(
+            f"A calibration batch is {type(item).__name__}, not a tensor or a pair (inputs, targets). "
+            "Yield pairs of tensors from the data SPEC."
+        )
+    return tensors
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a captured program and keeps the values that are asked for."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.wanted = wanted
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.wanted and isinstance(result, Tensor):
+            self.kept[n.name] = result
+        return result
+
+
+def run_program(
+    program: ExportedProgram, state: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: set[str]
+) -> dict[str, Tensor]:
+    """Returns the values named in `wanted` when the captured program runs on `inputs` with the parameters `state`."""
+    arguments: list[Any] = []
+    rest = iter(inputs)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            arguments.append(next(rest))
+        elif spec.target in state:
+            arguments.append(state[spec.target])
+        else:
+            store = program.state_dict if spec.target in program.state_dict else program.constants
+            arguments.append(store[spec.target])
+    recorder = _Recorder(program.graph_module, wanted)
+    with torch.no_grad():
+        recorder.run(*arguments)
+    return recorder.kept
+
+
+class ResponseGrams:
+    """Inner products between the responses of all neurons of all sources, summed over calibration batches.
+
+    Only these matrices are kept, never the responses: for a group of n neurons in N sources ``[N n, N n]``.
+
+    Args:
+        graphs: Graph of each source, traced at the calibration batch's shape.
+        states: State of each source.
+        groups: The groups to observe.
+    """
+
+    def __init__(
+        self, graphs: Sequence[ModelGraph], states: Sequence[Mapping[str, Tensor]], groups: Iterable[str]
+    ) -> None:
+        self.graphs, self.states = graphs, states
+        self.groups = list(groups)
+        self.grams: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.columns: dict[str, int] = {}
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        """Adds one batch of inputs."""
+        seen = [self._responses(graph, state, inputs) for graph, state in zip(self.graphs, self.states, strict=True)]
+        for group in self.groups:
+            parts = [responses[group] for responses in seen if group in responses]
+            if len(parts) != len(self.graphs):
+                continue
+            rows = torch.cat(parts).double()
+            self.grams[group] = self.grams.get(group, 0) + rows @ rows.T
+            self.sums[group] = self.sums.get(group, 0) + rows.sum(1)
+            self.columns[group] = self.columns.get(group, 0) + rows.shape[1]
+
+    def _responses(self, graph: ModelGraph, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        values = run_program(graph.program, state, inputs, set(graph.values))
+        found: dict[str, list[Tensor]] = {}
+        for name, value in values.items():
+            for block in blocks_of(value, graph.values[name]):
+                for place, dimension in enumerate(block.dimensions):
+                    group = dimension.group
+                    if group in graph.free_groups and not graph.groups[group].context:
+                        found.setdefault(group, []).append(block.view.movedim(place, 0).reshape(dimension.size, -1))
+        return {group: torch.cat(parts, 1) for group, parts in found.items()}
+
+    def rows(self, group: str, standardised: bool = False) -> list[Tensor] | None:
+        """Returns rows, per source, whose distances are those of the centred responses (per column).
+
+        The mean response is left out: what it adds is a constant that the next layer's bias takes up.
+
+        Args:
+            group: Key of the group.
+            standardised: Whether each neuron's responses are scaled to unit variance, so that distances measure
+                correlation.
+        """
+        if group not in self.grams:
+            return None
+        mean = self.sums[group] / self.columns[group]
+        gram = self.grams[group] / self.columns[group] - torch.outer(mean, mean)
+        if standardised:
+            deviation = gram.diagonal().clamp_min(0).sqrt()
+            gram = gram / torch.outer(deviation, deviation).clamp_min(_SILENT * float(gram.diagonal().mean() + 1e-300))
+        jitter = _JITTER * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
+        root = torch.linalg.cholesky(gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype))
+        sizes = [graph.groups[group].size for graph in self.graphs]
+        return [part.float() for part in root.split(sizes)]

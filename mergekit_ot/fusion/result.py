@@ -1,0 +1,81 @@
+"""What a fusion returns, and what observers are told after a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from mergekit_ot.fusion.alignment import Alignment, transport_parameter
+from mergekit_ot.fusion.plan import FusionPlan
+from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.transport.solver import Status
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """How the fusion of one group ended."""
+
+    name: str
+    size: int
+    cost: float | None
+    status: Status
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What observers are told after a step: its place, the sweep, and the groups it solved."""
+
+    number: int
+    total: int
+    sweep: int
+    groups: tuple[GroupReport, ...]
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """A fused model and how it came about.
+
+    Attributes:
+        state: Parameters and buffers of the fused model.
+        alignment: The couplings.
+        groups: One report per group.
+        aligned_sources_max_error: Largest difference between a source's outputs and those of its aligned copy,
+            relative to the outputs' scale; zero up to rounding wherever all couplings are permutations.
+        plan: The plan that was run.
+        seconds: Wall time.
+        warnings: Sentences the user should read.
+    """
+
+    state: dict[str, Tensor]
+    alignment: Alignment
+    groups: tuple[GroupReport, ...]
+    aligned_sources_max_error: float | None
+    plan: FusionPlan
+    solver: str
+    seconds: float
+    warnings: tuple[str, ...]
+    target: SourceModel
+    sources: tuple[SourceModel, ...] = field(repr=False, default=())
+
+    def aligned_state(self, source: int) -> dict[str, Tensor]:
+        """Returns the state of a source in the fused model's neuron order (and sizes)."""
+        return aligned_state(self.sources[source], self.target, self.alignment, source)
+
+    def model(self) -> nn.Module:
+        """Returns a module that holds the fused state, in evaluation mode."""
+        return self.target.instance(self.state)
+
+
+def aligned_state(source: SourceModel, target: SourceModel, alignment: Alignment, number: int) -> dict[str, Tensor]:
+    """Returns the state of source `number` in the neuron order and sizes of the target."""
+    graph = alignment.graphs[number]
+    aligned = {}
+    for name, tensor in target.make().state_dict().items():
+        described = graph.aliases.get(name, name)
+        if described in graph.layouts:
+            aligned[name] = transport_parameter(source.state[described].detach(), described, alignment, number)
+        else:
+            own = source.state.get(name, tensor)
+            aligned[name] = (own if own.shape == tensor.shape else tensor).detach().clone()
+    return aligned

@@ -1,0 +1,255 @@
+"""The graph IR: what of a model's parameters must be transported together.
+
+A `ModelGraph` holds, for every parameter axis, an `AxisLayout` whose leaves name neuron groups, and for every
+`NeuronGroup` the slots in which it stands. It is made once by `mergekit_ot.trace_model` and never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+from mergekit_ot.errors import GraphMismatchError
+from mergekit_ot.graph.expressions import PinReason
+
+OUT = "OUT"
+IN = "IN"
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Leaf: the neurons of a group."""
+
+    group: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Leaf: a stretch that always stays where it is."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A row-major index over parts, outermost first."""
+
+    parts: tuple[AxisLayout, ...]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Parts one after the other; `number` names the concatenation for the `Choice` on another axis."""
+
+    number: int
+    parts: tuple[AxisLayout, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option per part of the `Blocks` with the same number."""
+
+    number: int
+    options: tuple[AxisLayout, ...]
+
+
+AxisLayout = Neurons | Fixed | Factors | Blocks | Choice
+
+
+def layout_size(layout: AxisLayout) -> int:
+    """Returns the number of indices along an axis of this layout."""
+    if isinstance(layout, Neurons | Fixed):
+        return layout.size
+    if isinstance(layout, Factors):
+        size = 1
+        for part in layout.parts:
+            size *= layout_size(part)
+        return size
+    if isinstance(layout, Blocks):
+        return sum(layout_size(part) for part in layout.parts)
+    return layout_size(layout.options[0])
+
+
+def layout_text(layout: AxisLayout) -> str:
+    """Returns a layout in the notation of the documentation, such as ``(conv2.weight:0 × 16!)``."""
+    if isinstance(layout, Neurons):
+        return layout.group
+    if isinstance(layout, Fixed):
+        return f"{layout.size}!"
+    if isinstance(layout, Factors):
+        return "(" + " × ".join(layout_text(part) for part in layout.parts) + ")"
+    inner = layout.parts if isinstance(layout, Blocks) else layout.options
+    text = (" + " if isinstance(layout, Blocks) else " | ").join(layout_text(part) for part in inner)
+    return f"[{text}]" if isinstance(layout, Blocks) else "{" + text + "}"
+
+
+@dataclass(frozen=True)
+class AxisSlot:
+    """A place of a group: parameter, axis, path inside the axis' layout, and role.
+
+    Role ``OUT`` owns the neurons (transport averages), role ``IN`` reads them (transport splits).
+    """
+
+    parameter: str
+    axis: int
+    path: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """Neurons that share one order: every slot must be transported by the same coupling.
+
+    Attributes:
+        key: Its first member, ``parameter:axis`` with a path where the axis is composite; equal across widths.
+        size: Number of neurons (per index of the context).
+        members: The slots.
+        context: Keys of the groups by which a family is indexed; the family has one order per index.
+        pin: Why it may not be reordered, or None.
+        flags: ``uniform marginals only``, ``size-sensitive``.
+        first_operation: Number of the first operation that makes these neurons.
+    """
+
+    key: str
+    size: int
+    members: tuple[AxisSlot, ...]
+    context: tuple[str, ...]
+    pin: PinReason | None
+    flags: frozenset[str]
+    first_operation: int
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is an order to choose."""
+        return self.pin is None and self.size > 1
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What tracing noticed: each entry is a sentence for the user."""
+
+    unknown_operations: tuple[str, ...] = ()
+    rule_errors: tuple[str, ...] = ()
+    unaccounted: tuple[str, ...] = ()
+    unobserved: tuple[str, ...] = ()
+    hidden_state: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All entries."""
+        return (
+            *self.unknown_operations, *self.rule_errors, *self.unaccounted, *self.unobserved, *self.hidden_state,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """The neuron groups of a model and where they stand.
+
+    Attributes:
+        operations: Operations, values and parameters of the captured program (``networkx.DiGraph``).
+        layouts: Parameter or per-neuron buffer → one layout per axis.
+        groups: Key → group, pinned ones included.
+        roles: (parameter, axis, group key) → role.
+        aliases: Further name of a tied parameter → the name under which it is described.
+        diagnostics: What tracing noticed.
+        buffers: Names in `layouts` that are buffers.
+        values: Value name → one layout per axis, for the data that a parameter of the model reads.
+        program: The captured program, to be run with any state (None where only shapes are known).
+    """
+
+    operations: nx.DiGraph
+    layouts: Mapping[str, tuple[AxisLayout, ...]]
+    groups: Mapping[str, NeuronGroup]
+    roles: Mapping[tuple[str, int, str], str]
+    aliases: Mapping[str, str]
+    buffers: frozenset[str]
+    diagnostics: Diagnostics
+    values: Mapping[str, tuple[AxisLayout, ...]]
+    program: Any = None
+
+    @cached_property
+    def free_groups(self) -> dict[str, NeuronGroup]:
+        """The groups whose order may be chosen."""
+        return {key: group for key, group in self.groups.items() if group.is_free}
+
+    @cached_property
+    def pinned_groups(self) -> dict[str, NeuronGroup]:
+        """The groups whose order is fixed, each with its reason."""
+        return {key: group for key, group in self.groups.items() if group.pin is not None}
+
+    def family_size(self, key: str) -> int:
+        """Returns how many independent orders a group has: one, or one per index of its context."""
+        count = 1
+        for other in self.groups[key].context:
+            count *= self.groups[other].size
+        return count
+
+    @cached_property
+    def group_graph(self) -> nx.MultiDiGraph:
+        """Returns the graph of free groups: an edge per parameter that reads one and makes another."""
+        graph = nx.MultiDiGraph()
+        for key, group in self.free_groups.items():
+            graph.add_node(key, size=group.size, first=group.first_operation)
+        for parameter, layouts in self.layouts.items():
+            readers, makers = set(), set()
+            for axis, layout in enumerate(layouts):
+                for key in leaf_groups(layout):
+                    if key in self.free_groups:
+                        (readers if self.roles[parameter, axis, key] == IN else makers).add(key)
+            for reader in sorted(readers):
+                for maker in sorted(makers):
+                    graph.add_edge(reader, maker, parameter=parameter)
+        for key, group in self.free_groups.items():
+            for outer in group.context:
+                if outer in self.free_groups:
+                    graph.add_edge(outer, key, parameter=None)
+        return graph
+
+    def check_same_structure(self, other: ModelGraph, mine: str, theirs: str) -> None:
+        """Checks that `other` differs from this graph by the sizes of free groups only.
+
+        Raises:
+            GraphMismatchError: Names the first parameter that differs.
+        """
+        hint = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
+        for name in self.layouts:
+            if name not in other.layouts:
+                raise GraphMismatchError(f"Parameter '{name}' of {mine} does not exist in {theirs}. {hint}")
+            for axis, (ours, others) in enumerate(zip(self.layouts[name], other.layouts[name], strict=False)):
+                if len(self.layouts[name]) != len(other.layouts[name]) or _shape_free(ours) != _shape_free(others):
+                    pins = [str(g.pin) for g in self.groups.values() if g.pin and (name, axis, g.key) in self.roles]
+                    why = f" It cannot be resized: {pins[0]}." if pins else ""
+                    raise GraphMismatchError(
+                        f"Axis {axis} of parameter '{name}' is {layout_text(ours)} in {mine} but "
+                        f"{layout_text(others)} in {theirs}.{why} {hint}"
+                    )
+        for name in other.layouts:
+            if name not in self.layouts:
+                raise GraphMismatchError(f"Parameter '{name}' of {theirs} does not exist in {mine}. {hint}")
+
+
+def leaf_groups(layout: AxisLayout) -> list[str]:
+    """Returns the keys of the groups that stand in a layout, in order, each once."""
+    if isinstance(layout, Neurons):
+        return [layout.group]
+    if isinstance(layout, Fixed):
+        return []
+    inner = layout.options if isinstance(layout, Choice) else layout.parts
+    return list(dict.fromkeys(key for part in inner for key in leaf_groups(part)))
+
+
+def _shape_free(layout: AxisLayout) -> object:
+    if isinstance(layout, Neurons):
+        return layout.group
+    if isinstance(layout, Fixed):
+        return ("fixed", layout.size)
+    if isinstance(layout, Choice):
+        return ("choice", tuple(_shape_free(option) for option in layout.options))
+    kind = "factors" if isinstance(layout, Factors) else "blocks"
+    return (kind, tuple(_shape_free(part) for part in layout.parts))

@@ -1,0 +1,91 @@
+"""Pictures of results; matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_ot.errors import RecipeError
+from mergekit_ot.files import replacing
+
+if TYPE_CHECKING:
+    from mergekit_ot.evaluate import BarrierCurve
+
+# Colours that stay apart in print and for colour-blind readers (Okabe and Ito); the naive curve is grey.
+_NAIVE = "#7f7f7f"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_FORMATS = ("png", "pdf", "svg")
+
+
+def check_picture_path(path: Path) -> None:
+    """Checks that the extension names a picture format.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    if path.suffix.lower().lstrip(".") not in _FORMATS:
+        raise RecipeError(f"'{path}' is no picture: use the extension {', '.join('.' + kind for kind in _FORMATS)}.")
+
+
+def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: str = "") -> Path:
+    """Draws the paths between two models: accuracy and loss over t, one curve per alignment.
+
+    Args:
+        curves: Label → what `mergekit_ot.barrier` returned; the first is drawn in grey, as the baseline.
+        path: A ``.png``, ``.pdf`` or ``.svg`` file.
+        title: A line above the panels.
+
+    Returns:
+        The path.
+
+    Raises:
+        RecipeError: The extension names no picture format.
+        CheckpointError: The file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    check_picture_path(path)
+    has_accuracy = all(curve["accuracy"] is not None for curve in curves.values())
+    panels = (["accuracy", "loss"] if has_accuracy else ["loss"])  # fmt: skip
+    figure = Figure(figsize=(4.4 * len(panels), 3.6 if title else 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, (label, curve) in enumerate(curves.items()):
+            _draw_curve(axes, index, label, curve, panel)
+        _dress(axes, panel)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=200)
+    return path
+
+
+def _draw_curve(axes: Any, index: int, label: str, curve: BarrierCurve, panel: str) -> None:
+    values = curve["accuracy"] if panel == "accuracy" else curve["loss"]
+    height = curve["error_barrier"] if panel == "accuracy" else curve["loss_barrier"]
+    shown = ""
+    if height is not None and math.isfinite(height):
+        shown = f"  (barrier {height:.1f} points)" if panel == "accuracy" else f"  (barrier {height:.2f})"
+    colour = _NAIVE if index == 0 else _COLOURS[(index - 1) % len(_COLOURS)]
+    axes.plot(
+        curve["t"], values, color=colour, marker=_MARKERS[index % len(_MARKERS)], markersize=4, linewidth=1.6,
+        linestyle="--" if index == 0 else "-", label=f"{label}{shown}",
+    )  # fmt: skip
+
+
+def _dress(axes: Any, panel: str) -> None:
+    axes.set_xlabel("t   (0: model A, 1: model B)")
+    axes.set_ylabel("accuracy (%)" if panel == "accuracy" else "loss")
+    axes.set_xlim(-0.02, 1.02)
+    if panel == "loss":
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(fontsize=7.5, frameon=True, framealpha=0.9, edgecolor="none")

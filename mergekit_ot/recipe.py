@@ -1,0 +1,161 @@
+"""A fusion as data: what the flags of ``mergeot fuse`` say, as an object and as a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergekit_ot.errors import RecipeError
+from mergekit_ot.files import missing_file, write_text
+
+_SUM_TOLERANCE = 1e-6
+
+
+class FusionRecipe(BaseModel):
+    """One fusion: sources in order, the method, and where the result goes.
+
+    Attributes:
+        models: The source models, in order; the order is kept everywhere.
+        output: Where the fused model is written.
+        solver: Name of a registered solver.
+        solver_options: Its options.
+        arch: Architecture SPECs: none (the checkpoints carry theirs), one for all, or one per model.
+        input_shape: Shape of one input without the batch axis.
+        measure: What a neuron is seen by; None takes the solver's own.
+        model_weights: One per model, at least zero, summing to one; None means equal weights.
+        target: Whose sizes the fused model takes: the place of a source (from 0), or an architecture SPEC.
+        data: Data SPEC for calibration.
+        calibration_size: How many inputs of it are used.
+        repair: What is done after the couplings.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Seed of every random choice.
+        report: Folder for a report.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...] = ()
+    output: str = "fused.pt"
+    solver: str = "wb"
+    solver_options: dict[str, Any] = Field(default_factory=dict)
+    arch: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    measure: str | None = None
+    model_weights: tuple[float, ...] | None = None
+    target: int | str = 0
+    data: str | None = None
+    calibration_size: int = Field(default=2000, ge=1)
+    repair: str = "none"
+    device: str = "auto"
+    seed: int = 0
+    report: str | None = None
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The model weights, equal ones where none are given."""
+        return self.model_weights or tuple(1 / len(self.models) for _ in self.models)
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML that `read_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+    def write(self, path: Path) -> None:
+        """Writes the recipe as a YAML file."""
+        write_text(path, self.to_yaml())
+
+
+def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
+    """Builds a recipe from a YAML file, from flags, or from both: a flag that is given overrides the file.
+
+    Args:
+        file: The YAML file; its keys are the fields of `FusionRecipe`.
+        **flags: Fields; None and empty values count as not given (0 is a value).
+
+    Raises:
+        RecipeError: A key is unknown, a value has the wrong type, or the model weights do not fit.
+
+    Example:
+        >>> make_recipe(models=["a.pt", "b.pt"], model_weights=[0.0, 1.0]).weights
+        (0.0, 1.0)
+    """
+    content = {} if file is None else _read(Path(file))
+    for key, value in flags.items():
+        if value is not None and value != () and value != [] and value != {}:
+            content[key] = {**content.get(key, {}), **value} if key == "solver_options" else value
+    try:
+        recipe = FusionRecipe(**content)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(error)) from error
+    check_models(recipe)
+    return recipe
+
+
+def check_models(recipe: FusionRecipe) -> None:
+    """Checks what several fields say together: models, weights, target.
+
+    Raises:
+        RecipeError: Says which field does not fit, and how to correct it.
+    """
+    count = len(recipe.models)
+    if count < 2:
+        raise RecipeError(f"A fusion needs at least two models; {count} given. Name the checkpoints: mergeot fuse A B.")
+    check_model_weights(recipe.weights, count)
+    if isinstance(recipe.target, int) and not 0 <= recipe.target < count:
+        raise RecipeError(
+            f"target {recipe.target} does not exist: with {count} models it is 0 to {count - 1}, or an architecture "
+            "SPEC."
+        )
+    if len(recipe.arch) not in (0, 1, count):
+        raise RecipeError(
+            f"{len(recipe.arch)} architectures for {count} models: give --arch once for all, or once each."
+        )
+
+
+def check_model_weights(weights: tuple[float, ...], count: int) -> None:
+    """Checks that there is one weight per model, none negative, summing to one.
+
+    Raises:
+        RecipeError: Says which condition fails.
+    """
+    shown = ", ".join(f"{weight:g}" for weight in weights)
+    if len(weights) != count:
+        raise RecipeError(f"{len(weights)} model weights ({shown}) for {count} models: give one per model, in order.")
+    if any(not math.isfinite(weight) or weight < 0 for weight in weights):
+        raise RecipeError(f"Model weights {shown}: each must be a number of at least zero (zero leaves a model out).")
+    total = math.fsum(weights)
+    if abs(total - 1) > _SUM_TOLERANCE:
+        scaled = f" Scaled to one: {','.join(f'{weight / total:.6g}' for weight in weights)}." if total > 0 else ""
+        raise RecipeError(f"Model weights {shown} sum to {total:g}, not to one.{scaled}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(missing_file(path))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"'{path}' is not a recipe: expected keys and values, such as 'solver: wb'.")
+    known = {key.replace("-", "_"): value for key, value in content.items() if isinstance(key, str)}
+    for single in ("arch", "models"):
+        if isinstance(known.get(single), str):
+            known[single] = [known[single]]
+    return known
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = str(problem["loc"][0]) if problem["loc"] else "recipe"
+    names = list(FusionRecipe.model_fields)
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        guess = f" Did you mean '{close[0]}'?" if close else ""
+        return f"Unknown recipe key '{key}'.{guess} Valid keys: {', '.join(names)}."
+    return f"Recipe key '{key}' is {problem.get('input')!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -1,0 +1,299 @@
+"""The contract of solvers, clause by clause, and the problems it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from mergekit_ot.errors import SolverError
+from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
+from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem
+
+_SIZE = 7
+_TOLERANCE = 1e-5
+
+
+def random_problem(
+    sizes: Sequence[int] = (_SIZE, _SIZE),
+    size: int | None = None,
+    dimension: int = 5,
+    slices: int = 0,
+    model_weights: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> BarycenterProblem:
+    """Returns a problem of unrelated Gaussian measures with uniform masses.
+
+    Args:
+        sizes: Number of neurons of each source.
+        size: Number of neurons of the fused group; that of the first source where left out.
+        dimension: Columns of the supports; may be 0.
+        slices: Structure matrices of each source; 0 for no structure.
+        model_weights: One per source; equal where left out.
+        dtype: Dtype of all tensors.
+        device: Device of all tensors.
+        seed: Seed of the measures, and of the problem.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def gaussian(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+    measures = tuple(
+        NeuronMeasure.uniform(gaussian(count, dimension), gaussian(slices, count, count) / count if slices else None)
+        for count in sizes
+    )
+    weights = tuple(model_weights) if model_weights is not None else (1.0 / len(sizes),) * len(sizes)
+    return BarycenterProblem(measures, weights, sizes[0] if size is None else size, seed=seed)
+
+
+def permuted(measure: NeuronMeasure, order: torch.Tensor) -> NeuronMeasure:
+    """Returns the measure whose neuron ``k`` is neuron ``order[k]`` of `measure`."""
+    structure = measure.structure
+    if structure is not None:
+        structure = structure[:, order][:, :, order]
+    return NeuronMeasure(measure.support[order], measure.mass[order], structure)
+
+
+def check_solver(solver: AbstractBarycenterSolver, device: torch.device | str = "cpu", seed: int = 0) -> None:
+    """Checks a solver against the contract stated in `AbstractBarycenterSolver`.
+
+    A solver that is never asked to align (``max_sweeps`` 0) need not follow permuted rows; sizes that differ may be
+    refused with a `SolverError`; supports without columns are tried only where ``wants_structure``.
+
+    Args:
+        solver: The solver, with the options to check.
+        device: Device of the problems.
+        seed: Seed of the problems.
+
+    Raises:
+        SolverError: A clause is broken; the message says which.
+    """
+    for clause in _CLAUSES:
+        for slices in (0, 2) if solver.wants_structure else (0,):
+            try:
+                detail = clause(solver, _Given(slices, device, seed))
+            except SolverError as error:
+                detail = f"the solver refused: {error}"
+            if detail:
+                promise = (clause.__doc__ or "").strip().rstrip(".")
+                raise SolverError(
+                    f"Solver '{solver.name}' breaks its contract. The clause: {promise}. What happened: {detail}. "
+                    "Correct the solver; the clauses are listed in AbstractBarycenterSolver."
+                )
+
+
+class _Given:
+    """Problems that differ by what a clause asks for, and share what the check asks for."""
+
+    def __init__(self, slices: int, device: torch.device | str, seed: int) -> None:
+        self.slices, self.device, self.seed = slices, device, seed
+
+    def problem(self, sizes: Sequence[int] = (_SIZE, _SIZE), **options: object) -> BarycenterProblem:
+        """Returns a random problem on the device of the check."""
+        given = {"slices": self.slices, "device": self.device, "seed": self.seed, **options}
+        return random_problem(sizes, **given)  # type: ignore[arg-type]
+
+    def order(self, size: int = _SIZE) -> torch.Tensor:
+        """Returns a permutation that moves every neuron."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        cycle = torch.randperm(size, generator=generator)
+        order = torch.empty_like(cycle)
+        order[cycle] = cycle.roll(1)
+        return order.to(self.device)
+
+
+def _result_is_complete(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """The result has one coupling per source, a measure of the fused size and a finite cost."""
+    for sizes in ((_SIZE,), (_SIZE, _SIZE), (_SIZE,) * 3):
+        problem = given.problem(sizes)
+        found = solver.solve(problem)
+        if len(found.couplings) != len(sizes):
+            return f"{len(found.couplings)} couplings for {len(sizes)} sources"
+        if tuple(found.measure.support.shape) != (problem.size, problem.measures[0].support.shape[1]):
+            return f"the support has shape {tuple(found.measure.support.shape)}"
+        if not abs(found.cost) < float("inf"):
+            return f"the cost is {found.cost}"
+    return ""
+
+
+def _identical_measures_stay(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Identical measures give identity couplings."""
+    problem = given.problem()
+    found = solver.solve(replace(problem, measures=problem.measures[:1] * 2))
+    for place, coupling in enumerate(found.couplings):
+        distance = _difference(coupling.average_map(problem.measures[0].mass), _identity(problem))
+        # An entropic plan is never exactly the identity, but near it.
+        if distance > 0.05:
+            return f"coupling {place} is {distance:.2g} away from the identity"
+    return ""
+
+
+def _permuted_rows_follow(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Permuting a source's rows permutes its plan, and recovers the order from a permuted copy."""
+    if solver.max_sweeps == 0:
+        return ""
+    order = given.order()
+    problem = given.problem()
+    moved = replace(problem, measures=(problem.measures[0], permuted(problem.measures[1], order)))
+    plan, moved_plan = (
+        solver.solve(each).couplings[1].transport_plan(each.measures[0].mass) for each in (problem, moved)
+    )
+    if _difference(plan[:, order], moved_plan) > _TOLERANCE / _SIZE:
+        return "the plan of a source whose rows were permuted is not the permuted plan"
+    copy = replace(problem, measures=(problem.measures[0], permuted(problem.measures[0], order)))
+    recovered = solver.solve(copy).couplings[1].average_map(problem.measures[0].mass)
+    if _difference(recovered[:, torch.argsort(order)], _identity(problem)) > 0.05:
+        return "the order of a permuted copy was not recovered"
+    return ""
+
+
+def _marginals_are_right(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Every plan is non-negative and has the masses of the fused group and of the source as marginals."""
+    for sizes, size in (((_SIZE, _SIZE, _SIZE), _SIZE), ((6, 9), 6), ((9, 6), 9), ((5, 8), 7)):
+        problem = given.problem(sizes, size=size)
+        try:
+            found = solver.solve(problem)
+        except SolverError:
+            if set(sizes) == {size}:
+                raise
+            continue
+        for place, (coupling, measure) in enumerate(zip(found.couplings, problem.measures, strict=True)):
+            plan = coupling.transport_plan(measure.mass)
+            errors = [
+                _difference(plan.sum(1), uniform_mass(size, measure.mass)),
+                _difference(plan.sum(0), measure.mass),
+            ]
+            if float(plan.min()) < 0 or max(errors) > _TOLERANCE:
+                return f"coupling {place} of sizes {sizes} to {size} misses its marginals by {max(errors):.2g}"
+    return ""
+
+
+def _inputs_stay_untouched(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Inputs stay untouched."""
+    problem = given.problem((_SIZE,) * 3)
+    initial = _in_force(problem, given)
+    plans = [coupling.transport_plan().clone() for coupling in initial]
+    before = [_copy(measure) for measure in problem.measures]
+    solver.solve(replace(problem, initial=initial))
+    for place, (old, new) in enumerate(zip(before, problem.measures, strict=True)):
+        if any(not torch.equal(*pair) for pair in zip(_tensors(old), _tensors(new), strict=True)):
+            return f"the measure of source {place} was changed in place"
+    if any(not torch.equal(plan, coupling.transport_plan()) for plan, coupling in zip(plans, initial, strict=True)):
+        return "the couplings in force were changed in place"
+    return ""
+
+
+def _dtype_and_device_are_kept(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Dtype and device are kept."""
+    for dtype in (torch.float32, torch.float64):
+        problem = given.problem(dtype=dtype)
+        found = solver.solve(problem)
+        device = problem.measures[0].support.device
+        for tensor in _tensors(found.measure):
+            if tensor.dtype != dtype or tensor.device != device:
+                return (
+                    f"a tensor of the measure is {tensor.dtype} on {tensor.device}, the inputs are {dtype} on {device}"
+                )
+        for coupling in found.couplings:
+            tensor = coupling.plan if coupling.index is None else coupling.index
+            if tensor is not None and (
+                tensor.device != device or (tensor.is_floating_point() and tensor.dtype != dtype)
+            ):
+                return f"a coupling is {tensor.dtype} on {tensor.device}, the inputs are {dtype} on {device}"
+    return ""
+
+
+def _same_seed_same_result(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """The same problem with the same seed gives the same result."""
+    for sizes, size in (((_SIZE,) * 3, _SIZE), ((5, 8), 7)):
+        problem = given.problem(sizes, size=size)
+        try:
+            first, second = solver.solve(problem), solver.solve(problem)
+        except SolverError:
+            if set(sizes) == {size}:
+                raise
+            continue
+        if first.cost != second.cost or not torch.equal(first.measure.support, second.measure.support):
+            return f"two solves cost {first.cost} and {second.cost}, or differ in their supports"
+    return ""
+
+
+def _initial_is_never_worsened(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """The cost never exceeds that of the couplings in force."""
+    for sizes in ((_SIZE, _SIZE), (_SIZE,) * 3):
+        problem = given.problem(sizes)
+        found = solver.solve(replace(problem, initial=_in_force(problem, given)))
+        again = solver.solve(replace(problem, initial=found.couplings, seed=problem.seed + 1))
+        if again.cost > found.cost * (1 + _TOLERANCE) + _TOLERANCE:
+            return f"from couplings of cost {found.cost:.6g} the solver went to {again.cost:.6g}"
+    return ""
+
+
+def _one_hot_weights_return_the_source(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Model weights of one and zero return that source, up to the order of its neurons."""
+    for chosen in range(3):
+        weights = [float(place == chosen) for place in range(3)]
+        problem = given.problem((_SIZE,) * 3, model_weights=weights)
+        found = solver.solve(problem)
+        index = found.couplings[chosen].index
+        if index is None or not torch.equal(index.sort().values, torch.arange(_SIZE, device=index.device)):
+            return f"with all weight on source {chosen}, its coupling is not a permutation"
+        distance = _difference(found.measure.support, problem.measures[chosen].support[index])
+        if distance > _TOLERANCE:
+            return f"with all weight on source {chosen}, the support is {distance:.2g} away from it"
+    return ""
+
+
+def _structure_speaks_alone(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """A solver that wants structure aligns supports that have no columns."""
+    if not solver.wants_structure or not given.slices:
+        return ""
+    order = given.order()
+    problem = given.problem(dimension=0)
+    copy = replace(problem, measures=(problem.measures[0], permuted(problem.measures[0], order)))
+    recovered = solver.solve(copy).couplings[1].average_map(problem.measures[0].mass)
+    if _difference(recovered[:, torch.argsort(order)], _identity(problem)) > 0.05:
+        return "the order of a permuted copy was not recovered from its structure"
+    return ""
+
+
+_CLAUSES: tuple[Callable[[AbstractBarycenterSolver, _Given], str], ...] = (
+    _result_is_complete,
+    _identical_measures_stay,
+    _permuted_rows_follow,
+    _marginals_are_right,
+    _inputs_stay_untouched,
+    _dtype_and_device_are_kept,
+    _same_seed_same_result,
+    _initial_is_never_worsened,
+    _one_hot_weights_return_the_source,
+    _structure_speaks_alone,
+)
+
+
+def _in_force(problem: BarycenterProblem, given: _Given) -> tuple[Coupling, ...]:
+    return tuple(
+        Coupling(index=given.order() if place else torch.arange(_SIZE, device=given.device))
+        for place in range(len(problem.measures))
+    )
+
+
+def _identity(problem: BarycenterProblem) -> torch.Tensor:
+    mass = problem.measures[0].mass
+    return torch.eye(problem.size, dtype=mass.dtype, device=mass.device)
+
+
+def _difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).abs().max()) if first.shape == second.shape else float("inf")
+
+
+def _tensors(measure: NeuronMeasure) -> list[torch.Tensor]:
+    return [tensor for tensor in (measure.support, measure.mass, measure.structure) if tensor is not None]
+
+
+def _copy(measure: NeuronMeasure) -> NeuronMeasure:
+    return NeuronMeasure(*(tensor.clone() for tensor in _tensors(measure)))

@@ -1,0 +1,99 @@
+"""Look at checkpoints without changing them: check, inspect, evaluate, and the barrier between two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mergekit_ot.datasets import TRAIN, resolve_data
+from mergekit_ot.errors import RecipeError
+from mergekit_ot.evaluate import BarrierCurve, Evaluation, barrier, evaluate
+from mergekit_ot.files import check_writable, write_text
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.picture import group_dot, group_svg
+from mergekit_ot.graph.trace import trace_model
+from mergekit_ot.graph.verify import CheckReport, check_model
+from mergekit_ot.pictures import check_picture_path, plot_barrier
+from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.sources import ReadSource, example_inputs_of, read_sources
+from mergekit_ot.workflow.aligning import align_pair
+from mergekit_ot.workflow.fusing import Notify, Progress, check_methods
+
+
+def run_check(
+    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, seed: int,
+    manager: PluginManager, notify: Notify,
+) -> CheckReport:  # fmt: skip
+    """Reorders every neuron group at random and looks whether the function stays."""
+    source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
+    return check_model(source.make, inputs, manager=manager, seed=seed)
+
+
+def run_inspect(
+    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None,
+    manager: PluginManager, notify: Notify, dot: Path | None = None, svg: Path | None = None,
+) -> ModelGraph:  # fmt: skip
+    """Traces a checkpoint's architecture and draws its neuron groups where that is asked for."""
+    for picture in (dot, svg):
+        if picture is not None:
+            check_writable(picture)
+    source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
+    graph = trace_model(source.make(), inputs, manager)
+    if dot is not None:
+        write_text(dot, group_dot(graph))
+    if svg is not None:
+        write_text(svg, group_svg(graph))
+    return graph
+
+
+def _one_source(
+    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, manager: PluginManager,
+    notify: Notify,
+) -> tuple[ReadSource, tuple[Tensor, ...]]:  # fmt: skip
+    source = read_sources([path], arch, manager, notify)[0]
+    batches = None if data is None else resolve_data(data, manager)
+    return source, example_inputs_of(source, input_shape, batches, notify)[0]
+
+
+def run_eval(
+    paths: Sequence[str], arch: Sequence[str], data: str, device: str, manager: PluginManager, notify: Notify
+) -> tuple[Evaluation, ...]:
+    """Scores checkpoints on the test part of data, in one pass."""
+    source = resolve_data(data, manager)
+    models = [read.module() for read in read_sources(paths, arch, manager, notify)]
+    return evaluate(models, source, device)
+
+
+def run_barrier(
+    recipe: FusionRecipe, points: int, manager: PluginManager, notify: Notify, progress: Progress | None = None,
+    *, align: bool = False, plot: Path | None = None,
+) -> tuple[BarrierCurve, BarrierCurve | None]:  # fmt: skip
+    """Evaluates the straight path between two checkpoints, as they are and, if asked, after alignment."""
+    if recipe.data is None:
+        raise RecipeError("A barrier is measured on data: pass --data SPEC.")
+    if align:
+        check_methods(recipe, manager)
+    if plot is not None:
+        check_picture_path(plot)
+        check_writable(plot)
+    test = resolve_data(recipe.data, manager)
+    first, second = read_sources(recipe.models, recipe.arch, manager, notify)
+    model, state_a, state_b = first.make(), first.module().state_dict(), second.module().state_dict()
+    naive = barrier(model, state_a, state_b, test, points, recipe.device)
+    curves, aligned = {"naive": naive}, None
+    if align:
+        inputs, _ = example_inputs_of(first, recipe.input_shape, test, notify)
+        calibration = resolve_data(recipe.data, manager, TRAIN)
+        result = align_pair(first, second, recipe, inputs, calibration, manager, progress)
+        ordered = [
+            {name: value.to(state_a[name].dtype) for name, value in result.aligned_state(number).items()}
+            for number in (0, 1)
+        ]
+        aligned = barrier(first.make(), *ordered, test, points, recipe.device)
+        curves[f"aligned ({recipe.solver})"] = aligned
+    if plot is not None:
+        plot_barrier(curves, plot)
+    return naive, aligned

@@ -1,0 +1,13 @@
+"""Fused Gromov-Wasserstein barycenters of neuron measures that refer to themselves: `gwb`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot import hookimpl
+
+
+@hookimpl
+def mergeot_solvers() -> Mapping[str, str]:
+    """Returns the solvers of this package by name."""
+    return {"gwb": "mergeot_gromov.solver:GromovBarycenterSolver"}

@@ -1,0 +1,118 @@
+"""How a coupling is looked for: Frank-Wolfe, Bregman alternating projected gradient (BAPG), iterated assignments.
+
+Which finds what: BAPG finds a planted match through the most noise, Frank-Wolfe the lower objective on unrelated
+networks; so both are run from several starts, polished, and the best objective is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_ot import Coupling, independent_coupling
+from mergeot_gromov.pairwise import FusedGromov, Point
+
+_BAPG_STEPS = 50
+
+
+def frank_wolfe(problem: FusedGromov, start: Point, max_steps: int) -> Point:
+    """Returns where Frank-Wolfe with exact line search ends; the objective never rises on the way."""
+    point = start
+    for _ in range(max_steps):
+        end = problem.corner(problem.gradient(point), point.coupling)
+        slope, curvature = problem.line(point, end)
+        step = _best_step(slope, curvature)
+        if slope * step + curvature * step**2 >= -problem.slack:
+            break
+        point = point.mixed(end, step)
+    return point
+
+
+def polish(problem: FusedGromov, start: Point, max_steps: int, needs_vertex: bool) -> Point:
+    """Returns the end of iterated assignments: each solves the problem linearised at the one before.
+
+    Args:
+        problem: The objective.
+        start: Any point; it is itself a candidate unless `needs_vertex`.
+        max_steps: Assignments at most.
+        needs_vertex: Whether the result must be a permutation.
+    """
+    point = problem.corner(problem.gradient(start), start.coupling)
+    value = problem.objective(point)
+    if not needs_vertex or start.coupling is not None:
+        at_start = problem.objective(start)
+        if at_start <= value + problem.slack:
+            point, value = start, at_start
+    for _ in range(max_steps):
+        if point is start:
+            break
+        end = problem.corner(problem.gradient(point), point.coupling)
+        lower = problem.objective(end)
+        if lower >= value - problem.slack:
+            break
+        point, value = end, lower
+    return point
+
+
+def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
+    """Returns the result of BAPG (arXiv:2303.06595), from the independent coupling.
+
+    Row and column marginals are enforced in turn; `epsilon` is relative to a typical entry of the gradient. The
+    plan's column marginals are exact, its row marginals only at a fixed point: polish it before use.
+    """
+    log_target = problem.target_mass.clamp_min(1e-30).log()[:, None]
+    log_source = problem.source_mass.clamp_min(1e-30).log()
+    logarithm = log_target + log_source
+    rate = 1.0 / (epsilon * max(problem.scale, 1e-30))
+    point = problem.at(independent_coupling(problem.target_mass, problem.source_mass))
+    for _ in range(_BAPG_STEPS):
+        logarithm = logarithm - rate * problem.gradient(point)
+        logarithm = logarithm - torch.logsumexp(logarithm, 1, keepdim=True) + log_target
+        point = problem.at(Coupling(plan=logarithm.exp()))
+        logarithm = logarithm - rate * problem.gradient(point)
+        logarithm = logarithm - torch.logsumexp(logarithm, 0, keepdim=True) + log_source
+        before, point = point, problem.at(Coupling(plan=logarithm.exp()))
+        if float((point.plan - before.plan).abs().sum()) < 1e-4:
+            break
+    return Point(None, point.plan, point.forward, point.backward)
+
+
+def starting_points(problem: FusedGromov) -> Iterator[Point]:
+    """Yields the uniform coupling, that of the supports alone, and that of the sorted structure profiles."""
+    yield problem.at(independent_coupling(problem.target_mass, problem.source_mass))
+    if bool(problem.linear.any()):
+        yield problem.corner(problem.linear)
+    yield problem.corner(problem.linear + problem.alpha * _profile_cost(problem))
+
+
+def _profile_cost(problem: FusedGromov) -> Float[Tensor, "m n"]:
+    """Returns the least structure cost each pair of neurons could have: sorted rows and columns compared.
+
+    The third lower bound of Gromov-Wasserstein; for unequal sizes on a common grid of quantiles.
+    """
+    grid = max(problem.linear.shape)
+    cost = torch.zeros_like(problem.linear)
+    for axis in (1, 2):
+        target, source = (
+            _quantiles(density.sort(axis).values.movedim(axis, 2), grid)
+            for density in (problem.target_density, problem.source_density)
+        )
+        for target_profile, source_profile in zip(target, source, strict=True):
+            cost += torch.cdist(target_profile, source_profile).square() / grid
+    return cost
+
+
+def _quantiles(ordered: Float[Tensor, "s n n"], grid: int) -> Float[Tensor, "s n q"]:
+    size = ordered.shape[2]
+    # the middle of each of `grid` equal parts of the mass, as a place among `size` equal masses
+    places = (2 * torch.arange(grid, device=ordered.device) + 1) * size // (2 * grid)
+    return ordered[:, :, places]
+
+
+def _best_step(slope: float, curvature: float) -> float:
+    if curvature > 0:
+        return min(1.0, max(0.0, -slope / (2 * curvature)))
+    return 1.0 if slope + curvature < 0 else 0.0

@@ -1,0 +1,17 @@
+"""The node rules: how the neurons of aten operations correspond from inputs to outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot import NodeRule, hookimpl
+
+
+@hookimpl
+def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
+    """Return the rules of all layers that this package knows."""
+    from mergeot_layers.lines import LINES
+    from mergeot_layers.movements import MOVEMENTS
+    from mergeot_layers.reductions import REDUCTIONS
+
+    return {**LINES, **MOVEMENTS, **REDUCTIONS}

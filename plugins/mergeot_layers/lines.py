@@ -1,0 +1,88 @@
+"""Rules that fit one line each."""
+
+from __future__ import annotations
+
+from mergekit_ot import EinRule, FunctionRule, NodeRule, OperationView
+
+_AFFINE = ("input", "weight", "bias")
+_CONVOLUTION = EinRule("b (g i) *!; (g o) i *!; (g o) -> b (g o) *!", _AFFINE, sizes={"g": "groups"})
+_TRANSPOSED = EinRule("b (g i) *!; (g i) o *!; (g o) -> b (g o) *!", _AFFINE, sizes={"g": "groups"})
+_BATCH_NORM = EinRule(
+    "b c *; c; c; c; c -> b c *",
+    ("input", "weight", "bias", "running_mean", "running_var"),
+    state=("running_mean", "running_var"),
+)
+_POOL = {
+    1: EinRule("* l! -> * L!", ("self",)),
+    2: EinRule("* h! w! -> * H! W!", ("self",)),
+    3: EinRule("* d! h! w! -> * D! H! W!", ("self",)),
+}
+_KEEP = EinRule("* -> *", ("self",))
+
+LINES: dict[str, NodeRule] = {
+    "aten.linear": EinRule("... i; o i; o -> ... o", _AFFINE),
+    "aten.mm": EinRule("m k; k n -> m n", ("self", "mat2")),
+    "aten.addmm": EinRule("m k; k n; n -> m n", ("mat1", "mat2", "self")),
+    "aten.bmm": EinRule("b m k; b k n -> b m n", ("self", "mat2")),
+    "aten.mv": EinRule("m k; k -> m", ("self", "vec")),
+    "aten.dot": EinRule("k; k ->", ("self", "tensor")),
+    "aten.batch_norm": _BATCH_NORM,
+    "aten._native_batch_norm_legit_no_training": _BATCH_NORM,
+    "aten.group_norm": EinRule("b (g c) *~; (g c); (g c) -> b (g c) *", _AFFINE, sizes={"g": "num_groups"}),
+    "aten.instance_norm": EinRule(
+        "b c *~; c; c; c; c -> b c *",
+        ("input", "weight", "bias", "running_mean", "running_var"),
+        state=("running_mean", "running_var"),
+    ),
+    "aten.embedding": EinRule("v! d; ... -> ... d", ("weight", "indices")),
+    "aten.prelu": EinRule("b c *; c -> b c *", ("self", "weight")),
+    **{f"aten.conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"aten.conv{n}d.padding": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
+    **{f"aten.{kind}_pool{n}d": _POOL[n] for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")},
+    **{f"aten.max_pool{n}d_with_indices": _POOL[n] for n in (2, 3)},
+    **{f"aten.{name}": _KEEP for name in ("dropout", "feature_dropout", "alpha_dropout", "clone", "detach", "alias")},
+    **{f"aten.{name}": _KEEP for name in ("contiguous", "_to_copy", "to", "type_as", "hardswish", "lift_fresh_copy")},
+}
+
+
+def _same_as_input(operation: OperationView) -> list[list]:
+    """A tensor made like another one is constant along every axis."""
+    algebra = operation.algebra
+    for value in operation.arguments.values():
+        for label in getattr(value, "labels", ()):
+            algebra.touch(label)
+    return [[algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
+
+
+LINES |= {
+    f"aten.{name}": FunctionRule(_same_as_input)
+    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full")
+}
+
+
+def _pointwise(operation: OperationView) -> list[list]:
+    """Right-aligned broadcasting: axes that meet are reordered alike."""
+    algebra = operation.algebra
+    outputs = []
+    for shape in operation.output_shapes:
+        labels = [algebra.replicated(size) for size in shape]
+        operands = [value for value in operation.arguments.values() if hasattr(value, "labels")]
+        places = [(value, axis) for value in operands for axis in range(len(value.labels))]
+        # Axes that carry a concatenation go first: they make the cases on other axes meet their like.
+        for value, axis in sorted(places, key=lambda place: _is_case(place[0].labels[place[1]])):
+            position = axis + len(shape) - len(value.labels)
+            algebra.touch(value.labels[axis])
+            if value.shape[axis] == shape[position]:
+                labels[position] = algebra.unify(labels[position], value.labels[axis])
+        outputs.append(labels)
+    return outputs
+
+
+def _is_case(label: object) -> bool:
+    return hasattr(label, "options")
+
+
+LINES["tag:pointwise"] = FunctionRule(_pointwise)
+LINES["aten.where"] = FunctionRule(_pointwise)
+LINES["aten.multiply"] = FunctionRule(_pointwise)

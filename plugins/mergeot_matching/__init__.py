@@ -1,0 +1,17 @@
+"""Alignment by assignment: weight matching, activation matching, and vanilla averaging (no alignment at all)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot import hookimpl
+
+
+@hookimpl
+def mergeot_solvers() -> Mapping[str, str]:
+    """Returns the solvers of this package by name."""
+    return {
+        "weight-matching": "mergeot_matching.solver:WeightMatchingSolver",
+        "activation-matching": "mergeot_matching.solver:ActivationMatchingSolver",
+        "average": "mergeot_matching.average:AverageSolver",
+    }

@@ -1,0 +1,13 @@
+"""Repairs: statistics of the fused model, set right without labels or training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot import hookimpl
+
+
+@hookimpl
+def mergeot_repairs() -> Mapping[str, str]:
+    """Return the repairs of this package."""
+    return {"reset": "mergeot_repair.reset:ResetRepair"}

@@ -1,0 +1,214 @@
+"""Pins: what cannot be proven movable stays, says why, and never breaks the function."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mergeot_layers
+from mergekit_ot import FunctionRule, NodeRule, OperationView, check_model, hookimpl, trace_model
+from mergekit_ot.plugin_manager import PluginManager
+
+
+def manager_with(**rules: NodeRule) -> PluginManager:
+    class Extra:
+        @hookimpl
+        def mergeot_node_rules(self) -> dict[str, NodeRule]:
+            return {name.replace("__", "."): rule for name, rule in rules.items()}
+
+    return PluginManager([mergeot_layers, Extra()])
+
+
+class Between(nn.Module):
+    """A function between two linear layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.function = nn.Linear(3, 6), nn.Linear(6, 2), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+def test_an_operation_without_a_rule_pins_its_axes_and_says_where_and_what_to_do() -> None:
+    graph = trace_model(Between(lambda h: h.cumsum(1)), torch.randn(2, 3))
+    assert not graph.free_groups
+    (sentence,) = graph.diagnostics.unknown_operations
+    assert "aten.cumsum.default" in sentence
+    assert "docs/writing-plugins.md" in sentence
+    assert "cumsum" in str(graph.groups["first.weight:0"].pin)
+
+
+def test_the_module_path_of_an_unknown_operation_is_named() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.flip(x, (1,))
+
+    model = nn.Sequential(nn.Linear(3, 6), nn.Sequential(nn.ReLU(), Inner()), nn.Linear(6, 2))
+    (sentence,) = trace_model(model, torch.randn(2, 3)).diagnostics.unknown_operations
+    assert "'1.1'" in sentence
+
+
+def test_pinned_operations_leave_the_other_groups_free() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.relu(self.b(self.a(x).cumsum(1))))
+
+    report = check_model(Partly, torch.randn(2, 3))
+    assert (report.groups, report.certified, report.preserved) == (1, 1, True)
+
+
+def test_a_rule_that_forgets_an_axis_cannot_break_the_function() -> None:
+    def forgetful(operation: OperationView) -> list[list]:
+        return [[operation.algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
+
+    report = check_model(
+        lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager_with(aten__cumsum=FunctionRule(forgetful))
+    )
+    assert report.preserved is None
+    assert any("does not account" in sentence for sentence in report.warnings)
+
+
+def test_a_rule_that_lies_is_found_by_the_proof_and_its_group_pinned() -> None:
+    def liar(operation: OperationView) -> list[list]:
+        return [operation.labels("self")]
+
+    manager = manager_with(aten__cumsum=FunctionRule(liar))
+    naive = trace_model(Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager)
+    assert naive.free_groups
+    report = check_model(lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager)
+    assert report.culprits == ("first.weight:0",)
+    assert report.groups == 0
+    assert report.preserved is True
+
+
+def test_only_the_lying_group_is_pinned_among_many() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for number, layer in enumerate(self.layers):
+                x = layer(x).cumsum(1) if number == 1 else F.relu(layer(x))
+            return x
+
+    rule = FunctionRule(lambda operation: [operation.labels("self")])
+    report = check_model(Many, torch.randn(2, 5), manager=manager_with(aten__cumsum=rule))
+    assert report.culprits == ("layers.1.weight:0",)
+    assert (report.groups, report.certified, report.preserved) == (2, 2, True)
+
+
+def test_a_rule_that_raises_costs_freedom_not_correctness() -> None:
+    def broken(operation: OperationView) -> list[list]:
+        raise ZeroDivisionError("boom")
+
+    report = check_model(
+        lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager_with(aten__cumsum=FunctionRule(broken))
+    )
+    assert report.preserved is None
+    assert any("boom" in sentence for sentence in report.warnings)
+
+
+def test_a_cache_left_by_an_earlier_forward_is_reported() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.bias = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and not hasattr(self, "cache"):
+                self.cache = self.bias * 2
+            return self.second(self.first(x) + (self.bias * 2 if self.training else self.cache))
+
+    stale = Caching().eval()
+    with torch.no_grad():
+        stale(torch.randn(2, 3))
+    (sentence,) = trace_model(stale, torch.randn(2, 3)).diagnostics.hidden_state
+    assert "'cache'" in sentence
+    report = check_model(Caching, torch.randn(2, 3))
+    assert (report.groups, report.certified, report.preserved) == (1, 1, True)
+
+
+def test_the_unobserved_tail_of_a_table_is_pinned() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.table = nn.Parameter(torch.randn(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x) + self.table[: x.shape[1]])
+
+    graph = trace_model(Positions(), torch.randn(2, 5, 3))
+    assert any("'table'" in sentence for sentence in graph.diagnostics.unobserved)
+    # The rows beyond the traced length follow the others, so the function also stays at a longer input.
+    report = check_model(Positions, torch.randn(2, 5, 3))
+    assert (report.groups, report.culprits, report.preserved) == (1, (), True)
+
+
+def test_parameters_that_are_never_used_are_pinned() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.head, self.spare = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(7, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.used(x)))
+
+    report = check_model(Spare, torch.randn(2, 3))
+    assert (report.groups, report.certified) == (1, 1)
+    assert any("'spare.weight'" in sentence for sentence in report.warnings)
+
+
+def test_every_returned_tensor_is_pinned_with_the_reason() -> None:
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = F.relu(self.first(x))
+            return self.second(hidden), hidden
+
+    graph = trace_model(Leaky(), torch.randn(2, 3))
+    assert not graph.free_groups
+    assert "model output" in str(graph.groups["first.weight:0"].pin)
+
+
+def test_incompatible_block_structures_are_pinned_not_broken() -> None:
+    """Three groups of a norm and four of a convolution on twelve channels have no common refinement."""
+
+    def make() -> nn.Module:
+        body = nn.Conv2d(2, 12, 3), nn.GroupNorm(3, 12), nn.Conv2d(12, 8, 3, groups=4)
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(8 * 9, 2))
+
+    report = check_model(make, torch.randn(2, 2, 7, 7))
+    assert (report.preserved, report.culprits) == (True, ())
+    assert any("no common refinement" in why for why in report.pins)
+
+
+@pytest.mark.parametrize("source", [0, 1])
+def test_tied_parameters_share_one_description(source: int) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.second(F.relu(self.first(x)))))
+
+    graph = trace_model(Tied(), torch.randn(2, 5))
+    assert graph.aliases == {"second.weight": "first.weight"}
+    report = check_model(Tied, torch.randn(2, 5), seed=source)
+    assert report.preserved in (True, None)
+    assert report.culprits == ()

@@ -1,0 +1,187 @@
+"""`check_solver` passes a right solver, and each clause of it fails a solver that breaks that clause alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from mergekit_ot.errors import SolverError
+from mergekit_ot.testing import check_solver, random_problem
+from mergekit_ot.transport.ground_cost import barycenter_cost, couple, fused_measure, ground_cost
+from mergekit_ot.transport.measure import Coupling
+from mergekit_ot.transport.solver import AbstractBarycenterSolver, Barycenter, BarycenterProblem, Status
+
+
+@dataclass(frozen=True)
+class Aligned(AbstractBarycenterSolver):
+    """Couples every source with the first: the least that satisfies the contract."""
+
+    name: ClassVar[str] = "aligned"
+
+    def solve(self, problem: BarycenterProblem) -> Barycenter:
+        if problem.size != problem.measures[0].size:
+            raise SolverError("the first source must have the fused group's size")
+        return self.result(problem, self.couplings(problem))
+
+    def couplings(self, problem: BarycenterProblem) -> tuple[Coupling, ...]:
+        first = problem.measures[0]
+        return tuple(
+            couple(ground_cost(first.support, measure.support), first.mass, measure.mass)
+            for measure in problem.measures
+        )
+
+    def result(self, problem: BarycenterProblem, couplings: tuple[Coupling, ...]) -> Barycenter:
+        measure = fused_measure(problem, couplings)
+        return Barycenter(measure, couplings, barycenter_cost(problem, couplings, measure.support), Status.CONVERGED)
+
+
+class LosesACoupling(Aligned):
+    def solve(self, problem):
+        found = super().solve(problem)
+        return replace(found, couplings=found.couplings[:1])
+
+
+class HasNoCost(Aligned):
+    def solve(self, problem):
+        return replace(super().solve(problem), cost=float("nan"))
+
+
+class Refuses(Aligned):
+    def solve(self, problem):
+        raise SolverError("not today")
+
+
+class Rolls(Aligned):
+    def couplings(self, problem):
+        return tuple(Coupling(plan=each.transport_plan().roll(1, 0)) for each in super().couplings(problem))
+
+
+class NeverAligns(Aligned):
+    def couplings(self, problem):
+        return tuple(
+            Coupling.identity(problem.size) if measure.size == problem.size else coupling
+            for measure, coupling in zip(problem.measures, super().couplings(problem), strict=True)
+        )
+
+
+class MissesMarginals(Aligned):
+    def couplings(self, problem):
+        found = super().couplings(problem)
+        if all(coupling.is_permutation for coupling in found):
+            return found
+        like = problem.measures[0].mass
+        nearest = [
+            torch.nn.functional.one_hot(each.transport_plan(like).argmax(1), each.source_size).to(like) / problem.size
+            for each in found
+        ]
+        return tuple(Coupling(plan=plan) for plan in nearest)
+
+
+class WritesIntoItsInput(Aligned):
+    def solve(self, problem):
+        found = super().solve(problem)
+        if problem.initial is not None:
+            problem.measures[-1].support.mul_(2)
+        return found
+
+
+class WritesIntoCouplings(Aligned):
+    def solve(self, problem):
+        if problem.initial is not None:
+            problem.initial[1].index.copy_(torch.arange(problem.size))
+        return super().solve(problem)
+
+
+class GivesSingle(Aligned):
+    def solve(self, problem):
+        found = super().solve(problem)
+        return replace(found, measure=replace(found.measure, support=found.measure.support.float()))
+
+
+class GivesDoublePlans(Aligned):
+    def couplings(self, problem):
+        return tuple(Coupling(plan=each.transport_plan().double()) for each in super().couplings(problem))
+
+    def solve(self, problem):
+        couplings = self.couplings(problem)
+        return replace(super().solve(replace(problem)), couplings=couplings)
+
+    def result(self, problem, couplings):
+        return super().result(problem, Aligned.couplings(self, problem))
+
+
+class IsRandom(Aligned):
+    def solve(self, problem):
+        found = super().solve(problem)
+        noise = 1e-9 * torch.rand(found.measure.support.shape)
+        return replace(
+            found, measure=replace(found.measure, support=found.measure.support + noise.to(found.measure.support))
+        )
+
+
+class WorsensByChance(Aligned):
+    def couplings(self, problem):
+        found = super().couplings(problem)
+        if problem.initial is not None and problem.seed % 2:
+            return (found[0], *(Coupling(index=each.index.roll(1)) for each in found[1:]))
+        return found
+
+
+class TakesZeroForMissing(Aligned):
+    def solve(self, problem):
+        count = len(problem.measures)
+        weights = tuple(weight or 1 / count for weight in problem.model_weights)
+        return super().solve(replace(problem, model_weights=weights))
+
+
+class IsDeafToStructure(Aligned):
+    wants_structure: ClassVar[bool] = True
+
+
+def test_a_right_solver_passes():
+    check_solver(Aligned())
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (LosesACoupling, "one coupling per source"),
+        (HasNoCost, "a finite cost"),
+        (Refuses, "the solver refused: not today"),
+        (Rolls, "Identical measures give identity"),
+        (NeverAligns, "was permuted|were permuted"),
+        (MissesMarginals, "misses its marginals"),
+        (WritesIntoItsInput, "the measure of source 2 was changed in place"),
+        (WritesIntoCouplings, "couplings in force were changed in place"),
+        (GivesSingle, "a tensor of the measure is torch.float32"),
+        (GivesDoublePlans, "a coupling is torch.float64"),
+        (IsRandom, "same seed gives the same result"),
+        (WorsensByChance, "never exceeds that of the couplings in force"),
+        (TakesZeroForMissing, "with all weight on source"),
+        (IsDeafToStructure, "not recovered from its structure"),
+    ],
+)
+def test_each_clause_fails_the_solver_that_breaks_it(broken, clause):
+    with pytest.raises(SolverError, match=clause) as raised:
+        check_solver(broken())
+    assert "'aligned' breaks its contract" in str(raised.value)
+
+
+def test_a_solver_that_never_aligns_passes_when_it_says_so():
+    class SaysSo(NeverAligns):
+        max_sweeps: ClassVar[int] = 0
+
+    check_solver(SaysSo())
+
+
+def test_random_problems_are_reproducible_and_as_asked():
+    problem = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=9)
+    again = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=9)
+    other = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=10)
+    assert [measure.size for measure in problem.measures] == [3, 5] and problem.size == 4
+    assert problem.measures[1].structure.shape == (3, 5, 5) and problem.model_weights == (0.5, 0.5)
+    assert torch.equal(problem.measures[0].support, again.measures[0].support)
+    assert not torch.equal(problem.measures[0].support, other.measures[0].support)
