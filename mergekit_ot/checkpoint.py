@@ -189,7 +189,7 @@ def _read(path: Path) -> object:
         with _plain_data_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except Exception as error:  # noqa: BLE001 - torch.load raises almost any type on a damaged file
+    except Exception as error:
         raise CheckpointError(_diagnosis(path, error)) from error
 
 

@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MergeotError as error:
         output.report_error(error)
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches the user unasked
+    except Exception as error:
         output.report_bug(error)
         sys.exit(1)
 

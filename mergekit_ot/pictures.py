@@ -11,7 +11,7 @@ from mergekit_ot.errors import RecipeError
 from mergekit_ot.files import replacing
 
 if TYPE_CHECKING:
-    from mergekit_ot.evaluate import BarrierCurve
+    from mergekit_ot.evaluation import BarrierCurve
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito); the naive curve is grey.
 _NAIVE = "#7f7f7f"
@@ -52,7 +52,9 @@ def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: st
     check_picture_path(path)
     has_accuracy = all(curve["accuracy"] is not None for curve in curves.values())
     panels = (["accuracy", "loss"] if has_accuracy else ["loss"])  # fmt: skip
-    figure = Figure(figsize=(4.4 * len(panels), 3.6 if title else 3.4), layout="constrained")
+    figure = Figure(
+        figsize=(4.4 * len(panels), (3.9 if title else 3.6) + 0.1 * max(len(curves) - 2, 0)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, (label, curve) in enumerate(curves.items()):
@@ -88,4 +90,5 @@ def _dress(axes: Any, panel: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=True, framealpha=0.9, edgecolor="none")
+    # Above the panel, where no curve can hide behind it.
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), fontsize=8, frameon=False, borderaxespad=0.2)

@@ -14,7 +14,6 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import pluggy
@@ -63,10 +62,10 @@ class Entry:
         module, _, attribute = self.target.partition(":")
         try:
             return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise PluginError(
-                f"Plugin '{self.plugin}' registers '{self.name}' as '{self.target}', which cannot be imported: {error}. "
-                "Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
+                f"Plugin '{self.plugin}' registers '{self.name}' as '{self.target}', which cannot be imported: "
+                f"{_reason(error)}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
             ) from error
 
 
@@ -88,16 +87,23 @@ class PluginManager:
         plugins: Plugin objects or modules; each is named by its ``__name__`` or its class.
 
     Attributes:
-        broken: Entry point → why it could not be loaded.
+        broken: Plugin → why it, or one of its hooks, is left out.
 
     Raises:
-        PluginError: Two plugins have one name.
+        PluginError: Two plugins have one name, or one implements a hook with arguments that the hook does not have.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> mine = SimpleNamespace(__name__="mine", mergeot_solvers=hookspecs.hookimpl(lambda: {"mine": "home:Solver"}))
+        >>> PluginManager([mine]).solvers
+        {'mine': Entry(name='mine', plugin='mine', target='home:Solver')}
     """
 
     def __init__(self, plugins: Iterable[object] = ()) -> None:
         self._pluggy = pluggy.PluginManager(GROUP)
         self._pluggy.add_hookspecs(hookspecs)
         self.broken: dict[str, str] = {}
+        self._tables: dict[str, Mapping[str, Entry]] = {}
         self._distributions: dict[str, tuple[str, str]] = {}
         for plugin in plugins:
             self.register(plugin, getattr(plugin, "__name__", type(plugin).__name__))
@@ -118,56 +124,63 @@ class PluginManager:
         return manager
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
-        distribution = point.dist.name if point.dist is not None else "unknown"
-        try:
-            plugin = point.load()
-        except Exception as error:
-            self.broken[point.name] = f"{type(error).__name__}: {error}"
-            warnings.warn(
-                f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded and is left out: "
-                f"{self.broken[point.name]}. Reinstall or remove '{distribution}'.",
-                stacklevel=2,
+        distribution, version = (point.dist.name, point.dist.version) if point.dist is not None else ("unknown", "")
+        if point.name in self._distributions:
+            raise PluginError(
+                f"Distributions '{self._distributions[point.name][0]}' and '{distribution}' both have a plugin called "
+                f"'{point.name}'. Uninstall one of them."
             )
-            return
-        self._distributions[point.name] = (distribution, point.dist.version if point.dist is not None else "")
-        self.register(plugin, point.name)
+        self._distributions[point.name] = (distribution, version)
+        try:
+            self.register(point.load(), point.name)
+        except Exception as error:  # importing a plugin may raise anything, and must not stop the host
+            reason = f"{error}" if isinstance(error, PluginError) else _reason(error)
+            self._leave_out(
+                point.name, reason, f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
+                f"Reinstall or remove '{distribution}'.",
+            )  # fmt: skip
+
+    def _leave_out(self, plugin: str, reason: str, what: str, advice: str) -> None:
+        self.broken[plugin] = reason
+        warnings.warn(f"{what} and is left out: {reason.rstrip('.')}. {advice}", stacklevel=2)
 
     def register(self, plugin: object, name: str) -> None:
-        """Adds one plugin under `name`.
+        """Adds one plugin under `name`; an implementation of a hook that does not exist is left out with a warning.
 
         Raises:
-            PluginError: Another plugin has that name.
+            PluginError: Another plugin has that name, or a hook is implemented with arguments that it does not have.
         """
         if self._pluggy.has_plugin(name):
             raise PluginError(f"Two plugins are called '{name}'. Rename one, or choose with MERGEOT_PLUGINS.")
-        known = {hook for hook in vars(hookspecs) if hook.startswith(PREFIX)}
+        known = [hook for hook in vars(hookspecs) if hook.startswith(PREFIX)]
         for attribute, function in inspect.getmembers(plugin, callable):
-            if attribute.startswith(PREFIX) and attribute not in known and hasattr(function, f"{GROUP}_impl"):
-                warnings.warn(
-                    f"Plugin '{name}': {unknown_name('hook', attribute, known)} It is left out.", stacklevel=2
-                )
-        self._pluggy.register(plugin, name)
+            options = getattr(function, f"{GROUP}_impl", None)
+            implemented = (options or {}).get("specname") or attribute
+            if options is not None and implemented not in known:
+                sentence = unknown_name("hook", implemented, known)
+                warnings.warn(f"Plugin '{name}': {sentence} The function is left out.", stacklevel=2)
+        try:
+            self._pluggy.register(plugin, name)
+        except pluggy.PluginValidationError as error:
+            self._pluggy.unregister(name=name)
+            raise PluginError(f"Plugin '{name}' implements a hook wrongly: {error}") from error
+        self._tables.clear()
 
     @property
     def hook(self) -> Any:
         """The hooks, to be called with keyword arguments."""
         return self._pluggy.hook
 
-    @cached_property
-    def _tables(self) -> dict[str, Mapping[str, Entry]]:
-        return {}
-
     def table(self, kind: str) -> Mapping[str, Entry]:
-        """Returns name → entry of everything of one kind: solver, rule, measure, architecture, dataset …
+        """Returns name → entry of everything of one kind: solver, rule, measure and so on.
 
         Raises:
             PluginError: Two plugins register one name.
         """
         if kind not in self._tables:
-            hook, _ = _KINDS[kind]
             entries: dict[str, Entry] = {}
-            for implementation in getattr(self._pluggy.hook, hook).get_hookimpls():
-                for name, target in implementation.function().items():
+            for implementation in getattr(self._pluggy.hook, _KINDS[kind][0]).get_hookimpls():
+                for name, target in self._registered(implementation).items():
                     if name in entries:
                         raise PluginError(
                             f"Plugins '{entries[name].plugin}' and '{implementation.plugin_name}' both register "
@@ -176,6 +189,20 @@ class PluginManager:
                     entries[name] = Entry(name, implementation.plugin_name, target)
             self._tables[kind] = dict(sorted(entries.items()))
         return self._tables[kind]
+
+    def _registered(self, implementation: pluggy.HookImpl) -> Mapping[str, Any]:
+        plugin, hook = implementation.plugin_name, implementation.function.__name__
+        advice = "Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
+        try:
+            found = implementation.function()
+        except Exception as error:  # a plugin may raise anything, and must not stop the host
+            self._leave_out(plugin, f"{hook} raised {_reason(error)}", f"Plugin '{plugin}' has a broken hook", advice)
+            return {}
+        if not isinstance(found, Mapping):
+            reason = f"{hook} returned a {type(found).__name__}, not a mapping of names"
+            self._leave_out(plugin, reason, f"Plugin '{plugin}' has a broken hook", advice)
+            return {}
+        return found
 
     @property
     def solvers(self) -> Mapping[str, Entry]:
@@ -229,7 +256,8 @@ class PluginManager:
         for name, plugin in self._pluggy.list_name_plugin():
             if plugin is None:
                 continue
-            hooks = tuple(sorted(caller.name for caller in self._pluggy.get_hookcallers(plugin) or ()))
+            callers = self._pluggy.get_hookcallers(plugin) or ()
+            hooks = tuple(sorted(caller.name for caller in callers if caller.name in vars(hookspecs)))
             registered = {
                 kind: tuple(entry.name for entry in self.table(kind).values() if entry.plugin == name)
                 for kind, (hook, _) in _KINDS.items()
@@ -240,9 +268,11 @@ class PluginManager:
         return sorted(rows, key=lambda row: row.name)
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 @functools.cache
 def default_manager() -> PluginManager:
     """Returns the manager of the installed plugins, loaded once per process."""
     return PluginManager.load()
-
-

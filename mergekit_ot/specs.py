@@ -211,7 +211,7 @@ def call_with(function: Callable[..., Any], arguments: Mapping[str, Any], what: 
         return function(**arguments)
     except MergeotError:
         raise
-    except Exception as failure:  # noqa: BLE001 - the user's own code may raise anything
+    except Exception as failure:
         raise error(f"The {what} raised {_raised(failure)}. Called with {_listed(arguments)}.") from failure
 
 
@@ -236,7 +236,7 @@ def _load_file(spec: Spec, error: type[MergeotError]) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         loader.loader.exec_module(module)
-    except Exception as failure:  # noqa: BLE001 - the user's own code may raise anything
+    except Exception as failure:
         del sys.modules[name]
         raise error(f"Importing '{spec.place}' raised {_raised(failure)}. Try: python {spec.place}") from failure
     return module
@@ -254,7 +254,7 @@ def _load_module(spec: Spec, error: type[MergeotError]) -> ModuleType:
             hint = f" Did you mean the file '{file}:{spec.name}'?" if Path(file).is_file() else ""
             raise error(f"There is no module '{spec.place}' (from '{spec.text}').{hint} {_FORMS}") from missing
         raise error(f"Importing '{spec.place}' raised {_raised(missing)}.") from missing
-    except Exception as failure:  # noqa: BLE001 - the user's own code may raise anything
+    except Exception as failure:
         raise error(f"Importing '{spec.place}' raised {_raised(failure)}.") from failure
 
 

@@ -48,7 +48,7 @@ def foreign_globals(path: Path) -> tuple[str, ...]:
                     found[".".join(strings[-2:])] = None
                 elif isinstance(argument, str):
                     strings.append(argument)
-        except Exception:  # noqa: BLE001 - a damaged pickle may fail anywhere; what was read so far is the answer
+        except Exception:
             continue
     return tuple(name for name in found if not _PLAIN_GLOBALS.match(name))
 
@@ -67,7 +67,7 @@ def _pickles(path: Path) -> list[bytes]:
                     pieces.append(content[start : start + (position or 0) + 1])
                     start += (position or 0) + 1
                     break
-        except Exception:  # noqa: BLE001 - not a pickle from here on: keep the piece, its readable part counts
+        except Exception:
             pieces.append(content[start:])
             break
     return pieces

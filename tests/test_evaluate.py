@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
-from mergekit_ot.evaluate import Evaluation, barrier, choose_device, evaluate, interpolate
+from mergekit_ot.evaluation import Evaluation, barrier, choose_device, evaluate, interpolate
 from mergekit_ot.pictures import plot_barrier
 
 

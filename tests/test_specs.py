@@ -149,7 +149,8 @@ def test_train_part_is_shuffled_pair_by_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("x", "y"), ("inputs", "targets"), ("images", "labels"), ("arr_0", "arr_1"), ("test_images", "test_labels")]
+    "names",
+    [("x", "y"), ("inputs", "targets"), ("images", "labels"), ("arr_0", "arr_1"), ("test_images", "test_labels")],
 )
 def test_names_of_arrays(tmp_path: Path, names: tuple[str, str]) -> None:
     path = _archive(tmp_path, **{names[0]: _images(2), names[1]: np.array([1, 0])})

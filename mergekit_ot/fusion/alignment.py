@@ -48,7 +48,9 @@ class Alignment:
 
     def is_aligned(self, group: str | None) -> bool:
         """Whether the neurons of a dimension have their fused order: it stays in place, is pinned, or is coupled."""
-        return group is None or group in self.couplings or self.target.groups[group].pin is not None
+        if group is None or group in self.couplings or self.target.groups[group].pin is not None:
+            return True
+        return all(graph.groups[group].size == 1 for graph in (self.target, *self.graphs))
 
     def coupling(self, group: str, source: int, pairs: Pairs = ()) -> Coupling:
         """Returns the coupling of a group (of the member at `pairs`, for a family) with one source."""

@@ -186,15 +186,44 @@ def _limited(data: Iterable[Any], size: int) -> Iterable[Any]:
             return
 
 
+def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules differ in the values of their tensors at most, so that one trace serves both."""
+    ours, theirs = dict(one.named_modules()), dict(other.named_modules())
+    if ours.keys() != theirs.keys():
+        return False
+    tensors = [*one.named_parameters(), *one.named_buffers()]
+    others = dict([*other.named_parameters(), *other.named_buffers()])
+    if {n: (t.shape, t.dtype) for n, t in tensors} != {n: (t.shape, t.dtype) for n, t in others.items()}:
+        return False
+    return all(type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours)
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """What a module is set to, apart from its tensors; anything that is no plain value counts by identity."""
+    plain = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device)
+    return {
+        name: value if isinstance(value, plain) else id(value)
+        for name, value in vars(module).items()
+        if name not in nn.Module().__dict__ and not isinstance(value, nn.Module)
+    }
+
+
 def _trace_all(
     sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, inputs: tuple[object, ...], manager: Any
 ) -> tuple[tuple[ModelGraph, ...], SourceModel, ModelGraph]:
-    traced: dict[int, ModelGraph] = {}
+    traced: list[tuple[SourceModel, nn.Module, ModelGraph]] = []
 
     def graph_of(source: SourceModel) -> ModelGraph:
-        if id(source.make) not in traced:
-            traced[id(source.make)] = trace_model(source.make(), inputs, manager)
-        return traced[id(source.make)]
+        model = None
+        for other, instance, graph in traced:
+            if other.make is source.make:
+                return graph
+            model = source.make() if model is None else model
+            if is_same_architecture(model, instance):
+                return graph
+        model = source.make() if model is None else model
+        traced.append((source, model, trace_model(model, inputs, manager)))
+        return traced[-1][2]
 
     graphs = tuple(graph_of(source) for source in sources)
     if isinstance(target, int):

@@ -25,7 +25,7 @@ def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> F
     One matrix product; half precision is raised to single, because the norms cancel. ``d`` may be 0.
     """
     target, source = _at_least_single(target), _at_least_single(source)
-    norms = target.square().sum(1, keepdim=True) + source.square().sum(1)
+    norms = _squared_norms(target)[:, None] + _squared_norms(source)
     if target.shape[1] == 0:
         return norms
     return torch.addmm(norms, target, source.T, alpha=-2).clamp_(min=0)
@@ -80,9 +80,9 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
         # A zero weight must not let a source's infinities through.
         if weight == 0:
             continue
-        support += weight * _averaged(coupling, _at_least_single(measure.support))
+        support.add_(_averaged(coupling, _at_least_single(measure.support)), alpha=weight)
         if structure is not None and measure.structure is not None:
-            structure += weight * _on_both_axes(coupling, _at_least_single(measure.structure))
+            structure.add_(_on_both_axes(coupling, _at_least_single(measure.structure)), alpha=weight)
     dtype = first.support.dtype
     return NeuronMeasure(
         support.to(dtype),
@@ -95,7 +95,7 @@ def transport_cost(coupling: Coupling, target: Float[Tensor, "m d"], source: Flo
     """Returns ``⟨Π, C⟩`` for the squared Euclidean ground cost; no matrix product for a permutation."""
     target, source = _at_least_single(target), _at_least_single(source)
     if coupling.index is not None:
-        return float((target - source[coupling.index]).square().sum()) / max(coupling.target_size, 1)
+        return _squared_sum(source[coupling.index].sub_(target)) / max(coupling.target_size, 1)
     return float((coupling.transport_plan(target) * ground_cost(target, source)).sum())
 
 
@@ -112,7 +112,7 @@ def rounding_error(problem: BarycenterProblem) -> float:
     """Returns the size below which a difference of two objectives of this problem is rounding."""
     epsilon = torch.finfo(_single(problem.measures[0].support)).eps
     moments = (
-        weight * float(_at_least_single(measure.support).square().sum()) / max(measure.size, 1)
+        weight * _squared_sum(_at_least_single(measure.support)) / max(measure.size, 1)
         for weight, measure in zip(problem.model_weights, problem.measures, strict=True)
         if weight > 0
     )
@@ -142,7 +142,7 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
     Its couplings are those in force, or else the identity (sizes equal) or the independent coupling.
     """
     tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
-    if all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    if all(tensor is None or _is_finite(tensor) for tensor in tensors):
         return None
     couplings = problem.initial or tuple(
         Coupling.identity(problem.size, measure.support.device)
@@ -151,6 +151,19 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
         for measure in problem.measures
     )
     return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
+
+
+def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return torch.linalg.vector_norm(rows, dim=1).square()
+
+
+def _squared_sum(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor)) ** 2
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum settles almost every case without a second array of the tensor's size; it may overflow by itself.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _averaged(coupling: Coupling, support: Tensor) -> Tensor:

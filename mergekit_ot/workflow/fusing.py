@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_ot.checkpoint import save_checkpoint
 from mergekit_ot.datasets import TRAIN, resolve_data
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.evaluate import choose_device
+from mergekit_ot.evaluation import choose_device
 from mergekit_ot.files import check_writable, write_json, write_text
 from mergekit_ot.fusion.engine import fuse
 from mergekit_ot.fusion.result import FusionResult
@@ -41,7 +41,6 @@ class FusionOutcome:
             "aligned_sources_max_error": self.result.aligned_sources_max_error,
             "seconds": self.result.seconds,
         }
-
 
     @property
     def is_exact(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergekit_ot.datasets import TRAIN, resolve_data
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.evaluate import BarrierCurve, Evaluation, barrier, evaluate
+from mergekit_ot.evaluation import BarrierCurve, Evaluation, barrier, evaluate
 from mergekit_ot.files import check_writable, write_text
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.picture import group_dot, group_svg

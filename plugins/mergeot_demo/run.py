@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot import FusionResult, MergeotError, barrier, evaluate, fuse, save_checkpoint
+from mergekit_ot import FusionResult, MergeotError, fuse, save_checkpoint
+from mergekit_ot.datasets import resolve_data
+from mergekit_ot.evaluation import barrier, evaluate
 from mergekit_ot.pictures import plot_barrier
 from mergekit_ot.plugin_manager import PluginManager, default_manager
 from mergekit_ot.specs import Architecture, resolve_architecture
-from mergeot_demo.training import load_digits, train, write_digits
+from mergeot_demo.training import train
 
 ARCHITECTURE = "mlp"
-ARGUMENTS: dict[str, Any] = {"widths": (64, 64, 64, 64, 10)}
+# Three hidden layers: deep enough for the naive average to break.
+ARGUMENTS: dict[str, Any] = {"sizes": "64-64-64-64-10"}
+DATA = "digits"
 _POINTS = 21
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -80,14 +84,13 @@ def run_demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MergeotError(f"Cannot create the folder '{folder}': {error.strerror}. Choose another --output.") from error
-    digits = load_digits()
-    write_digits(digits, folder / "digits.npz")
-    x_train, y_train = torch.from_numpy(digits["x_train"]), torch.from_numpy(digits["y_train"])
-    test = [(torch.from_numpy(digits["x_test"]), torch.from_numpy(digits["y_test"]))]
-    notify("Training two networks on 1,297 digits, from different seeds …")
-    sources = [train(make, x_train, y_train, seed + offset) for offset in (0, 1)]
-    calibration = list(zip(x_train.split(500), y_train.split(500), strict=True))
+        raise MergeotError(
+            f"Cannot create the folder '{folder}': {error.strerror}. Choose another --output."
+        ) from error
+    calibration, test = (list(resolve_data(DATA, manager, split)()) for split in ("train", "test"))
+    inputs, targets = (torch.cat(parts) for parts in zip(*calibration, strict=True))
+    notify(f"Training two networks on {len(inputs)} digits, from different seeds …")
+    sources = [train(make, inputs, targets, seed + offset) for offset in (0, 1)]
     rows = _source_rows(sources, make, test)
     fused, more = _fuse_all(sources, make, calibration, test, seed, manager, notify)
     rows = (*rows, *more, Row("ensemble of the two", evaluate(_Ensemble(sources), test).accuracy, None, "two networks"))
@@ -161,10 +164,10 @@ def _save(
     contents.append(("fused.pt", best.result.state, {"solver": best.solver, "seed": seed}))
     for name, state, provenance in contents:
         save_checkpoint(
-            state, folder / name, architecture=make.name, arguments=make.arguments, input_shape=(64,),
+            state, folder / name, architecture=make.name, arguments=make.arguments, input_shape=(1, 8, 8),
             provenance=provenance, manager=manager,
         )  # fmt: skip
-    return tuple(str(folder / name) for name in (*(c[0] for c in contents), "digits.npz", "barrier.png"))
+    return tuple(str(folder / name) for name in (*(content[0] for content in contents), "barrier.png"))
 
 
 def _barriers(
@@ -185,10 +188,10 @@ def _barriers(
 
 
 def _next_commands(folder: Path, solver: str) -> tuple[tuple[str, ...], ...]:
-    a, b, fused, digits = (str(folder / name) for name in ("source-a.pt", "source-b.pt", "fused.pt", "digits.npz"))
+    a, b, fused = (str(folder / name) for name in ("source-a.pt", "source-b.pt", "fused.pt"))
     return (
-        ("mergeot", "eval", a, b, fused, "--data", digits),
-        ("mergeot", "fuse", a, b, "-o", str(folder / "mine.pt"), "--solver", solver, "--data", digits),
-        ("mergeot", "barrier", a, b, "--data", digits, "--align", solver, "--plot", str(folder / "again.png")),
+        ("mergeot", "eval", a, b, fused, "--data", DATA),
+        ("mergeot", "fuse", a, b, "-o", str(folder / "mine.pt"), "--solver", solver, "--data", DATA),
+        ("mergeot", "barrier", a, b, "--data", DATA, "--align", solver, "--plot", str(folder / "again.png")),
         ("mergeot", "check", fused),
     )

@@ -1,18 +1,13 @@
-"""The digits, and two networks trained on them from different seeds."""
+"""A short training, whose seed decides the network's first weights and the order of its data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Digits = dict[str, np.ndarray]
-
-_TEST_SIZE = 500
 _EPOCHS = 30
 _BATCH = 64
 _LEARNING_RATE = 3e-3
@@ -20,28 +15,17 @@ _LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 1e-3
 
 
-def load_digits() -> Digits:
-    """Returns scikit-learn's 1,797 digits of 8 × 8, scaled to [0, 1], with 500 of them set apart for testing."""
-    from sklearn.datasets import load_digits as load
-    from sklearn.model_selection import train_test_split
-
-    pixels, labels = load(return_X_y=True)
-    scaled = (pixels / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        scaled, labels, test_size=_TEST_SIZE, random_state=0, stratify=labels
-    )
-    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-
-
-def write_digits(digits: Digits, path: Path) -> None:
-    """Writes the digits as an archive that ``--data`` takes."""
-    np.savez(path, **digits)  # type: ignore[arg-type]
-
-
 def train(
-    make: Callable[[], nn.Module], inputs: Float[Tensor, "n d"], targets: Int[Tensor, " n"], seed: int
+    make: Callable[[], nn.Module], inputs: Float[Tensor, "n 1 8 8"], targets: Int[Tensor, " n"], seed: int
 ) -> nn.Module:
-    """Trains a fresh network; the seed decides its first weights and the order of the data."""
+    """Returns a fresh network after a few seconds of training, in evaluation mode.
+
+    Args:
+        make: Builds the network.
+        inputs: Images of digits.
+        targets: The digit in each.
+        seed: Two seeds give two networks with their neurons in different order.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().train()

@@ -83,7 +83,8 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
             if in_force.cost <= best.cost + rounding_error(problem):
                 best = in_force
         couplings = best.couplings if is_solved else _with_weightless(problem, best.couplings)
-        return replace(best, couplings=couplings, measure=fused_measure(problem, couplings))
+        measure = best.measure if is_solved and not problem.has_structure else fused_measure(problem, couplings)
+        return replace(best, couplings=couplings, measure=measure)
 
     def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Realigns one source after the other, until a round changes nothing."""
@@ -107,6 +108,7 @@ class WeightMatchingSolver(AbstractMatchingSolver):
     summary: ClassVar[str] = "assignment on incident weights, swept until no gain (Git Re-Basin, arXiv:2209.04836)"
     scope: ClassVar[Scope] = Scope.INCIDENT
     start: ClassVar[Start] = Start.IDENTITY
+    is_order_random: ClassVar[bool] = True
     is_order_random: ClassVar[bool] = True
     max_sweeps: ClassVar[int] = 100
 

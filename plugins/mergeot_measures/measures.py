@@ -9,27 +9,42 @@ from torch import Tensor
 
 from mergekit_ot import AbstractNodeMeasure, GroupView, NeuronMeasure
 
+# Weight of the weights' squared distance beside that of the responses: it decides between equals only.
+_TIE_BREAK = 1e-4
+
 
 class WeightsMeasure(AbstractNodeMeasure):
     """A neuron is the function on the layer before that its weights write down (arXiv:2210.06671)."""
 
     def measure(self, view: GroupView) -> tuple[NeuronMeasure, ...]:
         """Returns one measure per source, of the aligned tensors in scope."""
-        return tuple(NeuronMeasure.uniform(view.weights(i), view.structure(i)) for i in range(view.count))
+        return _with_structure(view, [view.weights(i) for i in range(view.count)])
 
 
-class ActivationsMeasure(AbstractNodeMeasure):
-    """A neuron is its responses to calibration data, as the next layer reads them."""
+class WeightsAndActivationsMeasure(AbstractNodeMeasure):
+    """Both, each scaled to the same mean squared norm."""
 
     needs_data = True
+    weights_norm: ClassVar[float] = 1.0
     is_standardised: ClassVar[bool] = False
 
     def measure(self, view: GroupView) -> tuple[NeuronMeasure, ...]:
-        """Returns one measure per source; a group that no parameter reads falls back to its weights."""
+        """Returns one measure per source; a group that no parameter reads is seen by its weights alone."""
+        weights = _scaled([view.weights(i) for i in range(view.count)], self.weights_norm)
         responses = view.activations(self.is_standardised)
         if responses is None:
-            return WeightsMeasure().measure(view)
-        return tuple(NeuronMeasure.uniform(rows, view.structure(i)) for i, rows in enumerate(responses))
+            return _with_structure(view, weights)
+        rows = [torch.cat(pair, 1) for pair in zip(_scaled(responses), weights, strict=True)]
+        return _with_structure(view, rows)
+
+
+class ActivationsMeasure(WeightsAndActivationsMeasure):
+    """A neuron is its responses to calibration data, centred, as the next layer reads them.
+
+    Neurons that the data leave silent look alike; a trace of their weights tells them apart.
+    """
+
+    weights_norm = _TIE_BREAK
 
 
 class CorrelationsMeasure(ActivationsMeasure):
@@ -38,25 +53,12 @@ class CorrelationsMeasure(ActivationsMeasure):
     is_standardised = True
 
 
-class WeightsAndActivationsMeasure(AbstractNodeMeasure):
-    """Both, each scaled to the same mean squared norm."""
-
-    needs_data = True
-
-    def measure(self, view: GroupView) -> tuple[NeuronMeasure, ...]:
-        """Returns one measure per source, with weights and responses side by side."""
-        weights = _scaled([view.weights(i) for i in range(view.count)])
-        responses = view.activations()
-        rows = (
-            [*weights]
-            if responses is None
-            else [torch.cat(pair, 1) for pair in zip(weights, _scaled(responses), strict=True)]
-        )
-        return tuple(NeuronMeasure.uniform(support, view.structure(i)) for i, support in enumerate(rows))
+def _with_structure(view: GroupView, rows: list[Tensor]) -> tuple[NeuronMeasure, ...]:
+    return tuple(NeuronMeasure.uniform(support, view.structure(i)) for i, support in enumerate(rows))
 
 
-def _scaled(rows: list[Tensor]) -> list[Tensor]:
-    """Returns the rows divided by one number, so that a neuron's mean squared norm over all sources is one."""
-    stacked = torch.cat(rows)
-    norm = stacked.square().sum(1).mean().clamp_min(1e-30).sqrt()
-    return [part / norm for part in rows]
+def _scaled(rows: list[Tensor], norm: float = 1.0) -> list[Tensor]:
+    """Returns the rows times one number, so that a neuron's mean squared norm over all sources is `norm`."""
+    mean = torch.cat(rows).square().sum(1).mean()
+    factor = (norm / mean.clamp_min(torch.finfo(mean.dtype).tiny)).sqrt()
+    return [part * factor for part in rows]

@@ -47,8 +47,8 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         sizes = [measure.size for measure in problem.measures]
         if problem.size not in sizes:
             raise SolverError(
-                f"The fused group has {problem.size} neurons and the sources have {sizes}: 'otfusion' keeps the support "
-                "of a source, so one must have that size. Choose another target, or the solver 'wb'."
+                f"The fused group has {problem.size} neurons and the sources have {sizes}: 'otfusion' keeps the "
+                "support of a source, so one must have that size. Choose another target, or the solver 'wb'."
             )
         fixed = sizes.index(problem.size)
         support = problem.measures[fixed].support

@@ -83,10 +83,13 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
             raise SolverError(
                 "No source has a positive model weight, so there is nothing to fuse. Give weights that sum to one."
             )
-        kept = best.couplings is problem.initial
-        couplings = best.couplings if kept else in_order_of(self._complete(problem, best, counting), counting[0])
+        couplings = best.couplings
+        if couplings is not problem.initial:
+            couplings = in_order_of(self._complete(problem, best, counting), counting[0])
+        is_same = not problem.has_structure and all(map(_is_same, couplings, best.couplings))
+        measure = best.measure if is_same else fused_measure(problem, couplings)
         stats = {**best.stats, "starts": min(limit, len(starts)), "steps": len(best.stats["objective"])}  # type: ignore[arg-type]
-        return replace(best, measure=fused_measure(problem, couplings), couplings=couplings, stats=stats)
+        return replace(best, measure=measure, couplings=couplings, stats=stats)
 
     def _descend(self, problem: BarycenterProblem, start: _Start, counting: Sequence[int]) -> Barycenter:
         couplings = self._couple(problem, start, counting, None)

@@ -1,22 +1,25 @@
-"""Small networks and a data set by name: ``--arch mlp?sizes=64-32-10``, ``--data digits``."""
+"""A few networks and a data set by name, so that a checkpoint can carry its architecture without carrying code."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from mergekit_ot import hookimpl
 
 
 @hookimpl
-def mergeot_architectures() -> dict[str, str]:
-    """Registers ``mlp``, ``cnn``, ``vgg11`` and ``resnet20``."""
+def mergeot_architectures() -> Mapping[str, str]:
+    """Return the networks of this package by name."""
     return {
-        "mlp": "mergeot_zoo.networks:mlp",
-        "cnn": "mergeot_zoo.networks:cnn",
-        "vgg11": "mergeot_zoo.networks:vgg11",
-        "resnet20": "mergeot_zoo.resnet:resnet20",
+        "mlp": "mergeot_zoo.plain:mlp",
+        "cnn": "mergeot_zoo.plain:cnn",
+        "vgg11": "mergeot_zoo.plain:vgg11",
+        "resnet20": "mergeot_zoo.residual:resnet20",
+        "resnet56": "mergeot_zoo.residual:resnet56",
     }
 
 
 @hookimpl
-def mergeot_datasets() -> dict[str, str]:
-    """Registers ``digits``."""
+def mergeot_datasets() -> Mapping[str, str]:
+    """Return the data sets of this package by name."""
     return {"digits": "mergeot_zoo.digits:digits"}

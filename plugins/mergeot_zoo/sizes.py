@@ -1,37 +1,50 @@
-"""Sizes as a user writes them: in a SPEC query, in a file's metadata, or in Python."""
+"""Sizes as a user writes them: ``64-64-10`` in a SPEC, a list in a checkpoint, a tuple in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergekit_ot import ArchitectureError
-
-Sizes = str | int | Sequence[int]
+from mergekit_ot.errors import ArchitectureError
 
 
-def read_sizes(given: Sizes, name: str, at_least: int = 1) -> tuple[int, ...]:
-    """Returns sizes as a tuple of positive integers.
+def parse_sizes(sizes: str | int | Sequence[int], what: str, at_least: int) -> tuple[int, ...]:
+    """Returns `sizes` as a tuple of positive integers.
 
     Args:
-        given: ``"16-32"``, one integer, or a sequence of integers.
-        name: What the sizes are called, for the message.
-        at_least: How many there have to be.
+        sizes: A sequence, or a string such as ``64-64-10`` or ``64,64,10``.
+        what: The argument's name, for the message.
+        at_least: How many are needed.
 
     Raises:
-        ArchitectureError: They are no positive integers, or too few.
-
-    Example:
-        >>> read_sizes("784-400-10", "sizes"), read_sizes([16, 32], "channels"), read_sizes(16, "channels")
-        ((784, 400, 10), (16, 32), (16,))
+        ArchitectureError: Something in it is not a positive integer, or there are too few.
     """
-    parts = given.split("-") if isinstance(given, str) else given if isinstance(given, Sequence) else (given,)
-    try:
-        sizes = tuple(int(part) for part in parts)
-    except (TypeError, ValueError):
-        sizes = ()
-    if len(sizes) < at_least or min(sizes, default=0) < 1:
+    parts: Sequence[object]
+    if isinstance(sizes, str):
+        parts = sizes.replace(",", "-").split("-")
+    elif isinstance(sizes, int):
+        parts = [sizes]
+    else:
+        parts = list(sizes)
+    numbers = [positive(part, what) for part in parts]
+    if len(numbers) < at_least:
         raise ArchitectureError(
-            f"{name}={given!r} is not a list of at least {at_least} positive integers. "
-            f"Write them with hyphens, {name}=64-32-10, or as a sequence."
+            f"{what}={sizes!r} has {len(numbers)} sizes; at least {at_least} are needed. {_form(what)}"
         )
-    return sizes
+    return tuple(numbers)
+
+
+def positive(value: object, what: str) -> int:
+    """Returns `value` as a positive integer.
+
+    Raises:
+        ArchitectureError: It is none.
+    """
+    text = str(value).strip()
+    number = int(text) if text.isdecimal() and not isinstance(value, bool) else 0
+    if number < 1:
+        raise ArchitectureError(f"{what}: {value!r} is not a number of at least one. {_form(what)}")
+    return number
+
+
+def _form(what: str) -> str:
+    return f"Write positive integers, such as {what}=64-64-10 where several are taken."

@@ -17,7 +17,7 @@ from mergeot_matching.solver import ActivationMatchingSolver, WeightMatchingSolv
 
 from mergekit_ot.errors import MergeotError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
-from mergekit_ot.transport.ground_cost import barycenter_cost, fused_measure, ground_cost
+from mergekit_ot.transport.ground_cost import barycenter_cost, couple, fused_measure, ground_cost
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure
 from mergekit_ot.transport.solver import BarycenterProblem, Scope, Start, Status
 
@@ -67,7 +67,8 @@ def test_the_objective_never_rises_and_never_exceeds_that_in_force(count, size, 
     found = WeightMatchingSolver().solve(problem)
     trace = found.stats["objective"]
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(trace))
-    assert found.cost == pytest.approx(trace[-1]) and found.cost <= bound + 1e-9
+    assert found.cost == pytest.approx(trace[-1])
+    assert found.cost <= bound + 1e-9
 
 
 @LAW
@@ -95,7 +96,8 @@ def test_permuted_copies_are_recovered(solver, dtype):
     first = problem.measures[0]
     orders = [torch.randperm(9, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     found = solver.solve(replace(problem, measures=(first, *(permuted(first, order) for order in orders))))
-    assert found.cost < 1e-6 and found.couplings[0].is_identity
+    assert found.cost < 1e-6
+    assert found.couplings[0].is_identity
     for coupling, order in zip(found.couplings[1:], orders, strict=True):
         assert torch.equal(coupling.index, torch.argsort(order))
     torch.testing.assert_close(found.measure.support, first.support)
@@ -129,6 +131,16 @@ def test_sources_of_zero_weight_are_aligned_with_the_others(weightless):
     assert torch.equal(found.couplings[2].index, torch.argsort(orders[1]))
 
 
+@LAW
+@given(SEEDS)
+def test_a_source_of_zero_weight_takes_its_best_order(seed):
+    problem = random_problem((6,) * 3, dimension=3, seed=seed, model_weights=(0.5, 0.0, 0.5))
+    found = WeightMatchingSolver().solve(problem)
+    cost = ground_cost(found.measure.support, problem.measures[1].support)
+    best = float(cost[torch.arange(6), couple(cost).index].sum())
+    assert float(cost[torch.arange(6), found.couplings[1].index].sum()) == pytest.approx(best)
+
+
 def test_couplings_in_force_are_kept_where_nothing_gains():
     problem = random_problem((6, 6))
     initial = WeightMatchingSolver().solve(problem).couplings
@@ -140,7 +152,8 @@ def test_different_sizes_are_coupled_to_the_source_of_the_fused_size():
     single = random_problem((5, 5), seed=3).measures[0]
     double = NeuronMeasure.uniform(single.support.repeat_interleave(2, 0))
     found = WeightMatchingSolver().solve(BarycenterProblem((double, single), (0.5, 0.5), 5))
-    assert found.cost == pytest.approx(0, abs=1e-12) and found.couplings[1].is_identity
+    assert found.cost == pytest.approx(0, abs=1e-12)
+    assert found.couplings[1].is_identity
     torch.testing.assert_close(found.measure.support, single.support)
     with pytest.raises(SolverError, match="or the solver 'wb'"):
         WeightMatchingSolver().solve(BarycenterProblem((double, single), (0.5, 0.5), 6))

@@ -72,7 +72,8 @@ def test_half_precision_costs_are_computed_in_single():
 def test_square_uniform_coupling_is_an_optimal_permutation(size, seed, dtype):
     cost = gaussian(size, size, seed=seed, dtype=dtype)
     index = couple(cost).index
-    assert index is not None and sorted(index.tolist()) == list(range(size))
+    assert index is not None
+    assert sorted(index.tolist()) == list(range(size))
     rows, columns = linear_sum_assignment(cost.double().numpy())
     best = float(cost.double()[rows, columns].sum())
     assert float(cost.double()[torch.arange(size), index].sum()) <= best + 1e-5 * size
@@ -193,7 +194,8 @@ def test_unsolved_hands_back_nothing_for_finite_sources_and_the_status_otherwise
     assert unsolved(problem) is None
     problem.measures[1].support[0, 0] = math.nan
     found = unsolved(problem)
-    assert found.status is Status.NONFINITE and math.isnan(found.cost)
+    assert found.status is Status.NONFINITE
+    assert math.isnan(found.cost)
     assert all(coupling.is_identity for coupling in found.couplings)
     soft = unsolved(replace(problem, size=6)).couplings[0]
     assert (soft.target_size, soft.source_size) == (6, 4)

@@ -181,7 +181,9 @@ def test_random_problems_are_reproducible_and_as_asked():
     problem = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=9)
     again = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=9)
     other = random_problem((3, 5), size=4, dimension=2, slices=3, dtype=torch.float32, seed=10)
-    assert [measure.size for measure in problem.measures] == [3, 5] and problem.size == 4
-    assert problem.measures[1].structure.shape == (3, 5, 5) and problem.model_weights == (0.5, 0.5)
+    assert [measure.size for measure in problem.measures] == [3, 5]
+    assert problem.size == 4
+    assert problem.measures[1].structure.shape == (3, 5, 5)
+    assert problem.model_weights == (0.5, 0.5)
     assert torch.equal(problem.measures[0].support, again.measures[0].support)
     assert not torch.equal(problem.measures[0].support, other.measures[0].support)

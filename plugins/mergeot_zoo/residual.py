@@ -1,0 +1,95 @@
+"""Residual networks for small images, with shortcuts that have no parameters; arXiv:1512.03385, section 4.2."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergeot_zoo.sizes import positive
+
+Images = Float[Tensor, "batch channel height width"]
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut; where the stream widens, the shortcut drops pixels and pads channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.missing = outputs - inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, images: Images) -> Images:
+        """Returns the stream after the block."""
+        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(images)))))
+        return torch.relu(branch + self._shortcut(images))
+
+    def _shortcut(self, images: Images) -> Images:
+        if self.stride > 1:
+            images = images[:, :, :: self.stride, :: self.stride]
+        if self.missing:
+            before = self.missing // 2
+            images = functional.pad(images, (0, 0, 0, 0, before, self.missing - before))
+        return images
+
+
+class ResidualNetwork(nn.Module):
+    """A stem, three stages of blocks, the mean over the image and a linear layer."""
+
+    def __init__(self, blocks: int, width: int, classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.linear = nn.Linear(4 * width, classes)
+
+    def forward(self, images: Images) -> Float[Tensor, "batch output"]:
+        """Returns the class scores."""
+        stream = torch.relu(self.bn1(self.conv1(images)))
+        stream = self.layer3(self.layer2(self.layer1(stream)))
+        return self.linear(stream.mean((2, 3)))
+
+
+def resnet20(width: int = 16, classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """Builds ResNet-20 for small images: ``conv1``, ``bn1``, ``layer1.0.conv1`` …, ``linear``.
+
+    Args:
+        width: Neurons of the first stage; the others have 2 and 4 times as many.
+        classes: Outputs.
+        in_channels: Channels of an image.
+
+    Raises:
+        ArchitectureError: A size is not a positive integer.
+    """
+    return _residual(3, width, classes, in_channels)
+
+
+def resnet56(width: int = 16, classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """Builds ResNet-56, which is `resnet20` with nine blocks in a stage.
+
+    Args:
+        width: Neurons of the first stage; the others have 2 and 4 times as many.
+        classes: Outputs.
+        in_channels: Channels of an image.
+
+    Raises:
+        ArchitectureError: A size is not a positive integer.
+    """
+    return _residual(9, width, classes, in_channels)
+
+
+def _residual(blocks: int, width: int, classes: int, in_channels: int) -> nn.Module:
+    sizes = (positive(width, "width"), positive(classes, "classes"), positive(in_channels, "in_channels"))
+    return ResidualNetwork(blocks, *sizes)
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Block(inputs, outputs, stride)
+    return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))

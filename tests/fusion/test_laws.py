@@ -1,0 +1,224 @@
+"""The laws of a fusion: recovery, idempotence, one-hot weights, planted duplicates, aligned sources."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from nets import NETS, Cnn, Mlp, ResNet
+from torch import Tensor, nn
+
+from mergekit_ot import fuse, trace_model
+from mergekit_ot.graph.blocks import random_orders, reorder_state
+from mergekit_ot.plugin_manager import default_manager
+
+SOLVERS = ("wb", "otfusion", "gwb", "weight-matching", "activation-matching")
+FUSIBLE = ("mlp", "cnn", "resnet_a", "resnet_b", "densenet", "mobile", "grouped", "shuffle", "residual_mlp", "attention")
+
+
+def trained_like(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model whose norms and statistics are far from their blind initial values."""
+    torch.manual_seed(seed)
+    model = make().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.copy_(torch.rand(tensor.shape) + 0.5 if "var" in name else torch.randn(tensor.shape))
+    return model
+
+
+def planted_copy(model: nn.Module, inputs: tuple[Tensor, ...], seed: int = 0) -> nn.Module:
+    """The same function with every neuron group in a random order."""
+    graph = trace_model(model, inputs)
+    moved = copy.deepcopy(model)
+    orders = random_orders(graph, torch.Generator().manual_seed(seed))
+    moved.load_state_dict(reorder_state(model.state_dict(), graph, orders))
+    return moved
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        return model(*inputs)
+
+
+def assert_same_function(one: nn.Module, other: nn.Module, inputs: tuple[Tensor, ...], tolerance: float = 1e-4) -> None:
+    ours, theirs = outputs(one, inputs), outputs(other, inputs)
+    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    assert error <= tolerance
+
+
+def calibration(inputs: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...]]]:
+    torch.manual_seed(9)
+    return [(tuple(torch.randn(32, *x.shape[1:]) for x in inputs),) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", FUSIBLE)
+@pytest.mark.parametrize("solver", ["wb", "activation-matching"])
+def test_a_model_fused_with_its_planted_copy_returns_its_function(name: str, solver: str) -> None:
+    net = NETS[name]
+    model = trained_like(net.make, 0)
+    other = planted_copy(model, net.inputs)
+    assert not torch.equal(next(iter(other.parameters())), next(iter(model.parameters())))
+    result = fuse([model, other], solver=solver, example_inputs=net.inputs, data=calibration(net.inputs))
+    assert_same_function(result.model(), model, net.inputs)
+    assert result.aligned_sources_max_error is not None
+    assert result.aligned_sources_max_error < 1e-4
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_recovers_a_planted_order(solver: str) -> None:
+    model = trained_like(lambda: Mlp((9, 20, 15, 3)), 1)
+    inputs = (torch.randn(4, 9),)
+    other = planted_copy(model, inputs)
+    result = fuse([model, other], solver=solver, example_inputs=inputs, data=calibration(inputs))
+    assert_same_function(result.model(), model, inputs)
+
+
+def test_vanilla_averaging_does_not_recover_a_planted_order() -> None:
+    """The control of the law above: without alignment the planted copy destroys the function."""
+    model = trained_like(lambda: Mlp((9, 20, 15, 3)), 1)
+    inputs = (torch.randn(4, 9),)
+    result = fuse([model, planted_copy(model, inputs)], solver="average", example_inputs=inputs)
+    with pytest.raises(AssertionError):
+        assert_same_function(result.model(), model, inputs, 1e-2)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "average"])
+@pytest.mark.parametrize("name", ["cnn", "resnet_a", "grouped"])
+def test_a_model_fused_with_itself_is_itself(name: str, solver: str) -> None:
+    net = NETS[name]
+    model = trained_like(net.make, 2)
+    result = fuse([model, model], solver=solver, example_inputs=net.inputs, data=calibration(net.inputs))
+    for key, tensor in model.state_dict().items():
+        assert torch.allclose(result.state[key], tensor, atol=1e-6), key
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("one", [0, 1])
+def test_one_hot_model_weights_return_that_source(solver: str, one: int) -> None:
+    net = NETS["cnn"]
+    models = [trained_like(net.make, seed) for seed in (3, 4)]
+    weights = [1.0 - one, float(one)]
+    result = fuse(models, solver=solver, example_inputs=net.inputs, data=calibration(net.inputs), model_weights=weights)
+    assert_same_function(result.model(), models[one], net.inputs)
+
+
+@pytest.mark.parametrize("solver", ["wb", "otfusion", "gwb", "activation-matching"])
+def test_the_order_of_two_sources_does_not_matter(solver: str) -> None:
+    net = NETS["cnn"]
+    models = [trained_like(net.make, seed) for seed in (5, 6)]
+    options = {"solver": solver, "example_inputs": net.inputs, "data": calibration(net.inputs)}
+    assert_same_function(fuse(models, **options).model(), fuse(models[::-1], **options).model(), net.inputs, 1e-3)
+
+
+@pytest.mark.parametrize("name", FUSIBLE)
+def test_aligned_sources_compute_what_the_sources_compute(name: str) -> None:
+    net = NETS[name]
+    models = [trained_like(net.make, seed) for seed in (7, 8, 9)]
+    result = fuse(models, solver="wb", example_inputs=net.inputs)
+    for number, model in enumerate(models):
+        aligned = net.make().eval()
+        aligned.load_state_dict(result.aligned_state(number))
+        assert_same_function(aligned, model, net.inputs)
+    assert result.aligned_sources_max_error is not None
+    assert result.aligned_sources_max_error < 1e-4
+
+
+def doubled(state: dict[str, Tensor], hidden: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Every neuron of the groups twice: owners repeated, readers repeated and halved."""
+    grown = {key: value.clone() for key, value in state.items()}
+    for owner, reader in hidden:
+        for key, value in list(grown.items()):
+            if key.rsplit(".", 1)[0] in owner.split("+") and value.ndim:
+                grown[key] = value.repeat_interleave(2, 0)
+        key = f"{reader}.weight"
+        neurons = state[f"{owner.split('+')[0]}.weight"].shape[0]
+        shape = grown[key].shape
+        by_neuron = grown[key].reshape(shape[0], neurons, -1, *shape[2:])
+        grown[key] = (by_neuron.repeat_interleave(2, 1) / 2).reshape(shape[0], -1, *shape[2:])
+    return grown
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_planted_duplicates_of_linear_neurons_fuse_back_exactly(order: int) -> None:
+    small = trained_like(lambda: Mlp((9, 12, 10, 3)), 10).double()
+    large = Mlp((9, 24, 20, 3)).double()
+    large.load_state_dict(doubled(small.state_dict(), [("layers.0", "layers.1"), ("layers.1", "layers.2")]))
+    inputs = (torch.randn(4, 9, dtype=torch.float64),)
+    assert_same_function(large, small, inputs, 1e-12)
+    models = [small, large] if order == 0 else [large, small]
+    result = fuse(models, solver="wb", example_inputs=inputs, target=order)
+    assert_same_function(result.model(), small, inputs, 1e-9)
+
+
+def test_planted_duplicates_of_convolutions_norms_and_flattened_maps_fuse_back_exactly() -> None:
+    small = trained_like(lambda: Cnn(6, 8, 7), 11).double()
+    large = Cnn(12, 16, 14).double().eval()
+    hidden = [("conv1+norm1", "conv2"), ("conv2+norm2", "fc1"), ("fc1", "fc2")]
+    large.load_state_dict(doubled(small.state_dict(), hidden))
+    inputs = (torch.randn(4, 1, 8, 8, dtype=torch.float64),)
+    assert_same_function(large, small, inputs, 1e-12)
+    result = fuse([small, large], solver="wb", example_inputs=inputs)
+    assert_same_function(result.model(), small, inputs, 1e-9)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_sources_of_different_width_fuse_into_either(target: int) -> None:
+    models = [trained_like(lambda w=w: ResNet(w), w) for w in (4, 6)]
+    result = fuse(models, solver="wb", example_inputs=NETS["resnet_b"].inputs, target=target)
+    expected = models[target].state_dict()
+    assert {k: v.shape for k, v in result.state.items()} == {k: v.shape for k, v in expected.items()}
+    assert torch.isfinite(outputs(result.model(), NETS["resnet_b"].inputs)).all()
+
+
+def test_the_target_may_be_an_architecture_of_its_own_size() -> None:
+    models = [trained_like(lambda w=w: Mlp((9, w, 10, 3)), w) for w in (12, 16)]
+    result = fuse(models, solver="wb", example_inputs=torch.randn(2, 9), target=Mlp((9, 14, 7, 3)))
+    assert result.state["layers.0.weight"].shape == (14, 9)
+    assert result.state["layers.1.weight"].shape == (7, 14)
+
+
+def test_integer_buffers_come_from_the_first_source() -> None:
+    net = NETS["cnn"]
+    models = [trained_like(net.make, seed) for seed in (12, 13)]
+    models[0].norm1.num_batches_tracked.fill_(7)
+    models[1].norm1.num_batches_tracked.fill_(100)
+    result = fuse(models, solver="wb", example_inputs=net.inputs)
+    assert int(result.state["norm1.num_batches_tracked"]) == 7
+    assert result.state["norm1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_inputs_stay_untouched_and_the_same_seed_gives_the_same_result() -> None:
+    net = NETS["resnet_a"]
+    models = [trained_like(net.make, seed) for seed in (14, 15)]
+    before = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
+    first, second = (fuse(models, solver="weight-matching", example_inputs=net.inputs, seed=3) for _ in range(2))
+    for model, kept in zip(models, before, strict=True):
+        assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, second.state[k]) for k, v in first.state.items())
+
+
+def test_half_precision_is_computed_in_single_and_cast_back() -> None:
+    models = [trained_like(lambda: Mlp((9, 12, 10, 3)), seed) for seed in (16, 17)]
+    single = fuse(models, solver="wb", example_inputs=torch.randn(2, 9)).state
+    half = fuse([copy.deepcopy(m).bfloat16() for m in models], solver="wb", example_inputs=torch.randn(2, 9).bfloat16())
+    assert half.state["layers.0.weight"].dtype == torch.bfloat16
+    assert torch.allclose(half.state["layers.0.weight"].float(), single["layers.0.weight"], atol=0.05)
+
+
+def test_tied_parameters_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+    result = fuse([Tied(), Tied()], solver="wb", example_inputs=torch.randn(2, 5))
+    assert torch.equal(result.state["second.weight"], result.state["first.weight"])
+
+
+def test_all_registered_solvers_are_under_the_laws() -> None:
+    assert set(default_manager().solvers) == {*SOLVERS, "average"}

@@ -1,0 +1,207 @@
+"""The architecture, read off the sources: who imports whom, how long things are, and what a quick command loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mergekit_ot
+from mergekit_ot import hookspecs
+
+ROOT = Path(__file__).parent.parent
+CORE = "mergekit_ot"
+FILE_LINES = 320
+FUNCTION_LINES = 60
+
+# The layers below the command line: what each may import of the core, besides itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "transport": {"errors"},
+    "graph": {"errors", "plugin_manager"},
+    "fusion": {"errors", "plugin_manager", "transport", "graph"},
+    "testing": {"errors", "plugin_manager", "transport", "graph", "fusion"},
+}
+# What nothing but the command line may import, and what only it and the workflows may.
+ONLY_FOR = {"cli": {"cli"}, "workflow": {"cli", "workflow"}}
+PUBLIC = {CORE, f"{CORE}.errors", f"{CORE}.testing"}
+
+LIBRARY = sorted([*(ROOT / CORE).rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").iterdir() if (folder / "__init__.py").is_file())
+
+
+def _id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _module(path: Path) -> str:
+    base = ROOT / "plugins" if path.is_relative_to(ROOT / "plugins") else ROOT
+    parts = list(path.relative_to(base).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Yields the modules that a file imports anywhere, also in functions and for type checking only."""
+    package = _module(path) if path.name == "__init__.py" else _module(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base
+
+
+def _is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def _layer(module: str) -> str:
+    """Returns the part of the core that a module belongs to; the files of the command line are one."""
+    name = module.split(".")[1] if "." in module else ""
+    return "cli" if name.startswith("cli") else name
+
+
+CORE_FILES = [path for path in LIBRARY if path.is_relative_to(ROOT / CORE)]
+PLUGIN_FILES = [path for path in LIBRARY if path not in CORE_FILES]
+
+
+def test_there_is_something_to_check():
+    assert len(CORE_FILES) > 20
+    assert len(PLUGINS) > 5
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=_id)
+def test_core_imports_downwards(path):
+    own = _layer(_module(path))
+    for module in _imports(path):
+        if module.split(".")[0] != CORE or _layer(module) == own or module == CORE:
+            continue
+        layer = _layer(module)
+        if own in MAY_IMPORT:
+            assert layer in MAY_IMPORT[own], f"{_id(path)} imports {module}"
+        # The table of public names and the hooks' annotations name everything, and import it only for type checkers.
+        elif own not in ("", "hookspecs"):
+            assert own in ONLY_FOR.get(layer, {own}), f"{_id(path)} imports {module}"
+
+
+@pytest.mark.parametrize("layer", ["transport", "graph", "fusion"])
+def test_lower_layers_do_not_go_through_the_top(layer):
+    # The top level gives every public name, so importing from it would hide a direction.
+    for path in (ROOT / CORE / layer).rglob("*.py"):
+        assert CORE not in set(_imports(path)), f"{_id(path)} imports from {CORE} itself; name the module"
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=_id)
+def test_core_knows_no_plugin(path):
+    assert not [module for module in _imports(path) if module.split(".")[0] in PLUGINS]
+    named = re.compile(rf"({'|'.join(PLUGINS)})([.:].*)?")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not named.fullmatch(node.value), f"{_id(path)}, line {node.lineno}: names a plugin"
+
+
+@pytest.mark.parametrize("path", PLUGIN_FILES, ids=_id)
+def test_plugins_import_public_names_only(path):
+    own = _module(path).split(".")[0]
+    for module in _imports(path):
+        top = module.split(".")[0]
+        assert top != CORE or module in PUBLIC, f"{_id(path)} imports {module}, which is not public"
+        assert top not in PLUGINS or top == own, f"{_id(path)} imports another plugin: {module}"
+
+
+@pytest.mark.parametrize("path", PLUGIN_FILES, ids=_id)
+def test_plugins_take_names_that_exist(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == CORE:
+            missing = [alias.name for alias in node.names if alias.name not in mergekit_ot.__all__]
+            assert not missing, f"{_id(path)}, line {node.lineno}: not public: {missing}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_id)
+def test_files_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = _lines(node) - (_lines(node.body[0]) if ast.get_docstring(node) is not None else 0)
+            assert lines <= FUNCTION_LINES, f"{node.name} has {lines} lines without its docstring"
+
+
+def _lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_id)
+def test_library_does_not_assert_and_finishes_what_it_starts(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{_id(path)}, line {getattr(node, 'lineno', '?')}"
+        assert not isinstance(node, ast.Assert), f"{where}: assert is switched off by python -O; raise an error"
+        assert not (isinstance(node, ast.Name) and node.id == "NotImplementedError"), where
+
+
+def test_every_name_of_the_top_level_can_be_imported():
+    for name in mergekit_ot.__all__:
+        assert getattr(mergekit_ot, name) is not None
+
+
+def test_every_plugin_folder_has_an_entry_point():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(project["entry-points"][CORE]) == PLUGINS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"]], ids=lambda arguments: arguments[0])
+def test_quick_commands_load_nothing_heavy(arguments):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['mergeot', *{arguments!r}]\n"
+        "from mergekit_ot.cli import main\n"
+        "try:\n"
+        "    status = main()\n"
+        "except SystemExit as stop:\n"
+        "    status = stop.code\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'networkx', 'ot', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {sorted(heavy)}' if heavy else status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mergeot" in done.stdout + done.stderr
+
+
+def _hooks() -> dict[str, str]:
+    """Returns hook → signature line as it stands in the sources."""
+    tree = ast.parse(Path(hookspecs.__file__).read_text(encoding="utf-8"))
+    return {
+        node.name: f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}:"
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and node.name.startswith("mergeot_")
+    }
+
+
+def _sections() -> dict[str, str]:
+    """Returns the sections of the hook reference by heading."""
+    text = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
+    parts = re.split(r"^(#{2,3}) (.+)$", text, flags=re.MULTILINE)
+    return {
+        title: body for level, title, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True) if level == "###"
+    }
+
+
+@pytest.mark.parametrize(("hook", "signature"), _hooks().items())
+def test_every_hook_is_documented_with_its_signature(hook, signature):
+    sections = _sections()
+    assert hook in sections
+    assert f"\n{signature}\n" in sections[hook]
+
+
+def test_no_hook_is_documented_that_does_not_exist():
+    assert {title for title in _sections() if title.startswith("mergeot_")} == set(_hooks())
+    assert len(_hooks()) == 11
