@@ -19,11 +19,13 @@ from mergekit_ot.cli_options import (
     Measure,
     Model,
     Models,
+    Repair,
     Seed,
     Shape,
     Size,
     Solver,
     SolverOption,
+    Target,
     parse_options,
     parse_target,
     parse_weights,
@@ -45,7 +47,7 @@ def fuse(
         list[str] | None, typer.Argument(metavar="A.pt B.pt …", show_default=False, help="The source models, in order.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model.  [fused.pt]")
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt.")
     ] = None,
     solver: Solver = None,
     solver_option: SolverOption = None,
@@ -55,18 +57,16 @@ def fuse(
     model_weights: Annotated[
         Any,
         typer.Option(
-            "--model-weights", metavar="0.5,0.5", parser=parse_weights, help="One per model, summing to one.  [equal]"
+            "--model-weights",
+            metavar="0.5,0.5",
+            parser=parse_weights,
+            help="One per model, summing to one. Default: equal.",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="INDEX|SPEC", help="Whose sizes the fused model takes: a place from 0.  [0]"),
-    ] = None,
+    target: Target = None,
     data: Data = None,
     calibration_size: Size = None,
-    repair: Annotated[
-        str | None, typer.Option("--repair", metavar="none|reset|repair|refit", help="After the couplings.  [none]")
-    ] = None,
+    repair: Repair = None,
     device: Device = None,
     seed: Seed = None,
     recipe: Annotated[

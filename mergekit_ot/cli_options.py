@@ -79,11 +79,25 @@ SolverOption = Annotated[
 Measure = Annotated[
     str | None, typer.Option("--measure", metavar="NAME", help="What a neuron is seen by: weights, activations …")
 ]
-Size = Annotated[
-    int | None, typer.Option("--calibration-size", min=1, help="Calibration inputs taken from --data.  [2000]")
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="INDEX|SPEC", help="Whose sizes the fused model takes: a place from 0. Default: 0."
+    ),
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.  [auto]")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.  [0]")]
+Repair = Annotated[
+    str | None,
+    typer.Option(
+        "--repair", metavar="none|reset|repair|refit", help="What is done after the couplings. Default: none."
+    ),
+]
+Size = Annotated[
+    int | None, typer.Option("--calibration-size", min=1, help="Calibration inputs taken from --data. Default: 2000.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute. Default: auto.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 Models = Annotated[list[str], typer.Argument(metavar="CKPT…", show_default=False, help="Checkpoints.")]
 Model = Annotated[str, typer.Argument(metavar="CKPT", show_default=False, help="A checkpoint.")]

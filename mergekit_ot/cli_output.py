@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -84,6 +85,7 @@ class StepLine:
         return self
 
     def __call__(self, done: int, total: int, name: str) -> None:
+        """Shows the step that is done last."""
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[2K  step {done}/{total}  {name[:60]}")
             sys.stderr.flush()
@@ -174,7 +176,13 @@ def show_graph(graph: Any, *, as_json: bool) -> None:
     if as_json:
         show_json({"groups": rows, "diagnostics": list(graph.diagnostics.sentences)})
     elif rows:
-        show_table([{**row, "members": _few(row["members"])} for row in rows], title="Neuron groups")
+        free = [{**row, "members": _few(row["members"])} for row in rows if row["why"] is None]
+        if free:
+            show_table(free, ("name", "size", "orders", "members", "flags"), title="Neuron groups")
+        else:
+            note("Nothing found: no neuron group is free.")
+        for why, count in Counter(row["why"] for row in rows if row["why"] is not None).items():
+            note(f"pinned: {f'{count} × ' if count > 1 else ''}{why}")
     else:
         note("Nothing found: the graph has no neuron group.")
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def resolve_data(spec: str, manager: PluginManager | None = None, split: str = T
     if callable(found) and not _is_reiterable(found):
         return DataSource(spec, _opener(found, parsed, split))
     if _is_reiterable(found):
-        return DataSource(spec, lambda: found)
+        return DataSource(spec, lambda: cast("Iterable[Any]", found))
     raise DataError(f"'{spec}' is a {type(found).__name__}. {_PAIR_HELP}")
 
 

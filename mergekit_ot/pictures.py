@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,13 @@ _FORMATS = ("png", "pdf", "svg")
 
 
 def check_picture_path(path: Path) -> None:
-    """Checks that the extension names a picture format.
+    """Checks that a picture can be drawn: the extension names a format, and matplotlib is installed.
 
     Raises:
-        RecipeError: It does not.
+        RecipeError: It cannot.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RecipeError('A picture needs matplotlib. Install it with: pip install "mergekit-ot[demo]".')
     if path.suffix.lower().lstrip(".") not in _FORMATS:
         raise RecipeError(f"'{path}' is no picture: use the extension {', '.join('.' + kind for kind in _FORMATS)}.")
 
@@ -51,10 +54,9 @@ def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: st
     path = Path(path)
     check_picture_path(path)
     has_accuracy = all(curve["accuracy"] is not None for curve in curves.values())
-    panels = (["accuracy", "loss"] if has_accuracy else ["loss"])  # fmt: skip
-    figure = Figure(
-        figsize=(4.4 * len(panels), (3.9 if title else 3.6) + 0.1 * max(len(curves) - 2, 0)), layout="constrained"
-    )
+    panels = ["accuracy", "loss"] if has_accuracy else ["loss"]
+    height = (3.4 if title else 3.2) + 0.2 * len(curves)
+    figure = Figure(figsize=(4.4 * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, (label, curve) in enumerate(curves.items()):

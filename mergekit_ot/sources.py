@@ -165,7 +165,7 @@ def example_inputs_of(
     data: Iterable | None,
     notify: Callable[[str], None],
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
-    """Returns inputs to trace a source by, and the shape of one input without the batch axis.
+    """Returns inputs to trace a source by, and the shape of one input without the batch axis (None for a guess).
 
     In this order: the shape that is given, the checkpoint's own, the first batch of the data, and at last the first
     plausible shape that a fresh instance accepts.
@@ -189,7 +189,7 @@ def example_inputs_of(
                     f"No input shape was given: {shown} ({kind}) is the first plausible one that {source.make.name} "
                     f"accepts. If it is wrong, pass --input-shape."
                 )
-                return (inputs,), shape
+                return (inputs,), None
     raise ArchitectureError(
         f"No plausible input shape was accepted by '{source.make.name}'. Pass the shape of one input without the batch "
         "axis, such as --input-shape 1,28,28, or --data SPEC."

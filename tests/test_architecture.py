@@ -105,7 +105,8 @@ def test_core_knows_no_plugin(path):
     assert not [module for module in _imports(path) if module.split(".")[0] in PLUGINS]
     named = re.compile(rf"({'|'.join(PLUGINS)})([.:].*)?")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        # One of our plugins is called like a hook.
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in _hooks():
             assert not named.fullmatch(node.value), f"{_id(path)}, line {node.lineno}: names a plugin"
 
 

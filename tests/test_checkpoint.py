@@ -25,7 +25,8 @@ def _state() -> OrderedDict[str, torch.Tensor]:
 
 
 def _same(one: object, other: object) -> bool:
-    assert isinstance(one, dict) and isinstance(other, dict)
+    assert isinstance(one, dict)
+    assert isinstance(other, dict)
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -69,12 +70,14 @@ def test_state_dict_is_found_at_any_depth(path: list[str], count: int) -> None:
     for key in path:
         content = {key: content, "epoch": 1}
     found = find_state(content)
-    assert found is not None and found.state == expected
+    assert found is not None
+    assert found.state == expected
 
 
 def test_prefix_stays_where_one_name_lacks_it() -> None:
     found = find_state({"module.a": torch.ones(1), "b": torch.ones(1)})
-    assert found is not None and set(found.state) == {"module.a", "b"}
+    assert found is not None
+    assert set(found.state) == {"module.a", "b"}
 
 
 def test_optimizer_state_is_never_taken() -> None:
@@ -93,7 +96,7 @@ def test_code_is_refused_and_never_executed(tmp_path: Path, legacy: bool) -> Non
 def test_code_in_a_bare_pickle_is_named(tmp_path: Path) -> None:
     mark, path = tmp_path / "executed", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps(_Runs(mark)))
-    with pytest.raises(CheckpointError, match="carries code.*pathlib"):
+    with pytest.raises(CheckpointError, match=r"carries code.*pathlib"):
         load_checkpoint(path)
     assert not mark.exists()
 
@@ -111,17 +114,17 @@ def test_truncated_file_is_a_clear_error(tmp_path: Path, legacy: bool, share: fl
     torch.save({"w": torch.randn(100, 100)}, whole, _use_new_zipfile_serialization=not legacy)
     content = whole.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match="truncated|damaged"):
+    with pytest.raises(CheckpointError, match=r"truncated|damaged"):
         load_checkpoint(path)
 
 
 def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     save_checkpoint(_state(), tmp_path / "model_0.pt")
-    with pytest.raises(CheckpointError, match="Did you mean .*model_0.pt"):
+    with pytest.raises(CheckpointError, match=r"Did you mean .*model_0.pt"):
         load_checkpoint(tmp_path / "model0.pt")
-    with pytest.raises(CheckpointError, match="folder .* does not exist"):
+    with pytest.raises(CheckpointError, match=r"folder .* does not exist"):
         load_checkpoint(tmp_path / "nowhere" / "model0.pt")
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(CheckpointError, match=r"is a folder"):
         load_checkpoint(tmp_path)
 
 
@@ -141,13 +144,13 @@ def test_foreign_formats_are_refused(tmp_path: Path, content: bytes, message: st
 
 def test_file_without_tensors_says_what_it_holds(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "log.pt")
-    with pytest.raises(CheckpointError, match="no state dict.*epoch, loss"):
+    with pytest.raises(CheckpointError, match=r"no state dict.*epoch, loss"):
         load_checkpoint(tmp_path / "log.pt")
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.qweight": torch.zeros(4, dtype=torch.int32), "fc.scales": torch.ones(2)}, tmp_path / "q.pt")
-    with pytest.raises(CheckpointError, match="fc.qweight.*Dequantise"):
+    with pytest.raises(CheckpointError, match=r"fc.qweight.*Dequantise"):
         load_checkpoint(tmp_path / "q.pt")
 
 
@@ -161,7 +164,8 @@ def test_own_checkpoint_returns_all_it_was_given(tmp_path: Path) -> None:
     assert (checkpoint.architecture, checkpoint.arguments) == ("mlp", {"widths": [5, 2]})
     assert (checkpoint.input_shape, checkpoint.provenance) == ((6,), {"seed": 1})
     raw = torch.load(path, weights_only=True)
-    assert raw["format"] == "mergekit_ot" and raw["version"] == 1
+    assert raw["format"] == "mergekit_ot"
+    assert raw["version"] == 1
 
 
 def test_own_checkpoint_keeps_names_that_look_like_wrappers(tmp_path: Path) -> None:
@@ -184,16 +188,16 @@ def test_failed_save_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"No space left"):
         save_checkpoint({"w": torch.ones(3)}, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["own.pt"]
 
 
 def test_save_refuses_what_is_not_plain_data_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not plain data"):
+    with pytest.raises(CheckpointError, match=r"not plain data"):
         save_checkpoint(_state(), tmp_path / "own.pt", arguments={"activation": nn.ReLU()})
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"does not exist"):
         save_checkpoint(_state(), tmp_path / "nowhere" / "own.pt")
     assert list(tmp_path.iterdir()) == []
 
@@ -202,6 +206,6 @@ def test_save_refuses_what_is_not_plain_data_and_missing_folders(tmp_path: Path)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.complex64])
 def test_weights_that_are_not_finite_are_named(bad: float, dtype: torch.dtype) -> None:
     state = {"steps": torch.tensor(3), "fine": torch.ones(2), "broken": torch.tensor([1.0, bad]).to(dtype)}
-    with pytest.raises(CheckpointError, match="'broken' of 'a.pt' has 1 of 2"):
+    with pytest.raises(CheckpointError, match=r"'broken' of 'a.pt' has 1 of 2"):
         check_finite(state, "a.pt")
     check_finite({"steps": torch.tensor(3), "fine": torch.ones(2, dtype=dtype)}, "a.pt")

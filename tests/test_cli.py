@@ -61,9 +61,7 @@ class Run:
         (folder / "nets.py").write_text(_NETS)
         torch.manual_seed(0)
         state = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)).state_dict()
-        self.a = {name.replace("0.", "fc1.").replace("2.", "fc3.") if name[0] != "1" else name.replace("1.", "fc2."): value
-                  for name, value in state.items()}  # fmt: skip
-        self.a = {name: 3 * value for name, value in self.a.items()}
+        self.a = {f"fc{int(name[0]) + 1}{name[1:]}": 3 * value for name, value in state.items()}
         first, second = torch.tensor([3, 1, 5, 0, 4, 2]), torch.tensor([4, 2, 0, 1, 3])
         self.b = {
             "fc1.weight": self.a["fc1.weight"][first], "fc1.bias": self.a["fc1.bias"][first],
@@ -76,7 +74,7 @@ class Run:
         x = torch.randn(70, 4)
         labels = _outputs(self.a, x).argmax(1)
         parts = {"x_train": x[:40], "y_train": labels[:40], "x_test": x[40:], "y_test": labels[40:]}
-        np.savez(folder / "data.npz", **{name: part.numpy() for name, part in parts.items()})
+        np.savez(folder / "data.npz", **{name: part.numpy() for name, part in parts.items()})  # type: ignore[arg-type]
         self.arch = ("--arch", "nets.py:Net")
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
@@ -95,7 +93,9 @@ class Run:
     def fails(self, *arguments: str) -> str:
         assert self(*arguments, status=1) == ""
         message = [line for line in self.err.splitlines() if line.startswith("mergeot: error: ")]
-        assert len(message) == 1 and "Traceback" not in self.err and "internal error" not in self.err
+        assert len(message) == 1
+        assert "Traceback" not in self.err
+        assert "internal error" not in self.err
         return message[0]
 
 
@@ -112,10 +112,12 @@ def _outputs(state: dict, x: torch.Tensor) -> torch.Tensor:
 
 def test_eval_scores_every_model(run: Run) -> None:
     content = run.json("eval", "a.pt", "b.pt", *run.arch, "--data", "data.npz")
-    assert set(content) == {"models"} and [model["path"] for model in content["models"]] == ["a.pt", "b.pt"]
+    assert set(content) == {"models"}
+    assert [model["path"] for model in content["models"]] == ["a.pt", "b.pt"]
     one, other = content["models"]
     assert set(one) == {"path", "loss", "accuracy", "count"}
-    assert one["count"] == 30 and one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one["count"] == 30
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     with np.load("data.npz") as data:
         x, y = torch.from_numpy(data["x_test"]).float(), torch.from_numpy(data["y_test"])
     assert one["loss"] == pytest.approx(nn.functional.cross_entropy(_outputs(run.a, x), y).item(), rel=1e-5)
@@ -134,7 +136,8 @@ def test_fuse_recovers_a_planted_order_and_writes_what_it_says(run: Run, solver:
     fused = load_checkpoint("fused.pt")
     x = torch.randn(20, 4)
     assert torch.allclose(_outputs(dict(fused.state), x), _outputs(run.a, x), atol=1e-5)
-    assert fused.architecture is None and fused.provenance["solver"] == solver
+    assert fused.architecture is None
+    assert fused.provenance["solver"] == solver
     assert [source["sha256"] for source in fused.provenance["sources"]] == [
         load_checkpoint(name).sha256 for name in ("a.pt", "b.pt")
     ]
@@ -176,7 +179,8 @@ def test_dry_run_writes_nothing(run: Run) -> None:
 def test_recipe_and_report(run: Run) -> None:
     Path("fuse.yaml").write_text("models: [a.pt, b.pt]\nsolver: average\narch: nets.py:Net\ninput_shape: [4]\n")
     content = run.json("fuse", "--recipe", "fuse.yaml", "--solver", "wb", "--report", "report", "-o", "out.pt")
-    assert content["solver"] == "wb" and Path("out.pt").exists()
+    assert content["solver"] == "wb"
+    assert Path("out.pt").exists()
     report = json.loads(Path("report/report.json").read_text())
     assert {key: report[key] for key in content} == content
     assert "solver" not in Path("report/recipe.yaml").read_text()  # wb is the default
@@ -186,7 +190,8 @@ def test_recipe_and_report(run: Run) -> None:
 def test_align_keeps_the_function_and_takes_the_order(run: Run) -> None:
     content = run.json("align", "a.pt", "b.pt", "b.pt", "-o", "aligned", *run.arch, "--input-shape", "4")
     assert [output["path"] for output in content["outputs"]] == ["aligned/b.pt", "aligned/b-2.pt"]
-    assert content["reference"] == "a.pt" and content["outputs"][0]["max_error"] < 1e-5
+    assert content["reference"] == "a.pt"
+    assert content["outputs"][0]["max_error"] < 1e-5
     aligned = load_checkpoint("aligned/b.pt").state
     assert all(torch.allclose(aligned[name], run.a[name], atol=1e-6) for name in run.a)
 
@@ -198,7 +203,8 @@ def test_align_refuses_other_widths(run: Run) -> None:
         {**run.b, "fc1.weight": torch.ones(2, 4), "fc1.bias": torch.ones(2), "fc2.weight": torch.ones(5, 2)}, "c.pt"
     )
     message = run.fails("align", "a.pt", "c.pt", "-o", "aligned", *run.arch, "--arch", "nets.py:Net?hidden=2")
-    assert "differ in width" in message and not Path("aligned").exists()
+    assert "differ in width" in message
+    assert not Path("aligned").exists()
 
 
 def test_check_counts(run: Run) -> None:
@@ -211,7 +217,8 @@ def test_check_counts(run: Run) -> None:
 def test_check_of_a_model_without_free_groups_is_no_pass(run: Run) -> None:
     torch.save(nn.Linear(4, 3).state_dict(), "line.pt")
     content = run.json("check", "line.pt", "--arch", "nets.py:line")
-    assert content["preserved"] is None and content["groups"] == 0
+    assert content["preserved"] is None
+    assert content["groups"] == 0
     run("check", "line.pt", "--arch", "nets.py:line")
     assert "Nothing found" in run.err
 
@@ -221,7 +228,8 @@ def test_inspect_draws_every_group(run: Run) -> None:
     free = [group["name"] for group in content["groups"] if group["status"] == "free"]
     assert sorted(free) == ["fc1.weight:0", "fc2.weight:0"]
     texts = [element.text for element in ElementTree.parse("groups.svg").iter() if element.text]
-    assert all(name in texts for name in free) and "6 neurons" in texts
+    assert all(name in texts for name in free)
+    assert "6 neurons" in texts
     assert '"fc1.weight:0" -> "fc2.weight:0" [label="fc2.weight"]' in Path("groups.dot").read_text()
 
 
@@ -231,7 +239,8 @@ def test_barrier_of_a_reordered_copy_vanishes_when_aligned(run: Run) -> None:
         "--plot", "curve.png",
     )  # fmt: skip
     keys = {"t", "loss", "accuracy", "loss_barrier", "error_barrier"}
-    assert set(content) == keys | {"aligned"} and set(content["aligned"]) == keys
+    assert set(content) == keys | {"aligned"}
+    assert set(content["aligned"]) == keys
     assert content["t"] == [0, 0.25, 0.5, 0.75, 1]
     assert content["loss_barrier"] > 1e-3 > 1e-6 > content["aligned"]["loss_barrier"]
     assert content["aligned"]["loss"] == pytest.approx([content["loss"][0]] * 5, rel=1e-4)
@@ -249,7 +258,8 @@ def test_json_has_no_nan(run: Run) -> None:
 def test_plugins_lists_what_is_registered(run: Run) -> None:
     content = run.json("plugins")
     assert {"wb", "weight-matching", "average"} <= set(content["solvers"])
-    assert "weights" in content["measures"] and content["rules"]
+    assert "weights" in content["measures"]
+    assert content["rules"]
     assert all(set(plugin) == {"name", "version", "distribution", "hooks"} for plugin in content["plugins"])
     run("plugins")
     assert "weight-matching" in run.err
@@ -316,7 +326,8 @@ def test_errors_are_one_message_and_leave_nothing_behind(run: Run, arguments: tu
     ],
 )
 def test_wrong_usage_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None:
-    assert run(*arguments, status=2) == "" and "Traceback" not in run.err
+    assert run(*arguments, status=2) == ""
+    assert "Traceback" not in run.err
 
 
 def test_unforeseen_errors_ask_for_a_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +339,8 @@ def test_unforeseen_errors_ask_for_a_report(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(looking, "run_eval", breaks)
     monkeypatch.delenv("MERGEOT_DEBUG", raising=False)
     run("eval", "a.pt", "--data", "data.npz", status=1)
-    assert "internal error: ZeroDivisionError: nobody thought of this" in run.err and "report it" in run.err
+    assert "internal error: ZeroDivisionError: nobody thought of this" in run.err
+    assert "report it" in run.err
     assert "Traceback" not in run.err
     monkeypatch.setenv("MERGEOT_DEBUG", "1")
     run("eval", "a.pt", "--data", "data.npz", status=1)

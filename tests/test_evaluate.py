@@ -40,7 +40,8 @@ def test_against_one_batch_by_hand() -> None:
 def test_log_softmax_outputs_score_the_same() -> None:
     net = _net(0)
     one, other = evaluate([net, nn.Sequential(net, nn.LogSoftmax(1))], _data())
-    assert one.loss == pytest.approx(other.loss, abs=1e-6) and one.accuracy == other.accuracy
+    assert one.loss == pytest.approx(other.loss, abs=1e-6)
+    assert one.accuracy == other.accuracy
 
 
 def test_several_models_are_scored_in_one_pass() -> None:
@@ -62,7 +63,9 @@ def test_model_comes_back_as_it_was() -> None:
     net[1].eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     evaluate(net, _data())
-    assert net.training and net[0].training and not net[1].training
+    assert net.training
+    assert net[0].training
+    assert not net[1].training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -77,7 +80,8 @@ def test_sequence_models_score_every_position() -> None:
     table = nn.Embedding(5, 5)
     table.weight.data = torch.eye(5) * 50
     tokens = torch.randint(5, (3, 7))
-    assert evaluate(table, [(tokens, tokens)]) == Evaluation(pytest.approx(0, abs=1e-9), 100.0, 21)
+    score = evaluate(table, [(tokens, tokens)])
+    assert (score.loss, score.accuracy, score.count) == (pytest.approx(0, abs=1e-9), 100.0, 21)
     classes_second = nn.Sequential(table, nn.Flatten(0, 0))
     classes_second.forward = lambda x: table(x).movedim(-1, 1)  # type: ignore[method-assign]
     assert evaluate(classes_second, [(tokens, tokens)]).accuracy == 100.0
@@ -125,9 +129,9 @@ def test_interpolation_is_linear_and_exact_at_its_ends(t: float, seed: int) -> N
 
 
 def test_interpolation_needs_equal_shapes() -> None:
-    with pytest.raises(ArchitectureError, match="'w' is .2,. in the first model and .3,. in the second"):
+    with pytest.raises(ArchitectureError, match=r"'w' is .2,. in the first model and .3,. in the second"):
         interpolate({"w": torch.zeros(2)}, {"w": torch.zeros(3)}, 0.5)
-    with pytest.raises(ArchitectureError, match="'b' is missing"):
+    with pytest.raises(ArchitectureError, match=r"'b' is missing"):
         interpolate({"w": torch.zeros(2)}, {"w": torch.zeros(2), "b": torch.zeros(2)}, 0.5)
 
 
@@ -193,7 +197,9 @@ def test_barrier_of_tied_weights() -> None:
 def test_barrier_of_a_regression_has_no_error() -> None:
     one, other = nn.Linear(2, 1), nn.Linear(2, 1)
     curve = barrier(one, one.state_dict(), other.state_dict(), [(torch.randn(4, 2), torch.randn(4, 1))], points=3)
-    assert curve["accuracy"] is None and curve["error_barrier"] is None and curve["loss_barrier"] >= 0
+    assert curve["accuracy"] is None
+    assert curve["error_barrier"] is None
+    assert curve["loss_barrier"] >= 0
 
 
 def test_losses_that_are_not_finite_make_no_barrier() -> None:
@@ -205,7 +211,7 @@ def test_losses_that_are_not_finite_make_no_barrier() -> None:
 
 def test_one_point_is_no_path() -> None:
     net = nn.Linear(4, 3)
-    with pytest.raises(DataError, match="at least 2"):
+    with pytest.raises(DataError, match=r"at least 2"):
         barrier(net, net.state_dict(), net.state_dict(), _data(), points=1)
 
 
@@ -214,8 +220,9 @@ def test_picture_of_a_barrier(tmp_path: Path, kind: str) -> None:
     one, other = _net(0), _net(1)
     curve = barrier(one, one.state_dict(), other.state_dict(), _data(), points=3)
     path = plot_barrier({"naive": curve, "aligned": curve}, tmp_path / f"curve.{kind}", title="two nets")
-    assert path.stat().st_size > 3000 and list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_size > 3000
+    assert list(tmp_path.iterdir()) == [path]
     if kind == "svg":
         assert "barrier" in path.read_text() or "<svg" in path.read_text()
-    with pytest.raises(RecipeError, match="no picture"):
+    with pytest.raises(RecipeError, match=r"no picture"):
         plot_barrier({"naive": curve}, tmp_path / "curve.txt")

@@ -64,7 +64,8 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         tmp_path / "fuse.yaml", solver="wb", seed=0, target=0, model_weights=None, solver_options={"alpha": 2}
     )
     assert (recipe.solver, recipe.seed, recipe.weights, recipe.models) == ("wb", 0, (1.0, 0.0), ("a", "b"))
-    assert recipe.solver_options == {"alpha": 2, "steps": 2} and recipe.arch == ("nets.py:mlp",)
+    assert recipe.solver_options == {"alpha": 2, "steps": 2}
+    assert recipe.arch == ("nets.py:mlp",)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +86,11 @@ def test_recipe_errors(tmp_path: Path, text: str, message: str) -> None:
 
 def test_missing_recipe_and_too_few_models(tmp_path: Path) -> None:
     (tmp_path / "fuse.yaml").write_text("solver: wb")
-    with pytest.raises(RecipeError, match="Did you mean .*fuse.yaml"):
+    with pytest.raises(RecipeError, match=r"Did you mean .*fuse.yaml"):
         make_recipe(tmp_path / "fused.yaml", models=["a", "b"])
-    with pytest.raises(RecipeError, match="at least two models; 1 given"):
+    with pytest.raises(RecipeError, match=r"at least two models; 1 given"):
         make_recipe(models=["a"])
-    with pytest.raises(RecipeError, match="target 2 does not exist: with 2 models it is 0 to 1"):
+    with pytest.raises(RecipeError, match=r"target 2 does not exist: with 2 models it is 0 to 1"):
         make_recipe(models=["a", "b"], target=2)
-    with pytest.raises(RecipeError, match="3 architectures for 2 models"):
+    with pytest.raises(RecipeError, match=r"3 architectures for 2 models"):
         make_recipe(models=["a", "b"], arch=["x", "y", "z"])

@@ -60,7 +60,7 @@ def test_query_returns_what_was_written(arguments: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("-0.5", -0.5), ("1e-3", 1e-3), ("True", True), ("none", None), ("relu", "relu"), ("0.1,0.2", (0.1, 0.2)),
+    [("3", 3), ("-0.5", -0.5), ("1e-3", 1e-3), ("True", True), ("none", None), ("relu", "relu"), ("1,0.2", (1, 0.2)),
      ("a,b", "a,b"), ("", "")],
 )  # fmt: skip
 def test_values(text: str, value: object) -> None:
@@ -76,14 +76,20 @@ def test_place_and_name(text: str) -> None:
 def test_architecture_builds_fresh_instances_with_its_arguments(nets: str) -> None:
     make = resolve_architecture(f"{nets}:mlp?h1=7&bias=false")
     one, other = make(), make()
-    assert isinstance(one, nn.Sequential) and one[0].weight.shape == (7, 2) and one[0].bias is None
-    assert one is not other and one[0].weight is not other[0].weight
-    assert make.arguments == {"h1": 7, "bias": False} and not make.is_registered
+    assert isinstance(one, nn.Sequential)
+    assert isinstance(other, nn.Sequential)
+    assert one[0].weight.shape == (7, 2)
+    assert one[0].bias is None
+    assert one is not other
+    assert one[0].weight is not other[0].weight
+    assert make.arguments == {"h1": 7, "bias": False}
+    assert not make.is_registered
 
 
 def test_an_instance_serves_as_prototype(nets: str) -> None:
     make = resolve_architecture(f"{nets}:prototype")
-    assert make() is not make() and isinstance(make(), nn.Linear)
+    assert make() is not make()
+    assert isinstance(make(), nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -103,20 +109,20 @@ def test_architecture_errors(nets: str, name: str, message: str) -> None:
 
 
 def test_architecture_places_that_do_not_exist(nets: str, tmp_path: Path) -> None:
-    with pytest.raises(ArchitectureError, match="no file .*net.py'. Did you mean .*nets.py"):
+    with pytest.raises(ArchitectureError, match=r"no file .*net.py'. Did you mean .*nets.py"):
         resolve_architecture(str(tmp_path / "net.py:mlp"))
-    with pytest.raises(ArchitectureError, match="no module 'no_such_package.nets'"):
+    with pytest.raises(ArchitectureError, match=r"no module 'no_such_package.nets'"):
         resolve_architecture("no_such_package.nets:mlp")
-    with pytest.raises(ArchitectureError, match="Unknown architecture 'no-such-net'.*A SPEC is"):
+    with pytest.raises(ArchitectureError, match=r"Unknown architecture 'no-such-net'.*A SPEC is"):
         resolve_architecture("no-such-net")
     (tmp_path / "broken.py").write_text("import no_such_package\n")
-    with pytest.raises(ArchitectureError, match="raised ModuleNotFoundError"):
+    with pytest.raises(ArchitectureError, match=r"raised ModuleNotFoundError"):
         resolve_architecture(str(tmp_path / "broken.py:mlp"))
 
 
 def _archive(folder: Path, **arrays: np.ndarray) -> str:
     path = folder / "data.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return str(path)
 
 
@@ -129,23 +135,27 @@ def test_archive_of_bytes_becomes_normalised_images(tmp_path: Path) -> None:
     batches = list(resolve_data(f"{path}?mean=0.5&std=0.25&batch=2&limit=3")())
     assert [tuple(x.shape) for x, _ in batches] == [(2, 1, 4, 4), (1, 1, 4, 4)]
     assert torch.equal(batches[0][0], torch.full((2, 1, 4, 4), 2.0))
-    assert torch.equal(torch.cat([y for _, y in batches]), torch.arange(3)) and batches[0][1].dtype == torch.int64
+    assert torch.equal(torch.cat([y for _, y in batches]), torch.arange(3))
+    assert batches[0][1].dtype == torch.int64
 
 
 def test_test_part_for_evaluation_and_train_part_for_calibration(tmp_path: Path) -> None:
     path = _archive(tmp_path, x_train=_images(6, 0), y_train=np.arange(6), x_test=_images(2), y_test=np.arange(2))
     assert next(iter(resolve_data(path)()))[0].mean() == 1
     train = next(iter(resolve_data(path, split=TRAIN)()))
-    assert train[0].mean() == 0 and sorted(train[1].tolist()) == list(range(6))
+    assert train[0].mean() == 0
+    assert sorted(train[1].tolist()) == list(range(6))
     assert next(iter(resolve_data(f"{path}?split=train")()))[0].shape[0] == 6
     again = resolve_data(path, split=TRAIN)
-    assert torch.equal(next(iter(again()))[1], train[1]) and torch.equal(next(iter(again()))[1], train[1])
+    assert torch.equal(next(iter(again()))[1], train[1])
+    assert torch.equal(next(iter(again()))[1], train[1])
 
 
 def test_train_part_is_shuffled_pair_by_pair(tmp_path: Path) -> None:
     x = np.arange(50, dtype=np.float32)[:, None]
     inputs, targets = next(iter(resolve_data(_archive(tmp_path, x_train=x, y_train=np.arange(50)), split=TRAIN)()))
-    assert torch.equal(inputs[:, 0].long(), targets) and targets.tolist() != list(range(50))
+    assert torch.equal(inputs[:, 0].long(), targets)
+    assert targets.tolist() != list(range(50))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,7 @@ def test_data_errors(nets: str, name: str, message: str) -> None:
 
 def test_missing_archive_and_unknown_name(tmp_path: Path) -> None:
     _archive(tmp_path, x=np.zeros(2), y=np.zeros(2))
-    with pytest.raises(DataError, match="Did you mean .*data.npz"):
+    with pytest.raises(DataError, match=r"Did you mean .*data.npz"):
         resolve_data(str(tmp_path / "dat.npz"))
-    with pytest.raises(DataError, match="Unknown data set 'no-such-data'"):
+    with pytest.raises(DataError, match=r"Unknown data set 'no-such-data'"):
         resolve_data("no-such-data")

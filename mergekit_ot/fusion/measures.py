@@ -89,7 +89,9 @@ class GroupView:
             if len(places) == 1 and self._role(source, name, block, places[0]) != IN:
                 rows.append(block.view.movedim(places[0], 0).reshape(self.size(source), -1))
         own = torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 1)
-        return torch.cdist(own, own) / max(self.size(source), 1) ** 0.5
+        fused = self.alignment.target.groups[self.group].size
+        # Scaled so that the structure term is the mean over pairs of neurons, whatever the sizes are.
+        return torch.cdist(own, own) * (fused**0.5 / self.size(source))
 
     def activations(self, standardised: bool = False) -> list[Float[Tensor, "n d"]] | None:
         """Returns, per source, rows whose distances are those of the neurons' centred responses to calibration data.

@@ -73,15 +73,15 @@ def _quoted(text: str) -> str:
 
 
 def _layers(network: nx.MultiDiGraph) -> list[list[str]]:
-    """Groups by the longest way to them; groups that read each other stand in one layer."""
-    condensed = nx.condensation(nx.DiGraph(network)) if network.number_of_nodes() else nx.DiGraph()
-    depth: dict[int, int] = {}
-    for component in nx.topological_sort(condensed):
-        depth[component] = 1 + max((depth[before] for before in condensed.predecessors(component)), default=-1)
+    """Groups by the longest way to them, in the order in which operations make them; what leads back is left out."""
+    order = sorted(network, key=lambda key: (network.nodes[key].get("first", 0), key))
+    depth: dict[str, int] = {}
+    for key in order:
+        depth[key] = 1 + max((depth[before] for before in network.predecessors(key) if before in depth), default=-1)
     layers: list[list[str]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
-    for component, level in depth.items():
-        layers[level] += condensed.nodes[component]["members"]
-    return [sorted(layer, key=lambda key: (network.nodes[key].get("first", 0), key)) for layer in layers]
+    for key in order:
+        layers[depth[key]].append(key)
+    return layers
 
 
 def _boxes(network: nx.MultiDiGraph, layers: list[list[str]]) -> tuple[dict[str, tuple[float, int, float]], float]:
@@ -115,8 +115,9 @@ def _arrow(boxes: dict[str, tuple[float, int, float]], before: str, after: str, 
         bend = (bottom - top) / 2
         curve = f"M{start:.1f},{top} C{start:.1f},{top + bend:.1f} {end:.1f},{bottom - bend:.1f} {end:.1f},{bottom - 2}"
     else:
-        start, end = x1 + w1 / 2, x2 + w2 / 2
-        curve = f"M{start:.1f},{y1} C{start:.1f},{y1 - 30} {end:.1f},{y2 - 30} {end:.1f},{y2 - 2}"
+        # Against the order, as into a residual stream: around the right side.
+        start, end, from_y, to_y = x1 + w1, x2 + w2, y1 + _HEIGHT / 2, y2 + _HEIGHT / 2
+        curve = f"M{start:.1f},{from_y} C{start + 40:.1f},{from_y - 20} {end + 60:.1f},{to_y + 20} {end + 2:.1f},{to_y}"
     label = ""
     if y2 == y1 + _ROW and before != after:
         shown = parameters[0] + (f" +{len(parameters) - 1}" if len(parameters) > 1 else "")

@@ -88,11 +88,11 @@ def run_barrier(
         inputs, _ = example_inputs_of(first, recipe.input_shape, test, notify)
         calibration = resolve_data(recipe.data, manager, TRAIN)
         result = align_pair(first, second, recipe, inputs, calibration, manager, progress)
-        ordered = [
+        one, other = (
             {name: value.to(state_a[name].dtype) for name, value in result.aligned_state(number).items()}
             for number in (0, 1)
-        ]
-        aligned = barrier(first.make(), *ordered, test, points, recipe.device)
+        )
+        aligned = barrier(first.make(), one, other, test, points, recipe.device)
         curves[f"aligned ({recipe.solver})"] = aligned
     if plot is not None:
         plot_barrier(curves, plot)

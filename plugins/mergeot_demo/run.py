@@ -84,9 +84,7 @@ def run_demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MergeotError(
-            f"Cannot create the folder '{folder}': {error.strerror}. Choose another --output."
-        ) from error
+        raise MergeotError(f"Cannot create '{folder}': {error.strerror}. Choose another --output.") from error
     calibration, test = (list(resolve_data(DATA, manager, split)()) for split in ("train", "test"))
     inputs, targets = (torch.cat(parts) for parts in zip(*calibration, strict=True))
     notify(f"Training two networks on {len(inputs)} digits, from different seeds …")

@@ -179,8 +179,11 @@ def _starts(problem: BarycenterProblem, counting: Sequence[int]) -> Iterator[tup
     """Yields targets to start from, each with the source that it equals (None where it was resampled)."""
     fitting = [place for place in counting if problem.measures[place].size == problem.size]
     if fitting:
-        is_pair = problem.is_assignment and len(counting) <= 2
-        for place in fitting[:1] if is_pair else fitting:
+        if problem.is_assignment and len(counting) <= 2:
+            # Which of two starts makes no difference to the problem, only to the search: choose by content, so that
+            # the result does not depend on the order in which the sources are given.
+            fitting = [max(fitting, key=lambda place: float(problem.measures[place].support.square().sum()))]
+        for place in fitting:
             measure = problem.measures[place]
             yield NeuronMeasure.uniform(measure.support, measure.structure), place if measure.is_uniform else None
         return
