@@ -52,8 +52,14 @@ _HOMES = {
     "Checkpoint": "mergekit_ot.checkpoint",
     "load_checkpoint": "mergekit_ot.checkpoint",
     "save_checkpoint": "mergekit_ot.checkpoint",
-    "evaluate": "mergekit_ot.evaluate",
-    "barrier": "mergekit_ot.evaluate",
+    "evaluate": "mergekit_ot.evaluation",
+    "barrier": "mergekit_ot.evaluation",
+    "plot_barrier": "mergekit_ot.pictures",
+    "Architecture": "mergekit_ot.specs",
+    "resolve_architecture": "mergekit_ot.specs",
+    "resolve_data": "mergekit_ot.datasets",
+    "PluginManager": "mergekit_ot.plugin_manager",
+    "default_manager": "mergekit_ot.plugin_manager",
     "MergeotError": "mergekit_ot.errors",
     "DataError": "mergekit_ot.errors",
     "CheckpointError": "mergekit_ot.errors",
@@ -75,6 +81,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from mergekit_ot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from mergekit_ot.datasets import resolve_data
     from mergekit_ot.errors import (
         ArchitectureError,
         CheckpointError,
@@ -83,7 +90,7 @@ if TYPE_CHECKING:
         RecipeError,
         SolverError,
     )
-    from mergekit_ot.evaluate import barrier, evaluate
+    from mergekit_ot.evaluation import barrier, evaluate
     from mergekit_ot.fusion.engine import fuse
     from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
     from mergekit_ot.fusion.plan import AbstractExecutor, Step
@@ -94,6 +101,9 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
     from mergekit_ot.graph.trace import trace_model
     from mergekit_ot.graph.verify import check_model
+    from mergekit_ot.pictures import plot_barrier
+    from mergekit_ot.plugin_manager import PluginManager, default_manager
+    from mergekit_ot.specs import Architecture, resolve_architecture
     from mergekit_ot.transport.ground_cost import (
         barycenter_cost,
         couple,

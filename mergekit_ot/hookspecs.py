@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergekit_ot.checkpoint import Checkpoint
-    from mergekit_ot.fusion.result import StepReport
     from mergekit_ot.fusion.measures import AbstractNodeMeasure
     from mergekit_ot.fusion.plan import AbstractExecutor
     from mergekit_ot.fusion.repair import AbstractRepair
+    from mergekit_ot.fusion.result import StepReport
     from mergekit_ot.graph.rule import NodeRule
     from mergekit_ot.transport.solver import AbstractBarycenterSolver
 

@@ -162,6 +162,7 @@ class PluginManager:
         try:
             self._pluggy.register(plugin, name)
         except pluggy.PluginValidationError as error:
+            # Older pluggy (1.5) keeps the name of a plugin that it refused.
             self._pluggy.unregister(name=name)
             raise PluginError(f"Plugin '{name}' implements a hook wrongly: {error}") from error
         self._tables.clear()

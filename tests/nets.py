@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class Net:
 class Mlp(nn.Module):
     def __init__(self, sizes: tuple[int, ...] = (6, 8, 5, 3), bias: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -78,7 +79,9 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.stage1 = nn.Sequential(BasicBlock(width, width, 1, shortcut), BasicBlock(width, width, 1, shortcut))
-        self.stage2 = nn.Sequential(BasicBlock(width, 2 * width, 2, shortcut), BasicBlock(2 * width, 2 * width, 1, shortcut))
+        self.stage2 = nn.Sequential(
+            BasicBlock(width, 2 * width, 2, shortcut), BasicBlock(2 * width, 2 * width, 1, shortcut)
+        )
         self.linear = nn.Linear(2 * width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -263,7 +266,9 @@ NETS: dict[str, Net] = {
         (torch.randn(2, 2, 9),), 1, 1,
     ),
     "conv3d": Net(
-        lambda: nn.Sequential(nn.Conv3d(1, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(32, 3)),
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(32, 3)
+        ),
         (torch.randn(2, 1, 5, 5, 5),), 1, 1,
     ),
     # The stream, and the gated hidden layer of each of two blocks.

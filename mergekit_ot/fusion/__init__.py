@@ -1,0 +1,1 @@
+"""Joins graph and transport: plans, alignment, the engine, repair."""

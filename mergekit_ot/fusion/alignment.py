@@ -194,7 +194,7 @@ def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str) -> T
     if coupling.index is not None:
         return tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
     weights = coupling.split_map(tensor).T if role == IN else coupling.average_map(tensor)
-    return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor, dims=([1], [dim])), 0, dim)
+    return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor.movedim(dim, 0), dims=1), 0, dim)
 
 
 def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:

@@ -278,7 +278,8 @@ class FusionRun:
             )
         elif error is not None and error > 1e-3:
             found.append(
-                f"Some couplings are not permutations, so aligned sources differ from the sources (relative error {error:.2g})."
+                "Some couplings are not permutations, so aligned sources differ from the sources "
+                f"(relative error {error:.2g})."
             )
         if setup.target_graph.buffers and setup.repair is None and setup.solver.name != "average":
             found.append(
@@ -294,15 +295,10 @@ def _same_couplings(before: Sequence[Coupling | FamilyCoupling], after: Sequence
 
 def _same(one: Coupling | FamilyCoupling, other: Coupling | FamilyCoupling) -> bool:
     if isinstance(one, FamilyCoupling) or isinstance(other, FamilyCoupling):
-        both = isinstance(one, FamilyCoupling) and isinstance(other, FamilyCoupling)
-        return (
-            both
-            and one.members.keys() == other.members.keys()
-            and all(  # type: ignore[union-attr]
-                _same(member, other.members[pairs])
-                for pairs, member in one.members.items()  # type: ignore[union-attr]
-            )
-        )
+        if not (isinstance(one, FamilyCoupling) and isinstance(other, FamilyCoupling)):
+            return False
+        pairs = one.members.keys()
+        return pairs == other.members.keys() and all(_same(one.members[p], other.members[p]) for p in pairs)
     if one.index is not None and other.index is not None:
         return bool(torch.equal(one.index.cpu(), other.index.cpu()))
     return bool(torch.allclose(one.transport_plan(), other.transport_plan().to(one.transport_plan()), atol=1e-9))

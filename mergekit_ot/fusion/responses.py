@@ -136,9 +136,10 @@ class ResponseGrams:
         for name, value in values.items():
             for block in blocks_of(value, graph.values[name]):
                 for place, dimension in enumerate(block.dimensions):
-                    group = dimension.group
-                    if group in graph.free_groups and not graph.groups[group].context:
-                        found.setdefault(group, []).append(block.view.movedim(place, 0).reshape(dimension.size, -1))
+                    group = graph.free_groups.get(dimension.group or "")
+                    if group is not None and not group.context:
+                        rows = block.view.movedim(place, 0).reshape(dimension.size, -1)
+                        found.setdefault(group.key, []).append(rows)
         return {group: torch.cat(parts, 1) for group, parts in found.items()}
 
     def rows(self, group: str, standardised: bool = False) -> list[Tensor] | None:

@@ -195,7 +195,9 @@ def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
     others = dict([*other.named_parameters(), *other.named_buffers()])
     if {n: (t.shape, t.dtype) for n, t in tensors} != {n: (t.shape, t.dtype) for n, t in others.items()}:
         return False
-    return all(type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours)
+    return all(
+        type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours
+    )
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

@@ -64,9 +64,8 @@ class SourceModel:
         if lacking or surplus:
             what = f"'{lacking[0]}' is missing" if lacking else f"'{surplus[0]}' is not part of the architecture"
             more = len(lacking) + len(surplus) - 1
-            raise ArchitectureError(
-                f"{self.name} does not fit its architecture: {what}{f' (and {more} more names)' if more else ''}. {hint}"
-            )
+            others = f" (and {more} more names)" if more else ""
+            raise ArchitectureError(f"{self.name} does not fit its architecture: {what}{others}. {hint}")
         for name, tensor in self.state.items():
             if tuple(tensor.shape) != tuple(expected[name].shape):
                 raise ArchitectureError(

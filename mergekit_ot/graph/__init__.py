@@ -1,0 +1,1 @@
+"""The graph IR and what finds it: knows networks, and nothing of transport."""

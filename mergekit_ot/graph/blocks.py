@@ -88,12 +88,8 @@ def reorder(tensor: Tensor, layouts: Sequence[AxisLayout], graph: ModelGraph, or
     result = tensor.clone()
     for old, new in zip(blocks_of(tensor, layouts), blocks_of(result, layouts), strict=True):
         view = old.view
-        groups = [dimension.group for dimension in old.dimensions]
-        by_depth = sorted(range(len(groups)), key=lambda d: len(graph.groups[groups[d]].context) if groups[d] else 0)
-        for place in by_depth:
-            group = groups[place]
-            if group is None or group not in orders:
-                continue
+        held = [(place, d.group) for place, d in enumerate(old.dimensions) if d.group is not None and d.group in orders]
+        for place, group in sorted(held, key=lambda item: len(graph.groups[item[1]].context)):
             context = graph.groups[group].context
             if not context:
                 view = view.index_select(place, orders[group])

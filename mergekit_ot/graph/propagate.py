@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import map_arg
 
 from mergekit_ot.graph.algebra import AxisAlgebra
 from mergekit_ot.graph.expressions import Atom, Expression, PinReason, Replicated, atoms_of, resolve, size_of
@@ -77,7 +78,9 @@ class Propagator:
         shape = _shape(node.meta.get("val"))
         if shape is None:
             return None
-        kind = spec.kind if spec is not None else InputKind.USER_INPUT
+        if spec is None or spec.kind == InputKind.USER_INPUT:
+            return Value(shape, [self.algebra.pinned(size, "model input") for size in shape], is_data=True)
+        kind = spec.kind
         if kind == InputKind.PARAMETER or (kind == InputKind.BUFFER and self._is_neuron_buffer(node)):
             name = self.aliases.get(spec.target, spec.target)
             if name not in self.found.parameters:
@@ -86,8 +89,6 @@ class Propagator:
                     self.found.buffers.add(name)
             places = tuple((name, axis) for axis in range(len(shape)))
             return Value(shape, self.found.parameters[name], frozenset({name}), places)
-        if kind == InputKind.USER_INPUT:
-            return Value(shape, [self.algebra.pinned(size, "model input") for size in shape], is_data=True)
         tensor = self._constant(spec)
         return Value(shape, self._constant_labels(shape, tensor, f"constant '{spec.target}'"))
 
@@ -110,8 +111,9 @@ class Propagator:
 
     def _constant(self, spec: Any) -> Tensor | None:
         for store in (self.program.state_dict, self.program.constants):
-            if spec.target in store and isinstance(store[spec.target], Tensor):
-                return store[spec.target]
+            tensor = store.get(spec.target)
+            if isinstance(tensor, Tensor):
+                return tensor
         return None
 
     def _constant_labels(self, shape: tuple[int, ...], tensor: Tensor | None, what: str) -> Labels:
@@ -157,6 +159,7 @@ class Propagator:
             return [self._inert_labels(values, shape, node) for shape in outputs]
         view = OperationView(str(node.target), self._arguments(node), outputs, self.algebra)
         self.algebra.touched = set()
+        labels: list[Labels]
         try:
             if is_mutating(node.target):
                 raise RuleError(f"{node.target} writes into its input")
@@ -206,7 +209,7 @@ class Propagator:
             return outputs
         sizes = [size_of(label) for label in lost]
         self.found.unaccounted.append(
-            f"The rule for {view.name} does not account for an axis of {sizes[0]}; all axes of the operation are pinned."
+            f"The rule for {view.name} does not account for an axis of {sizes[0]}; all its axes are pinned."
         )
         why = f"the rule for {view.name} does not account for every axis"
         self._pin_inputs(values, why)
@@ -230,7 +233,7 @@ class Propagator:
             )
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
-        return {name: fx.node.map_arg(value, self.environment.get) for name, value in _bind(node).items()}
+        return {name: map_arg(value, self.environment.get) for name, value in _bind(node).items()}
 
     def _output(self, node: fx.Node) -> None:
         specs = self.program.graph_signature.output_specs

@@ -95,7 +95,8 @@ class Unifier(Splitter):
             return product(pieces)
         if isinstance(first, Case) and isinstance(second, Case):
             return case(first.tag, pieces)
-        return resolve(Concat(first.tag if _matches(first, pieces) else Tag(), tuple(pieces)))
+        tag = first.tag if isinstance(first, Concat) and _matches(first, pieces) else Tag()
+        return resolve(Concat(tag, tuple(pieces)))
 
     def _give_up(self, first: Expression, second: Expression, why: str) -> None:
         self.pin(first, why)
@@ -233,8 +234,8 @@ def _is_constant_somewhere(expression: Expression) -> bool:
     return any(_is_constant_somewhere(part) for part in inner)
 
 
-def _matches(expression: Expression, pieces: Sequence[Expression]) -> bool:
-    return isinstance(expression, Concat) and [size_of(p) for p in expression.parts] == [size_of(p) for p in pieces]
+def _matches(expression: Concat, pieces: Sequence[Expression]) -> bool:
+    return [size_of(p) for p in expression.parts] == [size_of(p) for p in pieces]
 
 
 def _block_ends(expression: Concat) -> list[int]:

@@ -106,7 +106,9 @@ def check_model(
 class _Proof:
     """Fresh instances, randomised weights and inputs in float64, and the comparisons made with them."""
 
-    def __init__(self, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int, state: State | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int, state: State | None = None
+    ) -> None:
         self.make = make
         self.generator = torch.Generator().manual_seed(seed)
         self.inputs = tuple(self._random_input(x) for x in inputs)

@@ -1,0 +1,1 @@
+"""Measures, couplings and the barycenter problem: knows nothing of networks."""

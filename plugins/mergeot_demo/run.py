@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot import FusionResult, MergeotError, fuse, save_checkpoint
-from mergekit_ot.datasets import resolve_data
-from mergekit_ot.evaluation import barrier, evaluate
-from mergekit_ot.pictures import plot_barrier
-from mergekit_ot.plugin_manager import PluginManager, default_manager
-from mergekit_ot.specs import Architecture, resolve_architecture
+from mergekit_ot import (
+    Architecture,
+    FusionResult,
+    MergeotError,
+    PluginManager,
+    barrier,
+    default_manager,
+    evaluate,
+    fuse,
+    plot_barrier,
+    resolve_architecture,
+    resolve_data,
+    save_checkpoint,
+)
 from mergeot_demo.training import train
 
 ARCHITECTURE = "mlp"

@@ -64,7 +64,7 @@ def best_of(function: Callable[[], object], rounds: int = 3) -> float:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_floor(benchmark, name: str) -> None:  # noqa: ANN001
+def test_floor(benchmark, name: str) -> None:
     benchmark.group = name
     models, _ = pair(name)
     benchmark.pedantic(floor, args=(models,), rounds=3, warmup_rounds=1)
@@ -73,7 +73,7 @@ def test_floor(benchmark, name: str) -> None:  # noqa: ANN001
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", PAIRS)
-def test_fusion(benchmark, name: str, solver: str) -> None:  # noqa: ANN001
+def test_fusion(benchmark, name: str, solver: str) -> None:
     benchmark.group = name
     setup = setup_of(name, solver)
     models, _ = pair(name)

@@ -13,7 +13,18 @@ from mergekit_ot.graph.blocks import random_orders, reorder_state
 from mergekit_ot.plugin_manager import default_manager
 
 SOLVERS = ("wb", "otfusion", "gwb", "weight-matching", "activation-matching")
-FUSIBLE = ("mlp", "cnn", "resnet_a", "resnet_b", "densenet", "mobile", "grouped", "shuffle", "residual_mlp", "attention")
+FUSIBLE = (
+    "mlp",
+    "cnn",
+    "resnet_a",
+    "resnet_b",
+    "densenet",
+    "mobile",
+    "grouped",
+    "shuffle",
+    "residual_mlp",
+    "attention",
+)
 
 
 def trained_like(make: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
+import mergeot_layers
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import mergeot_layers
 from mergekit_ot import FunctionRule, NodeRule, OperationView, check_model, hookimpl, trace_model
 from mergekit_ot.plugin_manager import PluginManager
 
@@ -69,7 +69,9 @@ def test_a_rule_that_forgets_an_axis_cannot_break_the_function() -> None:
         return [[operation.algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
 
     report = check_model(
-        lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager_with(aten__cumsum=FunctionRule(forgetful))
+        lambda: Between(lambda h: h.cumsum(1)),
+        torch.randn(2, 3),
+        manager=manager_with(aten__cumsum=FunctionRule(forgetful)),
     )
     assert report.preserved is None
     assert any("does not account" in sentence for sentence in report.warnings)
@@ -110,7 +112,9 @@ def test_a_rule_that_raises_costs_freedom_not_correctness() -> None:
         raise ZeroDivisionError("boom")
 
     report = check_model(
-        lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager_with(aten__cumsum=FunctionRule(broken))
+        lambda: Between(lambda h: h.cumsum(1)),
+        torch.randn(2, 3),
+        manager=manager_with(aten__cumsum=FunctionRule(broken)),
     )
     assert report.preserved is None
     assert any("boom" in sentence for sentence in report.warnings)

@@ -1,4 +1,4 @@
-"""The planted-order law: reorder every group at random and the function stays; move one member alone and it does not."""
+"""The planted-order law: reorder every group and the function stays; move one member alone and it does not."""
 
 import pytest
 import torch

@@ -1,0 +1,156 @@
+"""The axis algebra on random programs of movements: what it calls free must be free."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mergekit_ot import check_model
+from mergekit_ot.graph.algebra import AxisAlgebra
+from mergekit_ot.graph.expressions import Atom, Case, Concat, Product, Replicated, atoms_of, resolve, size_of
+
+MOVES = (
+    "heads",
+    "swap",
+    "merge",
+    "halves",
+    "shuffle",
+    "stack",
+    "add_bias",
+    "pad",
+    "gate",
+    "mean_heads",
+    "slice",
+    "tie",
+)
+
+
+class Moved(nn.Module):
+    """A linear map, a random program of movements and elementwise operations, and a linear map again."""
+
+    def __init__(self, program: list[str]) -> None:
+        super().__init__()
+        self.program = program
+        self.first = nn.Linear(3, 12)
+        self.inner = nn.ModuleList(nn.Linear(12, 12) for _ in program)
+        self.biases = nn.ParameterList(nn.Parameter(torch.randn(12)) for _ in program)
+        self.last = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for move, inner, bias in zip(self.program, self.inner, self.biases, strict=True):
+            x = self.step(move, torch.relu(x), inner, bias)
+        return self.last(x)
+
+    def step(self, move: str, x: Tensor, inner: nn.Module, bias: Tensor) -> Tensor:
+        batch = x.shape[0]
+        if move == "heads":
+            return inner(x).view(batch, 3, 4).permute(0, 2, 1).permute(0, 2, 1).reshape(batch, 12)
+        if move == "swap":
+            return x.view(batch, 3, 4).transpose(1, 2).reshape(batch, 12)
+        if move == "merge":
+            return inner(x.unflatten(1, (2, 6)).flatten(1))
+        if move == "halves":
+            one, other = x.chunk(2, 1)
+            return torch.cat([other, torch.tanh(one)], 1)
+        if move == "shuffle":
+            return x.view(batch, 2, 6).transpose(1, 2).reshape(batch, 12)
+        if move == "stack":
+            return torch.stack([x[:, :6], x[:, 6:]], 1).sum(1).repeat_interleave(2, 1)
+        if move == "add_bias":
+            return x + bias
+        if move == "pad":
+            return torch.nn.functional.pad(x[:, 2:10], (2, 2)) + inner(x)
+        if move == "gate":
+            one, other = inner(x).view(batch, 2, 6).unbind(1)
+            return torch.cat([one * torch.sigmoid(other), one], 1)
+        if move == "mean_heads":
+            return inner(x).view(batch, 4, 3).mean(1, keepdim=True).expand(batch, 4, 3).reshape(batch, 12) + x
+        if move == "slice":
+            return torch.cat([x[:, 5:], x[:, :5]], 1)
+        return x * inner(x)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.lists(st.sampled_from(MOVES), min_size=1, max_size=4))
+def test_no_random_program_of_movements_breaks_the_function(program: list[str]) -> None:
+    report = check_model(lambda: Moved(program), torch.randn(2, 3), trials=1)
+    assert report.culprits == ()
+    assert report.preserved in (True, None)
+
+
+@pytest.mark.parametrize(
+    ("program", "groups"),
+    [(["add_bias"], 1), (["tie"], 1), (["halves"], 2), (["gate"], 2), (["heads"], 3)],
+)
+def test_freedom_counted_by_hand_is_found(program: list[str], groups: int) -> None:
+    assert check_model(lambda: Moved(program), torch.randn(2, 3), trials=1).groups == groups
+
+
+def algebra_with(*sizes: int) -> tuple[AxisAlgebra, list[Atom]]:
+    algebra = AxisAlgebra()
+    return algebra, [algebra.atom(size) for size in sizes]
+
+
+def test_splitting_makes_the_inner_factor_a_family() -> None:
+    algebra, (atom,) = algebra_with(12)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    assert isinstance(outer, Atom)
+    assert isinstance(inner, Atom)
+    assert inner.context == {outer}
+    assert resolve(atom) == Product((outer, inner))
+
+
+def test_products_meet_at_their_common_refinement() -> None:
+    algebra, (one, other) = algebra_with(12, 12)
+    algebra.split_product(one, [2, 6])
+    algebra.split_product(other, [4, 3])
+    algebra.unify(one, other)
+    algebra.settle([[one], [other]])
+    assert [size_of(part) for part in resolve(one).parts] == [2, 2, 3]  # type: ignore[union-attr]
+    assert resolve(one) == resolve(other)
+
+
+def test_products_without_common_refinement_are_pinned() -> None:
+    algebra, (one, other) = algebra_with(12, 12)
+    algebra.split_product(one, [3, 4])
+    algebra.split_product(other, [4, 3])
+    algebra.unify(one, other)
+    assert all(atom.pin is not None for atom in atoms_of(one) | atoms_of(other))
+
+
+def test_cutting_an_outer_axis_turns_its_families_into_cases() -> None:
+    algebra, (atom,) = algebra_with(12)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    blocks = algebra.cut([outer, inner], 0, [1, 2])
+    assert isinstance(resolve(inner), Case)
+    assert blocks is not None
+    assert blocks[0][1] is not blocks[1][1]
+
+
+def test_a_family_is_tied_where_its_context_is_not_visible() -> None:
+    algebra, (atom,) = algebra_with(12)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    assert isinstance(inner, Atom)
+    algebra.settle([[outer, inner]])
+    assert inner.context == {outer}
+    algebra.settle([[inner]])
+    assert inner.context == set()
+
+
+def test_constant_axes_constrain_nothing_and_take_the_label_of_what_varies() -> None:
+    algebra, (atom,) = algebra_with(6)
+    assert algebra.unify(Replicated(6), atom) is atom
+    assert atom.pin is None
+    padded = algebra.concat([[Replicated(2)], [algebra.atom(2)], [Replicated(2)]], 0)[0]
+    assert isinstance(padded, Concat)
+    common = algebra.unify(padded, atom)
+    assert not any(isinstance(part, Replicated) for part in common.parts)  # type: ignore[union-attr]
+
+
+def test_a_pin_reaches_everything_that_is_unified_with_it() -> None:
+    algebra, (one, other) = algebra_with(4, 4)
+    algebra.pin(one, "because")
+    algebra.unify(other, one)
+    assert str(resolve(other).pin) == "because"  # type: ignore[union-attr]
