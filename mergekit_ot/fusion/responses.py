@@ -90,8 +90,8 @@ def run_program(
         elif spec.target in state:
             arguments.append(state[spec.target])
         else:
-            store = program.state_dict if spec.target in program.state_dict else program.constants
-            arguments.append(store[spec.target])
+            target = spec.target or ""
+            arguments.append(program.state_dict.get(target, program.constants.get(target)))
     recorder = _Recorder(program.graph_module, wanted)
     with torch.no_grad():
         recorder.run(*arguments)
