@@ -87,11 +87,10 @@ def run_program(
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:
             arguments.append(next(rest))
-        elif spec.target in state:
-            arguments.append(state[spec.target])
         else:
             target = spec.target or ""
-            arguments.append(program.state_dict.get(target, program.constants.get(target)))
+            held = (store[target] for store in (state, program.state_dict, program.constants) if target in store)
+            arguments.append(next(held))
     recorder = _Recorder(program.graph_module, wanted)
     with torch.no_grad():
         recorder.run(*arguments)

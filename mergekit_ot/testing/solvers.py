@@ -1,4 +1,4 @@
-"""The contract of solvers, clause by clause, and the problems it is checked on."""
+"""The contract of solvers, clause by clause."""
 
 from __future__ import annotations
 
@@ -8,54 +8,16 @@ from dataclasses import replace
 import torch
 
 from mergekit_ot.errors import SolverError
+from mergekit_ot.testing.problems import SIZE as _SIZE
+from mergekit_ot.testing.problems import best_permutations, permuted, random_problem
+from mergekit_ot.transport.ground_cost import barycenter_cost, fused_measure
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem
 
-_SIZE = 7
 _TOLERANCE = 1e-5
-
-
-def random_problem(
-    sizes: Sequence[int] = (_SIZE, _SIZE),
-    size: int | None = None,
-    dimension: int = 5,
-    slices: int = 0,
-    model_weights: Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> BarycenterProblem:
-    """Returns a problem of unrelated Gaussian measures with uniform masses.
-
-    Args:
-        sizes: Number of neurons of each source.
-        size: Number of neurons of the fused group; that of the first source where left out.
-        dimension: Columns of the supports; may be 0.
-        slices: Structure matrices of each source; 0 for no structure.
-        model_weights: One per source; equal where left out.
-        dtype: Dtype of all tensors.
-        device: Device of all tensors.
-        seed: Seed of the measures, and of the problem.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def gaussian(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
-
-    measures = tuple(
-        NeuronMeasure.uniform(gaussian(count, dimension), gaussian(slices, count, count) / count if slices else None)
-        for count in sizes
-    )
-    weights = tuple(model_weights) if model_weights is not None else (1.0 / len(sizes),) * len(sizes)
-    return BarycenterProblem(measures, weights, sizes[0] if size is None else size, seed=seed)
-
-
-def permuted(measure: NeuronMeasure, order: torch.Tensor) -> NeuronMeasure:
-    """Returns the measure whose neuron ``k`` is neuron ``order[k]`` of `measure`."""
-    structure = measure.structure
-    if structure is not None:
-        structure = structure[:, order][:, :, order]
-    return NeuronMeasure(measure.support[order], measure.mass[order], structure)
+# Four sources of five neurons: small enough to try all permutations, and a local search rarely finds the best.
+_TRIED = (5,) * 4
+_TRIALS = 4
 
 
 def check_solver(solver: AbstractBarycenterSolver, device: torch.device | str = "cpu", seed: int = 0) -> None:
@@ -233,6 +195,35 @@ def _initial_is_never_worsened(solver: AbstractBarycenterSolver, given: _Given) 
     return ""
 
 
+def _better_initial_is_used(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Couplings in force that are better than the solver's own are not lost."""
+    if solver.max_sweeps == 0 or given.slices:
+        return ""
+    for trial in range(_TRIALS):
+        problem = given.problem(_TRIED, dimension=3, seed=given.seed + trial)
+        alone = solver.solve(problem)
+        if not _is_close(alone.cost, _free_cost(problem, alone.couplings)):
+            # Another objective than that of a free support, for which the best couplings are not known here.
+            return ""
+        best = best_permutations(problem)
+        cost = _free_cost(problem, best)
+        found = solver.solve(replace(problem, initial=best))
+        if found.cost > cost and not _is_close(found.cost, cost):
+            return f"from couplings of cost {cost:.6g}, the least possible, the solver went to {found.cost:.6g}"
+    return ""
+
+
+def _planted_initial_is_used(solver: AbstractBarycenterSolver, given: _Given) -> str:
+    """Couplings in force under which all sources are the same neuron by neuron, at no cost, are not lost."""
+    if solver.max_sweeps == 0:
+        return ""
+    problem, order = given.problem((_SIZE,) * 3), given.order()
+    copies = (problem.measures[0], *(permuted(problem.measures[0], each) for each in (order, order.roll(1))))
+    planted = tuple(Coupling(index=torch.argsort(each)) for each in (order.sort().values, order, order.roll(1)))
+    found = solver.solve(replace(problem, measures=copies, initial=planted))
+    return "" if abs(found.cost) <= _TOLERANCE else f"from couplings of cost 0 the solver went to {found.cost:.6g}"
+
+
 def _one_hot_weights_return_the_source(solver: AbstractBarycenterSolver, given: _Given) -> str:
     """Model weights of one and zero return that source, up to the order of its neurons."""
     for chosen in range(3):
@@ -270,6 +261,8 @@ _CLAUSES: tuple[Callable[[AbstractBarycenterSolver, _Given], str], ...] = (
     _dtype_and_device_are_kept,
     _same_seed_same_result,
     _initial_is_never_worsened,
+    _better_initial_is_used,
+    _planted_initial_is_used,
     _one_hot_weights_return_the_source,
     _structure_speaks_alone,
 )
@@ -280,6 +273,15 @@ def _in_force(problem: BarycenterProblem, given: _Given) -> tuple[Coupling, ...]
         Coupling(index=given.order() if place else torch.arange(_SIZE, device=given.device))
         for place in range(len(problem.measures))
     )
+
+
+def _free_cost(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> float:
+    """Returns the objective of couplings when the support is the best one for them."""
+    return barycenter_cost(problem, couplings, fused_measure(problem, couplings).support)
+
+
+def _is_close(first: float, second: float) -> bool:
+    return abs(first - second) <= _TOLERANCE * (1 + abs(second))
 
 
 def _identity(problem: BarycenterProblem) -> torch.Tensor:

@@ -33,6 +33,7 @@ from mergekit_ot import (
     ground_cost,
     in_order_of,
     rounding_error,
+    transport_cost,
     uniform_mass,
     unsolved,
 )
@@ -70,21 +71,19 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
                 f"The fused group has {problem.size} neurons and the sources have {sizes}: '{self.name}' starts at a "
                 "source of that size. Choose another target, or the solver 'wb'."
             )
+        if problem.is_assignment and len(sizes) == 2:
+            return _matched_pair(problem)
         if problem.is_assignment:
             aligned = _aligned_in_turn(problem)
         else:
             aligned = _coupled_with(problem, problem.measures[sizes.index(problem.size)].support)
-        is_solved = problem.is_assignment and len(sizes) <= 2
-        best = _barycenter(problem, aligned, [], Status.CONVERGED) if is_solved else self._ascend(problem, aligned)
+        best = self._ascend(problem, aligned)
         if problem.initial is not None:
-            in_force = _barycenter(problem, problem.initial, [], Status.CONVERGED)
-            if not is_solved:
-                in_force = self._ascend(problem, problem.initial)
+            in_force = self._ascend(problem, problem.initial)
             if in_force.cost <= best.cost + rounding_error(problem):
                 best = in_force
-        couplings = best.couplings if is_solved else _with_weightless(problem, best.couplings)
-        measure = best.measure if is_solved and not problem.has_structure else fused_measure(problem, couplings)
-        return replace(best, couplings=couplings, measure=measure)
+        couplings = _with_weightless(problem, best.couplings)
+        return replace(best, couplings=couplings, measure=fused_measure(problem, couplings))
 
     def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Realigns one source after the other, until a round changes nothing."""
@@ -130,6 +129,23 @@ def _aligned_in_turn(problem: BarycenterProblem) -> tuple[Coupling, ...]:
         target = _mean(problem, couplings, range(place))
         couplings.append(couple(ground_cost(target, problem.measures[place].support)))
     return tuple(couplings)
+
+
+def _matched_pair(problem: BarycenterProblem) -> Barycenter:
+    """Returns the barycenter of two sources of one size: one product and one assignment solve it.
+
+    For two sources ``Σ_i λ_i |w - V_i|²`` is ``λ_1 λ_2 |V_1 - P V_2|²``, so no barycenter is needed for the cost.
+    """
+    first, second = (measure.support for measure in problem.measures)
+    in_force = in_order_of(problem.initial, 0) if problem.initial is not None else (None, None)
+    coupling = couple(ground_cost(first, second), prefer=in_force[1])
+    if problem.initial is not None and in_force[0] is problem.initial[0] and coupling is problem.initial[1]:
+        couplings = problem.initial
+    else:
+        couplings = (in_force[0] or Coupling.identity(problem.size, first.device), coupling)
+    weight = problem.model_weights[0] * problem.model_weights[1]
+    cost = weight * transport_cost(coupling, first, second) if weight > 0 else 0.0
+    return Barycenter(fused_measure(problem, couplings), couplings, cost, Status.CONVERGED, {"objective": [cost]})
 
 
 def _coupled_with(problem: BarycenterProblem, support: Float[Tensor, "m d"]) -> tuple[Coupling, ...]:

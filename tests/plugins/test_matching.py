@@ -109,7 +109,9 @@ def test_two_sources_of_equal_width_take_one_product_and_one_assignment(monkeypa
     for name in ("ground_cost", "couple"):
         real = getattr(solver_module, name)
         monkeypatch.setattr(
-            solver_module, name, lambda *args, real=real, name=name: (calls.append(name), real(*args))[1]
+            solver_module,
+            name,
+            lambda *args, real=real, name=name, **kept: (calls.append(name), real(*args, **kept))[1],
         )
     problem = random_problem((6, 6))
     if has_initial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing import check_solver, random_problem
+from mergekit_ot.testing.problems import best_permutations
 from mergekit_ot.transport.ground_cost import barycenter_cost, couple, fused_measure, ground_cost
 from mergekit_ot.transport.measure import Coupling
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Barycenter, BarycenterProblem, Status
@@ -24,7 +26,11 @@ class Aligned(AbstractBarycenterSolver):
     def solve(self, problem: BarycenterProblem) -> Barycenter:
         if problem.size != problem.measures[0].size:
             raise SolverError("the first source must have the fused group's size")
-        return self.result(problem, self.couplings(problem))
+        found = self.result(problem, self.couplings(problem))
+        if problem.initial is None:
+            return found
+        in_force = self.result(problem, problem.initial)
+        return in_force if in_force.cost < found.cost else found
 
     def couplings(self, problem: BarycenterProblem) -> tuple[Coupling, ...]:
         first = problem.measures[0]
@@ -123,11 +129,39 @@ class IsRandom(Aligned):
 
 
 class WorsensByChance(Aligned):
+    def solve(self, problem):
+        return self.result(problem, self.couplings(problem))
+
     def couplings(self, problem):
         found = super().couplings(problem)
         if problem.initial is not None and problem.seed % 2:
             return (found[0], *(Coupling(index=each.index.roll(1)) for each in found[1:]))
         return found
+
+
+class IgnoresTheInitial(Aligned):
+    """Restarted from its own answer it finds the same again, so only a better start shows it."""
+
+    def solve(self, problem):
+        return super().solve(replace(problem, initial=None))
+
+
+class AlignsTwoOnly(Aligned):
+    """Ignores what is in force too, under another objective: the distance to the first source."""
+
+    def solve(self, problem):
+        return self.result(problem, self.couplings(problem))
+
+    def couplings(self, problem):
+        found = super().couplings(problem)
+        return tuple(
+            Coupling.identity(problem.size) if place > 1 and each.is_permutation else each
+            for place, each in enumerate(found)
+        )
+
+    def result(self, problem, couplings):
+        cost = barycenter_cost(problem, couplings, problem.measures[0].support)
+        return replace(super().result(problem, couplings), cost=cost)
 
 
 class TakesZeroForMissing(Aligned):
@@ -160,6 +194,8 @@ def test_a_right_solver_passes():
         (GivesDoublePlans, "a coupling is torch.float64"),
         (IsRandom, "same seed gives the same result"),
         (WorsensByChance, "never exceeds that of the couplings in force"),
+        (IgnoresTheInitial, "from couplings of cost .*, the least possible, the solver went to"),
+        (AlignsTwoOnly, "from couplings of cost 0 the solver went to"),
         (TakesZeroForMissing, "with all weight on source"),
         (IsDeafToStructure, "not recovered from its structure"),
     ],
@@ -187,3 +223,19 @@ def test_random_problems_are_reproducible_and_as_asked():
     assert problem.model_weights == (0.5, 0.5)
     assert torch.equal(problem.measures[0].support, again.measures[0].support)
     assert not torch.equal(problem.measures[0].support, other.measures[0].support)
+
+
+def objective_of(problem, couplings):
+    return barycenter_cost(problem, couplings, fused_measure(problem, couplings).support)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 3, 3), (3, 3, 3, 3)])
+@pytest.mark.parametrize("weights", ["equal", "unequal"])
+def test_the_best_permutations_are_the_best_of_all(sizes, weights):
+    given = [place + 1.0 for place in range(len(sizes))]
+    model_weights = None if weights == "equal" else [weight / sum(given) for weight in given]
+    problem = random_problem(sizes, dimension=2, model_weights=model_weights, seed=4)
+    orders = [Coupling(index=torch.tensor(order)) for order in itertools.permutations(range(problem.size))]
+    tried = itertools.product([Coupling.identity(problem.size)], *[orders] * (len(sizes) - 1))
+    least = min(objective_of(problem, couplings) for couplings in tried)
+    assert objective_of(problem, best_permutations(problem)) == pytest.approx(least, rel=1e-9)
