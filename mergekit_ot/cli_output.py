@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -181,8 +180,8 @@ def show_graph(graph: Any, *, as_json: bool) -> None:
             show_table(free, ("name", "size", "orders", "members", "flags"), title="Neuron groups")
         else:
             note("Nothing found: no neuron group is free.")
-        for why, count in Counter(row["why"] for row in rows if row["why"] is not None).items():
-            note(f"pinned: {f'{count} × ' if count > 1 else ''}{why}")
+        for sentence in graph.pin_sentences():
+            note(f"pinned: {sentence}")
     else:
         note("Nothing found: the graph has no neuron group.")
 

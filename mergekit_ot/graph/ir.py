@@ -183,6 +183,19 @@ class ModelGraph:
         """The groups whose order is fixed, each with its reason."""
         return {key: group for key, group in self.groups.items() if group.pin is not None}
 
+    def pin_sentences(self) -> tuple[str, ...]:
+        """Returns a sentence per reason of a pin: how many parameter axes, why, and where the first one is."""
+        places: dict[str, dict[tuple[str, int], PinReason]] = {}
+        for group in self.pinned_groups.values():
+            if group.pin is not None and group.size > 1:
+                for slot in group.members:
+                    places.setdefault(group.pin.why, {})[slot.parameter, slot.axis] = group.pin
+        sentences = []
+        for found in places.values():
+            first = next(iter(found.values()))
+            sentences.append(f"{len(found)} {'axis' if len(found) == 1 else 'axes'}: {first}")
+        return tuple(sentences)
+
     def family_size(self, key: str) -> int:
         """Returns how many independent orders a group has: one, or one per index of its context."""
         count = 1

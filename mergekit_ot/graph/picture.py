@@ -17,8 +17,10 @@ _GAP = 28
 _MARGIN = 24
 _STYLE = (
     "text{font-family:monospace;font-size:11px;fill:#1a1a1a}text.small{font-size:9px;fill:#666}"
-    "rect{fill:#eaf2fb;stroke:#0072B2;stroke-width:1.2}path{fill:none;stroke:#888;stroke-width:1.1}"
+    "rect{fill:#eaf2fb;stroke:#0072B2;stroke-width:1.2}path{fill:none;stroke:#555;stroke-width:1.2}"
+    "path.back{stroke:#c8c8c8;stroke-dasharray:4 3}"
 )
+_LABELLED_EDGES = 12
 
 
 def group_svg(graph: ModelGraph) -> str:
@@ -29,8 +31,12 @@ def group_svg(graph: ModelGraph) -> str:
     if not boxes:
         return _document(320, 80, [f'<text x="{_MARGIN}" y="44">no free neuron group was found</text>'])
     parts = []
-    for maker, reader, parameters in _edges(network):
-        parts.append(_arrow(boxes, maker, reader, parameters))
+    edges = _edges(network)
+    # Names on many arrows cover each other; they stay readable as tooltips.
+    is_labelled = len(edges) <= _LABELLED_EDGES
+    # What leads back into a residual stream goes first, so that the order of solving lies on top of it.
+    for before, after, parameters in sorted(edges, key=lambda edge: boxes[edge[1]][1] > boxes[edge[0]][1]):
+        parts.append(_arrow(boxes, before, after, parameters, is_labelled))
     for key, (x, y, box_width) in boxes.items():
         size = f"{network.nodes[key]['size']} neurons"
         middle = x + box_width / 2
@@ -104,7 +110,9 @@ def _edges(network: nx.MultiDiGraph) -> list[tuple[str, str, list[str]]]:
     return [(before, after, sorted(set(names))) for (before, after), names in sorted(found.items())]
 
 
-def _arrow(boxes: dict[str, tuple[float, int, float]], before: str, after: str, parameters: list[str]) -> str:
+def _arrow(
+    boxes: dict[str, tuple[float, int, float]], before: str, after: str, parameters: list[str], is_labelled: bool
+) -> str:
     (x1, y1, w1), (x2, y2, w2) = boxes[before], boxes[after]
     title = f"<title>{escape(', '.join(parameters))}</title>"
     if before == after:
@@ -119,11 +127,12 @@ def _arrow(boxes: dict[str, tuple[float, int, float]], before: str, after: str, 
         start, end, from_y, to_y = x1 + w1, x2 + w2, y1 + _HEIGHT / 2, y2 + _HEIGHT / 2
         curve = f"M{start:.1f},{from_y} C{start + 40:.1f},{from_y - 20} {end + 60:.1f},{to_y + 20} {end + 2:.1f},{to_y}"
     label = ""
-    if y2 == y1 + _ROW and before != after:
+    if is_labelled and y2 == y1 + _ROW and before != after:
         shown = parameters[0] + (f" +{len(parameters) - 1}" if len(parameters) > 1 else "")
         middle_x, middle_y = (x1 + w1 / 2 + x2 + w2 / 2) / 2 + 5, (y1 + _HEIGHT + y2) / 2 + 3
         label = f'<text class="small" x="{middle_x:.1f}" y="{middle_y:.1f}">{escape(shown)}</text>'
-    return f'<g><path d="{curve}" marker-end="url(#head)">{title}</path>{label}</g>'
+    kind = ' class="back"' if y2 <= y1 and before != after else ""
+    return f'<g><path{kind} d="{curve}" marker-end="url(#head)">{title}</path>{label}</g>'
 
 
 def _document(width: float, height: float, parts: list[str]) -> str:

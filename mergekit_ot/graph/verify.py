@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mergekit_ot.graph.blocks import random_orders, reorder, reorder_state
 from mergekit_ot.graph.capture import as_inputs, doubled
 from mergekit_ot.graph.expressions import PinReason
-from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.ir import ModelGraph, layout_size, leaf_groups
 from mergekit_ot.graph.trace import trace_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CheckReport:
         groups: Number of free groups.
         families: Number of independent orders (a family counts once per index of its context).
         certified: Free groups whose test can fail: moving one member alone changes the output.
-        pinned: Number of pinned axes groups.
+        pinned: Number of parameter axes that stay in place as a whole.
         max_error: Largest change of the output over random orders of all groups, relative to the output's scale.
         preserved: Whether the function stays; None where no group is free (nothing was tested).
         rows: One record per group for a table.
@@ -247,13 +247,19 @@ def _report(
             members = len({slot.parameter for slot in group.members})
             rows.append({"name": key, "size": group.size, "orders": graph.family_size(key), "members": members,
                          "status": status, "flags": sorted(group.flags)})  # fmt: skip
-    counted: dict[str, int] = {}
-    for group in graph.pinned_groups.values():
-        counted[str(group.pin)] = counted.get(str(group.pin), 0) + 1
-    pins = tuple(f"{count} × {why}" if count > 1 else why for why, count in counted.items())
+    axes = [_fixed_axes(graph, name) for name in graph.layouts if name not in graph.buffers]
     preserved = None if error is None and not culprits else (error is None or error <= proof.tolerance)
     return CheckReport(
         len(graph.free_groups), sum(graph.family_size(key) for key in graph.free_groups), len(certified),
-        len(graph.pinned_groups), error, preserved, tuple(rows), pins, graph.diagnostics.sentences,
+        sum(axes), error, preserved, tuple(rows), graph.pin_sentences(), graph.diagnostics.sentences,
         tuple(culprits), graph,
     )  # fmt: skip
+
+
+def _fixed_axes(graph: ModelGraph, parameter: str) -> int:
+    """Returns how many axes of a parameter hold no free group."""
+    layouts = graph.layouts[parameter]
+    return sum(
+        layout_size(layout) > 1 and not any(key in graph.free_groups for key in leaf_groups(layout))
+        for layout in layouts
+    )

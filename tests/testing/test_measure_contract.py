@@ -145,7 +145,7 @@ class IsRandom(Right):
 
 class ForgetsToAskForData(Right):
     def measure(self, view):
-        return tuple(NeuronMeasure.uniform(rows) for rows in view.activations())
+        return tuple(NeuronMeasure.uniform(rows) for rows in view.activations())  # type: ignore[union-attr]
 
 
 class ForgetsThatNothingMayReadThem(ForgetsToAskForData):

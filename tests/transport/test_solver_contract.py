@@ -24,8 +24,6 @@ class Aligned(AbstractBarycenterSolver):
     name: ClassVar[str] = "aligned"
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:
-        if problem.size != problem.measures[0].size:
-            raise SolverError("the first source must have the fused group's size")
         found = self.result(problem, self.couplings(problem))
         if problem.initial is None:
             return found
@@ -34,6 +32,8 @@ class Aligned(AbstractBarycenterSolver):
 
     def couplings(self, problem: BarycenterProblem) -> tuple[Coupling, ...]:
         first = problem.measures[0]
+        if problem.size != first.size:
+            raise SolverError("the first source must have the fused group's size")
         return tuple(
             couple(ground_cost(first.support, measure.support), first.mass, measure.mass)
             for measure in problem.measures
