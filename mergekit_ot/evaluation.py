@@ -18,6 +18,9 @@ from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
 State = Mapping[str, Tensor]
 Data = Iterable[Any] | Callable[[], Iterable[Any]]
 
+# Entries of interpolated states kept in memory together while a path is evaluated.
+_HELD_AT_ONCE = 500_000_000
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -194,7 +197,14 @@ def barrier(
     if not callable(data) and iter(data) is data:
         data = list(data)
     steps = [index / (points - 1) for index in range(points)]
-    scores = [_score_state(model, interpolate(state_a, state_b, t), data, place) for t in steps]
+    held = sum(value.numel() for value in state_a.values()) * points
+    # Reading the data is often dearer than a small network's forward pass; a large one is held once at a time.
+    groups = [steps] if held <= _HELD_AT_ONCE else [[t] for t in steps]
+    scores = [
+        score
+        for group in groups
+        for score in _score_states(model, [interpolate(state_a, state_b, t) for t in group], data, place)
+    ]
     losses = [score.loss for score in scores]
     accuracies = [score.accuracy for score in scores if score.accuracy is not None]
     return BarrierCurve(
@@ -206,13 +216,16 @@ def barrier(
     )
 
 
-def _score_state(model: nn.Module, state: State, data: Data, place: torch.device) -> Evaluation:
-    moved = {name: value.to(place) for name, value in state.items()}
-    tally = _Tally()
+def _score_states(model: nn.Module, states: list[State], data: Data, place: torch.device) -> list[Evaluation]:
+    """Returns the evaluation of every state, in one pass over the data."""
+    moved = [{name: value.to(place) for name, value in state.items()} for state in states]
+    tallies = [_Tally() for _ in states]
     with _evaluating([model], place), torch.no_grad():
         for inputs, targets in _batches(data):
-            tally.add(run_model(model, _to(inputs, place), moved), targets.to(place))
-    return tally.result()
+            there, wanted = _to(inputs, place), targets.to(place)
+            for state, tally in zip(moved, tallies, strict=True):
+                tally.add(run_model(model, there, state), wanted)
+    return [tally.result() for tally in tallies]
 
 
 def _height(steps: list[float], values: list[float]) -> float:
