@@ -75,6 +75,11 @@ def resolve_data(spec: str, manager: PluginManager | None = None, split: str = T
 
     Raises:
         DataError: It cannot be found, or it is neither an archive nor a callable nor an iterable.
+
+    Example:
+        >>> inputs, targets = next(iter(resolve_data("digits?batch=4")))
+        >>> tuple(inputs.shape), tuple(targets.shape)
+        ((4, 1, 8, 8), (4,))
     """
     parsed = parse_spec(spec)
     if parsed.name is None and parsed.place.endswith(".npz"):

@@ -47,6 +47,14 @@ def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: st
     Raises:
         RecipeError: The extension names no picture format.
         CheckpointError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> flat = {"t": [0.0, 1.0], "loss": [0.1, 0.1], "accuracy": [97.0, 97.0]}
+        >>> flat |= {"loss_barrier": 0.0, "error_barrier": 0.0}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_barrier({"naive": flat}, f"{folder}/curve.png").name
+        'curve.png'
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import mergekit_ot
+import mergekit_ot.testing
 from mergekit_ot import hookspecs
 
 ROOT = Path(__file__).parent.parent
@@ -206,3 +208,11 @@ def test_every_hook_is_documented_with_its_signature(hook, signature):
 def test_no_hook_is_documented_that_does_not_exist():
     assert {title for title in _sections() if title.startswith("mergeot_")} == set(_hooks())
     assert len(_hooks()) == 11
+
+
+def test_every_public_function_has_an_example() -> None:
+    public = [(name, getattr(mergekit_ot, name)) for name in mergekit_ot.__all__]
+    public += [(name, getattr(mergekit_ot.testing, name)) for name in mergekit_ot.testing.__all__]
+    functions = [(name, found) for name, found in public if inspect.isfunction(found)]
+    assert len(functions) > 10
+    assert [name for name, function in functions if ">>>" not in (function.__doc__ or "")] == []

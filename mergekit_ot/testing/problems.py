@@ -36,6 +36,10 @@ def random_problem(
         dtype: Dtype of all tensors.
         device: Device of all tensors.
         seed: Seed of the measures, and of the problem.
+
+    Example:
+        >>> [measure.size for measure in random_problem((5, 4)).measures]
+        [5, 4]
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,7 +55,13 @@ def random_problem(
 
 
 def permuted(measure: NeuronMeasure, order: torch.Tensor) -> NeuronMeasure:
-    """Returns the measure whose neuron ``k`` is neuron ``order[k]`` of `measure`."""
+    """Returns the measure whose neuron ``k`` is neuron ``order[k]`` of `measure`.
+
+    Example:
+        >>> from mergekit_ot import NeuronMeasure
+        >>> permuted(NeuronMeasure.uniform(torch.tensor([[1.0], [2.0]])), torch.tensor([1, 0])).support.tolist()
+        [[2.0], [1.0]]
+    """
     structure = measure.structure
     if structure is not None:
         structure = structure[:, order][:, :, order]

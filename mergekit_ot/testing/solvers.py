@@ -33,6 +33,10 @@ def check_solver(solver: AbstractBarycenterSolver, device: torch.device | str = 
 
     Raises:
         SolverError: A clause is broken; the message says which.
+
+    Example:
+        >>> from mergekit_ot import default_manager
+        >>> check_solver(default_manager().get("solver", "average")())
     """
     for clause in _CLAUSES:
         for slices in (0, 2) if solver.wants_structure else (0,):

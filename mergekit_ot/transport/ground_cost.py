@@ -23,6 +23,10 @@ def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> F
     """Returns the squared Euclidean distance of every target neuron to every source neuron.
 
     One matrix product; half precision is raised to single, because the norms cancel. ``d`` may be 0.
+
+    Example:
+        >>> ground_cost(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])).tolist()
+        [[9.0, 1.0], [4.0, 0.0]]
     """
     target, source = _at_least_single(target), _at_least_single(source)
     norms = _squared_norms(target)[:, None] + _squared_norms(source)
@@ -47,6 +51,10 @@ def couple(
 
     Raises:
         SolverError: The cost is not finite; or the sizes differ and POT is not installed.
+
+    Example:
+        >>> couple(torch.tensor([[9.0, 1.0], [4.0, 9.0]])).index.tolist()
+        [1, 0]
     """
     if not bool(torch.isfinite(cost).all()):
         raise SolverError(Status.NONFINITE.value)
@@ -67,6 +75,13 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
 
     Raises:
         SolverError: Some sources have a structure and others have none.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> swapped = Coupling(index=torch.tensor([1, 0]))
+        >>> fused_measure(problem, (Coupling.identity(2), swapped)).support.tolist()
+        [[0.0], [3.0]]
     """
     first = problem.measures[0]
     support = torch.zeros(
@@ -92,7 +107,12 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
 
 
 def transport_cost(coupling: Coupling, target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> float:
-    """Returns ``⟨Π, C⟩`` for the squared Euclidean ground cost; no matrix product for a permutation."""
+    """Returns ``⟨Π, C⟩`` for the squared Euclidean ground cost; no matrix product for a permutation.
+
+    Example:
+        >>> transport_cost(Coupling.identity(2), torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
+        2.0
+    """
     target, source = _at_least_single(target), _at_least_single(source)
     if coupling.index is not None:
         return _squared_sum(source[coupling.index].sub_(target)) / max(coupling.target_size, 1)
@@ -100,7 +120,15 @@ def transport_cost(coupling: Coupling, target: Float[Tensor, "m d"], source: Flo
 
 
 def barycenter_cost(problem: BarycenterProblem, couplings: Sequence[Coupling], support: Float[Tensor, "m d"]) -> float:
-    """Returns the objective ``Σ_i λ_i ⟨Π_i, C_i⟩`` of supports alone; sources of zero weight are not looked at."""
+    """Returns the objective ``Σ_i λ_i ⟨Π_i, C_i⟩`` of supports alone; sources of zero weight are not looked at.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> couplings = (Coupling.identity(2), Coupling(index=torch.tensor([1, 0])))
+        >>> barycenter_cost(problem, couplings, torch.tensor([[0.0], [3.0]]))
+        0.5
+    """
     return sum(
         weight * transport_cost(coupling, support, measure.support)
         for weight, coupling, measure in zip(problem.model_weights, couplings, problem.measures, strict=True)
@@ -109,7 +137,14 @@ def barycenter_cost(problem: BarycenterProblem, couplings: Sequence[Coupling], s
 
 
 def rounding_error(problem: BarycenterProblem) -> float:
-    """Returns the size below which a difference of two objectives of this problem is rounding."""
+    """Returns the size below which a difference of two objectives of this problem is rounding.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> 0 < rounding_error(problem) < 1e-4
+        True
+    """
     epsilon = torch.finfo(_single(problem.measures[0].support)).eps
     moments = (
         weight * _squared_sum(_at_least_single(measure.support)) / max(measure.size, 1)
@@ -120,7 +155,13 @@ def rounding_error(problem: BarycenterProblem) -> float:
 
 
 def in_order_of(couplings: Sequence[Coupling], source: int) -> tuple[Coupling, ...]:
-    """Returns the couplings with the fused neurons put in the order of one source, where it has a permutation."""
+    """Returns the couplings with the fused neurons put in the order of one source, where it has a permutation.
+
+    Example:
+        >>> couplings = (Coupling(index=torch.tensor([1, 0])), Coupling.identity(2))
+        >>> [coupling.index.tolist() for coupling in in_order_of(couplings, 0)]
+        [[0, 1], [1, 0]]
+    """
     index = couplings[source].index
     if index is None or couplings[source].is_identity:
         return tuple(couplings)
@@ -132,7 +173,12 @@ def in_order_of(couplings: Sequence[Coupling], source: int) -> tuple[Coupling, .
 
 
 def independent_coupling(target_mass: Float[Tensor, " m"], source_mass: Float[Tensor, " n"]) -> Coupling:
-    """Returns the coupling that knows nothing: every target neuron takes from every source neuron."""
+    """Returns the coupling that knows nothing: every target neuron takes from every source neuron.
+
+    Example:
+        >>> independent_coupling(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).plan.tolist()
+        [[0.125, 0.375], [0.125, 0.375]]
+    """
     return Coupling(plan=torch.outer(target_mass, source_mass))
 
 
@@ -140,6 +186,12 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
     """Returns the barycenter to hand back where a source is not finite, and None where all are.
 
     Its couplings are those in force, or else the identity (sizes equal) or the independent coupling.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> unsolved(problem) is None
+        True
     """
     tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
     if all(tensor is None or _is_finite(tensor) for tensor in tensors):

@@ -113,7 +113,12 @@ class Coupling:
 
 
 def uniform_mass(size: int, like: Tensor) -> Float[Tensor, " n"]:
-    """Returns `size` equal masses in the dtype and on the device of `like`."""
+    """Returns `size` equal masses in the dtype and on the device of `like`.
+
+    Example:
+        >>> uniform_mass(4, torch.zeros(1)).tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
     return torch.full((size,), 1.0 / max(size, 1), dtype=like.dtype, device=like.device)
 
 

@@ -117,8 +117,7 @@ def test_the_nets_hold_acyclic_and_cyclic_group_graphs() -> None:
 
 
 def test_in_a_residual_stream_the_stem_decides() -> None:
-    order = solve_order(graph_of("residual_mlp"))
-    assert order == ["embed.weight:0", "up.0.weight:0", "up.1.weight:0"] or order[0] == "embed.weight:0"
+    assert solve_order(graph_of("residual_mlp"))[0] == "embed.weight:0"
     assert solve_order(graph_of("resnet_b"))[0] == "conv1.weight:0"
 
 

@@ -198,7 +198,7 @@ def test_a_fusion_with_too_little_data_says_so(samples: int) -> None:
         fuse(models, solver="activation-matching", data=data)
 
 
-@pytest.mark.parametrize("item", ["text", 3.5, {"x": 1}, ("text", "label"), ()])
+@pytest.mark.parametrize("item", ["text", 3.5, {"x": 1}, ("text", "label"), ((), "label")])
 def test_what_holds_no_tensor_is_refused(item: object) -> None:
     with pytest.raises(DataError, match="not a tensor or a pair"):
         inputs_of(item)
