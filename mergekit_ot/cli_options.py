@@ -88,7 +88,9 @@ Target = Annotated[
 Repair = Annotated[
     str | None,
     typer.Option(
-        "--repair", metavar="none|reset|repair|refit", help="What is done after the couplings. Default: none."
+        "--repair",
+        metavar="none|NAME",
+        help="What is done after the couplings, such as 'reset'; 'mergeot plugins' lists them. Default: none.",
     ),
 ]
 Size = Annotated[

@@ -108,7 +108,6 @@ class WeightMatchingSolver(AbstractMatchingSolver):
     scope: ClassVar[Scope] = Scope.INCIDENT
     start: ClassVar[Start] = Start.IDENTITY
     is_order_random: ClassVar[bool] = True
-    is_order_random: ClassVar[bool] = True
     max_sweeps: ClassVar[int] = 100
 
 

@@ -86,8 +86,7 @@ def test_a_rule_that_lies_is_found_by_the_proof_and_its_group_pinned() -> None:
     assert naive.free_groups
     report = check_model(lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager)
     assert report.culprits == ("first.weight:0",)
-    assert report.groups == 0
-    assert report.preserved is True
+    assert (report.groups, report.preserved) == (0, None)
 
 
 def test_only_the_lying_group_is_pinned_among_many() -> None:
@@ -221,3 +220,15 @@ def test_tied_parameters_share_one_description(source: int) -> None:
     report = check_model(Tied, torch.randn(2, 5), seed=source)
     assert report.preserved in (True, None)
     assert report.culprits == ()
+
+
+def test_a_forward_that_makes_single_precision_tensors_is_checked_in_single_precision() -> None:
+    class Single(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = F.relu(self.first(x))
+            return self.second(hidden + torch.zeros(hidden.shape[0], 1) @ torch.ones(1, 6, dtype=torch.float32))
+
+    report = check_model(lambda: Single(F.relu), torch.randn(2, 3))
+    assert (report.groups, report.certified, report.preserved, report.culprits) == (1, 1, True, ())
+    assert report.max_error is not None
+    assert report.max_error < 1e-5
