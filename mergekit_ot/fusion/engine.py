@@ -120,7 +120,6 @@ class FusionRun:
         self.changed = False
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._lock = threading.Lock()
-        self._done = 0
 
     def run(self) -> None:
         """Runs the plan: alignment, transport, average, repair."""
@@ -138,7 +137,8 @@ class FusionRun:
         for sweep in range(sweeps):
             self.changed, last = False, sweep + 1 == sweeps
             order = [step.number for step in self.plan.steps]
-            if type(setup.solver).is_order_random:
+            # Before anything is aligned, a group can only be described once what lies behind it is.
+            if type(setup.solver).is_order_random and self.alignment.couplings:
                 shuffle.shuffle(order)
             steps = self.plan.graph(order)
             setup.executor.run(steps, lambda step, sweep=sweep, last=last: self._step(step, sweep, last))
@@ -185,7 +185,6 @@ class FusionRun:
                 for name in step.releases:
                     for source in range(len(self.setup.sources)):
                         self._tensors.pop((source, name), None)
-        self._done += 1
         report = StepReport(step.number, len(self.plan.steps), sweep, tuple(reports))
         self.setup.manager.hook.mergeot_step_done(report=report)
         if self.progress is not None:

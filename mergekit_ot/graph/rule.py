@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 Labels = list["Expression"]
 
-UNIFORM_ONLY = "uniform marginals only"
-SIZE_SENSITIVE = "size-sensitive"
-
 
 class RuleError(Exception):
     """A rule does not fit an operation; its axes are pinned and the reason is kept."""
