@@ -154,3 +154,50 @@ def test_a_pin_reaches_everything_that_is_unified_with_it() -> None:
     algebra.pin(one, "because")
     algebra.unify(other, one)
     assert str(resolve(other).pin) == "because"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_unified_families_keep_only_the_context_that_they_share(is_older: bool, is_first: bool) -> None:
+    algebra, (atom, plain) = algebra_with(12, 4)
+    if not is_older:
+        plain = algebra.atom(4)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    late = algebra.atom(4)
+    for tied in (plain, late):
+        one, other = (inner, tied) if is_first else (tied, inner)
+        algebra.unify(one, other)
+        algebra.settle([])
+        common = resolve(inner)
+        assert isinstance(common, Atom)
+        assert common.context == set()
+    assert isinstance(outer, Atom)
+    assert outer.pin is None
+
+
+def test_families_over_the_same_context_stay_families_when_unified() -> None:
+    algebra, (one, other) = algebra_with(12, 12)
+    outer, inner = algebra.split_product(one, [3, 4]) or []
+    algebra.split_product(other, [3, 4])
+    algebra.unify(one, other)
+    algebra.settle([[one], [other]])
+    common = resolve(inner)
+    assert isinstance(common, Atom)
+    assert common.context == {resolve(outer)}
+
+
+def test_a_family_is_tied_where_its_context_is_visible_twice_on_other_axes() -> None:
+    algebra, (atom,) = algebra_with(12)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    assert isinstance(inner, Atom)
+    # On two axes of three heads each: which of them says whose neurons these are?
+    algebra.settle([[outer, outer, inner]])
+    assert inner.context == set()
+
+
+def test_of_two_places_of_its_context_a_family_sees_the_one_on_its_own_axis() -> None:
+    algebra, (atom,) = algebra_with(12)
+    outer, inner = algebra.split_product(atom, [3, 4]) or []
+    assert isinstance(inner, Atom)
+    algebra.settle([[atom, atom]])
+    assert inner.context == {outer}

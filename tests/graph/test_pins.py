@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mergekit_ot import ArchitectureError, FunctionRule, NodeRule, OperationView, check_model, hookimpl, trace_model
+from mergekit_ot import (
+    ArchitectureError,
+    EinRule,
+    FunctionRule,
+    NodeRule,
+    OperationView,
+    check_model,
+    hookimpl,
+    trace_model,
+)
 from mergekit_ot.plugin_manager import PluginManager
 
 
@@ -232,3 +241,47 @@ def test_a_forward_that_makes_single_precision_tensors_is_checked_in_single_prec
     assert (report.groups, report.certified, report.preserved, report.culprits) == (1, 1, True, ())
     assert report.max_error is not None
     assert report.max_error < 1e-5
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4, 2))
+
+
+@pytest.mark.parametrize("forgotten", ["running_mean", "running_var"])
+def test_statistics_that_a_rule_forgets_are_found_though_fresh_ones_are_blind_to_order(forgotten: str) -> None:
+    arguments = ("input", "weight", "bias", {"running_mean": "running_var", "running_var": "running_mean"}[forgotten])
+    rule = EinRule("b c *; c; c; c -> b c *", arguments, state=arguments[3:])
+    name = "aten._native_batch_norm_legit_no_training"
+
+    class Instead:
+        @hookimpl
+        def mergeot_node_rules(self) -> dict[str, NodeRule]:
+            return {**mergeot_layers.mergeot_node_rules(), name: rule}  # type: ignore[dict-item]
+
+    inputs = torch.randn(2, 1, 4, 4)
+    report = check_model(normed, inputs, manager=PluginManager([Instead()]))
+    assert report.culprits == ("0.weight:0",)
+    assert check_model(normed, inputs).culprits == ()
+
+
+def test_parameters_that_start_as_ones_are_randomised_before_they_prove_anything() -> None:
+    class Scaled(nn.Module):
+        """The scale is all ones when fresh, so that a wrong order of it would not be seen."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.scale = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.atan2(self.first(x), self.scale))
+
+    def untied(operation: OperationView) -> list[list]:
+        """Mentions the scale's axis, and does not tie it to the neurons that it scales."""
+        for label in operation.labels("other"):
+            operation.algebra.touch(label)
+        return [operation.labels("self")]
+
+    report = check_model(Scaled, torch.randn(2, 3), manager=manager_with(aten__atan2=FunctionRule(untied)))
+    assert set(report.culprits) == {"first.weight:0", "scale:0"}
+    assert check_model(Scaled, torch.randn(2, 3)).culprits == ()

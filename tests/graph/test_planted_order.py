@@ -90,3 +90,38 @@ def test_no_instance_is_run_before_it_is_captured_and_every_forward_runs_on_a_fr
     assert check_model(Counting, torch.randn(2, 3)).preserved is True
     assert all(instance.runs <= 1 for instance in made)
     assert made[0].runs == 0
+
+
+class GroupedStream(nn.Module):
+    """A residual stream in three groups: its square map has groups, and neurons inside them, on both axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 12), nn.GroupNorm(3, 12)
+        self.inner, self.last = nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x + torch.tanh(self.inner(self.norm(x))))
+
+
+def test_members_of_a_family_follow_the_context_on_their_own_axis() -> None:
+    report = check_model(GroupedStream, torch.randn(2, 4))
+    # The groups, and the neurons inside each of the three.
+    assert (report.groups, report.families, report.certified) == (2, 4, 2)
+    assert (report.culprits, report.preserved) == ((), True)
+
+
+def test_every_member_of_a_family_has_an_order_of_its_own() -> None:
+    """And it stands at the place of its member: taken one member at a time, the function stays too."""
+    graph = trace_model(NETS["mobile"].make(), NETS["mobile"].inputs)
+    (family,) = [group for group in graph.free_groups.values() if group.context]
+    orders = random_orders(graph, torch.Generator().manual_seed(0))[family.key]
+    assert orders.shape == (5, 2)
+    weight = torch.arange(10.0)
+    outer = torch.tensor([4, 2, 0, 1, 3])
+    inner = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0], [1, 0]])
+    state = {"depthwise.bias": weight}
+    moved = reorder_state(state, graph, {family.context[0]: outer, family.key: inner})["depthwise.bias"]
+    expected = weight.reshape(5, 2)[outer].gather(1, inner).flatten()
+    assert torch.equal(moved, expected)

@@ -55,6 +55,11 @@ def test_solver_keeps_the_contract(written, is_scaled):
     check_solver(written.NearestSolver(is_scaled=is_scaled))
 
 
+def test_rule_and_measure_keep_the_contract(written):
+    written.test_cdist_rule()
+    written.test_directions_keep_the_contract()
+
+
 def test_rule_finds_the_neurons_that_were_pinned_without_it(written, manager):
     report = check_model(written.Prototypes, torch.randn(3, 4), manager=manager)
     assert (report.preserved, report.certified) == (True, 2)
