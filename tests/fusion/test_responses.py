@@ -232,7 +232,8 @@ def test_targets_are_never_read(solver: str, repair: str) -> None:
             norm.momentum = None
         model(inputs)
         model.eval()
-    fuse(models, solver=solver, repair=repair, data=[(batch, Unreadable()) for batch in inputs.split(8)])
+    result = fuse(models, solver=solver, repair=repair, data=[(batch, Unreadable()) for batch in inputs.split(8)])
+    assert result.state.keys() == models[0].state_dict().keys()
 
 
 def test_a_fusion_uses_all_its_calibration_data() -> None:

@@ -30,7 +30,7 @@ def models(count: int = 2) -> list[nn.Module]:
     return [Mlp() for _ in range(count)]
 
 
-def refused(error: type[MergeotError], match: str, sources: list[Any] | None = None, **options: Any) -> str:
+def assert_refused(error: type[MergeotError], match: str, sources: list[Any] | None = None, **options: Any) -> str:
     """Expects `fuse` to raise, and returns the message."""
     given = {"example_inputs": INPUTS, **options}
     with pytest.raises(error, match=match) as raised:
@@ -50,16 +50,18 @@ def refused(error: type[MergeotError], match: str, sources: list[Any] | None = N
     ],
 )
 def test_an_unknown_name_is_guessed_and_all_are_listed(options: dict[str, Any], guess: str, known: str) -> None:
-    message = refused(RecipeError, rf"Did you mean '{guess}'\?", **options)
+    message = assert_refused(RecipeError, rf"Did you mean '{guess}'\?", **options)
     assert known in message.split("Known: ")[1]
 
 
 def test_a_name_like_nothing_is_not_guessed() -> None:
-    assert "Did you mean" not in refused(RecipeError, "Unknown solver 'zzz'. Known: activation-matching", solver="zzz")
+    assert "Did you mean" not in assert_refused(
+        RecipeError, "Unknown solver 'zzz'. Known: activation-matching", solver="zzz"
+    )
 
 
 def test_an_unknown_solver_option_is_guessed() -> None:
-    refused(
+    assert_refused(
         RecipeError,
         r"Unknown option of solver 'wb' 'epsilom'\. Did you mean 'epsilon'\?",
         solver_options={"epsilom": 1},
@@ -75,7 +77,7 @@ def test_an_unknown_solver_option_is_guessed() -> None:
     ],
 )
 def test_a_solver_option_that_does_not_fit_is_refused(options: dict[str, object], match: str) -> None:
-    refused(RecipeError, match, solver_options=options)
+    assert_refused(RecipeError, match, solver_options=options)
 
 
 @pytest.mark.parametrize(
@@ -91,18 +93,18 @@ def test_a_solver_option_that_does_not_fit_is_refused(options: dict[str, object]
     ],
 )
 def test_wrong_model_weights_are_refused(weights: list[float], match: str) -> None:
-    refused(RecipeError, match, model_weights=weights)
+    assert_refused(RecipeError, match, model_weights=weights)
 
 
 def test_no_model_is_refused() -> None:
-    refused(RecipeError, "There is no model to fuse", [])
+    assert_refused(RecipeError, "There is no model to fuse", [])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_source_that_is_not_finite_is_named_with_its_tensor(value: float) -> None:
     given = models()
     given[1].layers[1].bias.data[2] = value
-    refused(CheckpointError, r"'layers\.1\.bias' of source 1 holds NaN or infinity", given)
+    assert_refused(CheckpointError, r"'layers\.1\.bias' of source 1 holds NaN or infinity", given)
 
 
 def other(make: Callable[[], nn.Module], state: dict[str, Tensor]) -> SourceModel:
@@ -112,17 +114,19 @@ def other(make: Callable[[], nn.Module], state: dict[str, Tensor]) -> SourceMode
 def test_a_missing_key_is_named() -> None:
     state = Mlp().state_dict()
     del state["layers.1.weight"], state["layers.2.bias"]
-    refused(ArchitectureError, r"other\.pt .*'layers\.1\.weight' is missing \(and 1 more", [Mlp(), other(Mlp, state)])
+    assert_refused(
+        ArchitectureError, r"other\.pt .*'layers\.1\.weight' is missing \(and 1 more", [Mlp(), other(Mlp, state)]
+    )
 
 
 def test_a_surplus_key_is_named() -> None:
     state = {**Mlp().state_dict(), "extra": torch.zeros(1)}
-    refused(ArchitectureError, "'extra' is not part of the architecture", [Mlp(), other(Mlp, state)])
+    assert_refused(ArchitectureError, "'extra' is not part of the architecture", [Mlp(), other(Mlp, state)])
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
     state = Mlp((6, 8, 7, 3)).state_dict()
-    refused(
+    assert_refused(
         ArchitectureError, r"'layers\.1\.weight' has shape \(7, 8\), the architecture has \(5, 8\)",
         [Mlp(), other(Mlp, state)],
     )  # fmt: skip
@@ -143,19 +147,19 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
 def test_mismatched_architectures_name_the_first_parameter_that_differs(
     make: Callable[[], nn.Module], match: str
 ) -> None:
-    message = refused(GraphMismatchError, match, [Mlp(), make()])
+    message = assert_refused(GraphMismatchError, match, [Mlp(), make()])
     assert "--arch" in message
 
 
 def test_parameters_that_only_the_other_source_has_are_named() -> None:
     with_bias, without = Mlp(), Mlp(bias=False)
-    refused(
+    assert_refused(
         GraphMismatchError, r"Parameter 'layers\.0\.bias' of source 1 does not exist in source 0", [without, with_bias]
     )
 
 
 def test_an_axis_that_cannot_be_resized_says_why() -> None:
-    refused(GraphMismatchError, r"It cannot be resized: model output", [Mlp(), Mlp((6, 8, 5, 4))])
+    assert_refused(GraphMismatchError, r"It cannot be resized: model output", [Mlp(), Mlp((6, 8, 5, 4))])
 
 
 @pytest.mark.parametrize(
@@ -167,36 +171,36 @@ def test_an_axis_that_cannot_be_resized_says_why() -> None:
     ],
 )
 def test_what_needs_data_asks_for_it(options: dict[str, Any], who: str) -> None:
-    message = refused(DataError, f"{who} needs calibration data", **options)
+    message = assert_refused(DataError, f"{who} needs calibration data", **options)
     assert "--data" in message
 
 
 @pytest.mark.parametrize("target", [2, -1, 7])
 def test_a_target_out_of_range_is_refused(target: int) -> None:
-    refused(RecipeError, rf"Target {target} is not one of the 2 models \(counted from 0\)", target=target)
+    assert_refused(RecipeError, rf"Target {target} is not one of the 2 models \(counted from 0\)", target=target)
 
 
 def test_a_target_without_neurons_is_refused() -> None:
     with pytest.warns(UserWarning, match="zero-element"):
         target = Mlp((6, 0, 5, 3))
-    refused(MergeotError, r"Group 'layers\.0\.weight:0' of the target has no neurons", target=target)
+    assert_refused(MergeotError, r"Group 'layers\.0\.weight:0' of the target has no neurons", target=target)
 
 
 def test_a_target_of_another_architecture_is_named() -> None:
-    refused(GraphMismatchError, "the target", target=Mlp((6, 8, 3)))
+    assert_refused(GraphMismatchError, "the target", target=Mlp((6, 8, 3)))
 
 
 def test_missing_example_inputs_are_asked_for() -> None:
-    message = refused(ArchitectureError, "traced at example inputs, and none are known", example_inputs=None)
+    message = assert_refused(ArchitectureError, "traced at example inputs, and none are known", example_inputs=None)
     assert "--input-shape" in message
 
 
 def test_example_inputs_of_the_wrong_shape_are_told_with_the_shape() -> None:
-    refused(ArchitectureError, r"'Mlp' cannot be traced at inputs \(2, 9\)", example_inputs=torch.randn(2, 9))
+    assert_refused(ArchitectureError, r"'Mlp' cannot be traced at inputs \(2, 9\)", example_inputs=torch.randn(2, 9))
 
 
 def test_averaging_unequal_sizes_names_the_group_and_another_solver() -> None:
-    message = refused(
+    message = assert_refused(
         SolverError, r"group 'layers\.0\.weight:0' has sizes \[8, 9\] for a fused size of 8",
         [Mlp(), Mlp((6, 9, 5, 3))], solver="average",
     )  # fmt: skip
@@ -212,7 +216,7 @@ def test_a_solver_that_returns_couplings_of_other_sizes_is_blamed() -> None:
 
             return Barycenter(problem.measures[0], (Coupling.identity(3),) * 2, 0.0, Status.CONVERGED)
 
-    message = refused(
+    message = assert_refused(
         SolverError, r"Solver 'broken' returned couplings of sizes \[\(3, 3\), \(3, 3\)\]", solver=Broken()
     )
     assert "check_solver" in message
@@ -228,8 +232,8 @@ def test_nothing_heavy_runs_before_a_mistake_is_told(monkeypatch: pytest.MonkeyP
     broken.fc1.weight.data[0, 0] = float("nan")
     inputs = torch.randn(2, 1, 8, 8)
     if error_first == "solver":
-        refused(RecipeError, "Unknown solver", [Cnn(), Cnn()], solver="nope", example_inputs=inputs)
+        assert_refused(RecipeError, "Unknown solver", [Cnn(), Cnn()], solver="nope", example_inputs=inputs)
     elif error_first == "weights":
-        refused(RecipeError, "model weights", [Cnn(), Cnn()], model_weights=[1.0], example_inputs=inputs)
+        assert_refused(RecipeError, "model weights", [Cnn(), Cnn()], model_weights=[1.0], example_inputs=inputs)
     else:
-        refused(CheckpointError, "NaN", [Cnn(), broken], example_inputs=inputs)
+        assert_refused(CheckpointError, "NaN", [Cnn(), broken], example_inputs=inputs)
