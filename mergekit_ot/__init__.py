@@ -66,7 +66,7 @@ _HOMES = {
     "ArchitectureError": "mergekit_ot.errors",
 }
 
-__all__ = ["__version__", "hookimpl", *_HOMES]
+__all__ = ["__version__", "hookimpl", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -160,17 +160,16 @@ def test_a_pin_reaches_everything_that_is_unified_with_it() -> None:
 @pytest.mark.parametrize("is_first", [True, False])
 def test_unified_families_keep_only_the_context_that_they_share(is_older: bool, is_first: bool) -> None:
     algebra, (atom, plain) = algebra_with(12, 4)
-    if not is_older:
-        plain = algebra.atom(4)
     outer, inner = algebra.split_product(atom, [3, 4]) or []
-    late = algebra.atom(4)
-    for tied in (plain, late):
-        one, other = (inner, tied) if is_first else (tied, inner)
-        algebra.unify(one, other)
-        algebra.settle([])
-        common = resolve(inner)
-        assert isinstance(common, Atom)
-        assert common.context == set()
+    if not is_older:
+        # Which of two unified atoms stands for both depends on their age.
+        plain = algebra.atom(4)
+    algebra.unify(*((inner, plain) if is_first else (plain, inner)))
+    algebra.settle([])
+    common = resolve(inner)
+    assert isinstance(common, Atom)
+    assert common is resolve(plain)
+    assert common.context == set()
     assert isinstance(outer, Atom)
     assert outer.pin is None
 
