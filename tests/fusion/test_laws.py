@@ -220,18 +220,31 @@ def test_half_precision_is_computed_in_single_and_cast_back() -> None:
         assert torch.equal(tensor, single[name].bfloat16()), name
 
 
-def test_tied_parameters_stay_tied() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2)
-            self.second.weight = self.first.weight
+class Tied(nn.Module):
+    """Two maps of one weight and biases of their own, whose neurons are free to move together."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 7), nn.Linear(5, 7), nn.Linear(7, 2)
+        self.second.weight = self.first.weight
 
-    result = fuse([Tied(), Tied()], solver="wb", example_inputs=torch.randn(2, 5))
-    assert torch.equal(result.state["second.weight"], result.state["first.weight"])
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(x)) + torch.tanh(self.second(x)))
+
+
+def test_tied_parameters_stay_tied_and_move_under_all_their_names() -> None:
+    inputs = (torch.randn(3, 5),)
+    model = trained_like(Tied, 19)
+    result = fuse([model, planted_copy(model, inputs)], solver="wb", example_inputs=inputs)
+    assert [report.name for report in result.groups] == ["first.weight:0"]
+    assert_same_function(result.model(), model, inputs)
+    # With an unrelated source the fused weight is neither source's own, under either name.
+    mixed = fuse([model, trained_like(Tied, 20)], solver="wb", example_inputs=inputs)
+    for each in (result, mixed):
+        for state in (each.state, each.aligned_state(0), each.aligned_state(1)):
+            assert torch.equal(state["second.weight"], state["first.weight"])
+        assert each.aligned_sources_max_error is not None
+        assert each.aligned_sources_max_error < 1e-5
 
 
 def test_all_registered_solvers_are_under_the_laws() -> None:

@@ -285,3 +285,22 @@ def test_parameters_that_start_as_ones_are_randomised_before_they_prove_anything
     report = check_model(Scaled, torch.randn(2, 3), manager=manager_with(aten__atan2=FunctionRule(untied)))
     assert set(report.culprits) == {"first.weight:0", "scale:0"}
     assert check_model(Scaled, torch.randn(2, 3)).culprits == ()
+
+
+def test_what_holds_at_the_traced_length_only_is_found_at_another() -> None:
+    class Branching(nn.Module):
+        """Longer inputs go another way, which the trace has not seen."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x))
+            return self.second(hidden.cumsum(2) if x.shape[1] > 5 else hidden)
+
+    inputs = torch.randn(2, 5, 3)
+    assert trace_model(Branching(), inputs).free_groups
+    report = check_model(Branching, inputs)
+    assert report.culprits == ("first.weight:0",)
+    assert report.groups == 0
