@@ -36,6 +36,12 @@ _HOMES = {
     "FunctionRule": "mergekit_ot.graph.rule",
     "OperationView": "mergekit_ot.graph.rule",
     "RuleError": "mergekit_ot.graph.rule",
+    "AbstractFrontEnd": "mergekit_ot.graph.front_end",
+    "TraceBudget": "mergekit_ot.graph.front_end",
+    "TraceLimits": "mergekit_ot.graph.front_end",
+    "ExportFrontEnd": "mergekit_ot.graph.capture",
+    "CapturedProgram": "mergekit_ot.graph.program",
+    "ProgramSlot": "mergekit_ot.graph.program",
     "ModelGraph": "mergekit_ot.graph.ir",
     "trace_model": "mergekit_ot.graph.trace",
     "check_model": "mergekit_ot.graph.verify",
@@ -97,7 +103,10 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext
     from mergekit_ot.fusion.result import FusionResult, StepReport
     from mergekit_ot.fusion.source import SourceModel
+    from mergekit_ot.graph.capture import ExportFrontEnd
+    from mergekit_ot.graph.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
     from mergekit_ot.graph.ir import ModelGraph
+    from mergekit_ot.graph.program import CapturedProgram, ProgramSlot
     from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
     from mergekit_ot.graph.trace import trace_model
     from mergekit_ot.graph.verify import check_model

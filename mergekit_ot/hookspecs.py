@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.plan import AbstractExecutor
     from mergekit_ot.fusion.repair import AbstractRepair
     from mergekit_ot.fusion.result import StepReport
+    from mergekit_ot.graph.front_end import AbstractFrontEnd
     from mergekit_ot.graph.rule import NodeRule
     from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -32,7 +33,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def mergeot_node_rules() -> Mapping[str, NodeRule | str]:  # type: ignore[empty-body]
-    """Return node rules by operation: ``"aten.linear"`` or, more specific, ``"aten.max.dim"``."""
+    """Return node rules by operation (``"aten.linear"``, ``"aten.max.dim"``) or module (``"module:Experts"``)."""
+
+
+@hookspec
+def mergeot_front_ends() -> Mapping[str, type[AbstractFrontEnd] | str]:  # type: ignore[empty-body]
+    """Return front ends (ways to capture a module as a graph of operations) by name."""
 
 
 @hookspec

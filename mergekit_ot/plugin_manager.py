@@ -35,6 +35,7 @@ PREFIX = "mergeot_"
 _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
     "solver": ("mergeot_solvers", RecipeError),
     "rule": ("mergeot_node_rules", PluginError),
+    "front end": ("mergeot_front_ends", ArchitectureError),
     "measure": ("mergeot_node_measures", RecipeError),
     "architecture": ("mergeot_architectures", ArchitectureError),
     "dataset": ("mergeot_datasets", DataError),
@@ -214,6 +215,11 @@ class PluginManager:
     def node_rules(self) -> Mapping[str, Entry]:
         """Registered node rules."""
         return self.table("rule")
+
+    @property
+    def front_ends(self) -> Mapping[str, Entry]:
+        """Registered front ends, besides ``export``."""
+        return self.table("front end")
 
     @property
     def node_measures(self) -> Mapping[str, Entry]:

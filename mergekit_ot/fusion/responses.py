@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
 from mergekit_ot.errors import DataError
 from mergekit_ot.graph.blocks import blocks_of
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.program import CapturedProgram
 
 # Added to the diagonal of a Gram matrix, relative to its mean, so that a root always exists.
 _JITTER = 1e-9
@@ -53,7 +52,7 @@ def calibration_batches(data: Iterable[Any], size: int, batch: int) -> Iterator[
 
 def inputs_of(item: Any) -> tuple[Tensor, ...]:
     """Returns the inputs of a batch, which may be a tensor, (inputs, targets), or a tuple of inputs with targets."""
-    inputs = item[0] if isinstance(item, tuple | list) else item
+    inputs = item[0] if isinstance(item, tuple | list) and item else item
     tensors = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     if not tensors or not all(isinstance(x, Tensor) for x in tensors):
         raise DataError(
@@ -79,21 +78,12 @@ class _Recorder(fx.Interpreter):
 
 
 def run_program(
-    program: ExportedProgram, state: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: set[str]
+    program: CapturedProgram, state: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: set[str]
 ) -> dict[str, Tensor]:
     """Returns the values named in `wanted` when the captured program runs on `inputs` with the parameters `state`."""
-    arguments: list[Any] = []
-    rest = iter(inputs)
-    for spec in program.graph_signature.input_specs:
-        if spec.kind == InputKind.USER_INPUT:
-            arguments.append(next(rest))
-        else:
-            target = spec.target or ""
-            held = (store[target] for store in (state, program.state_dict, program.constants) if target in store)
-            arguments.append(next(held))
-    recorder = _Recorder(program.graph_module, wanted)
+    recorder = _Recorder(program.module, wanted)
     with torch.no_grad():
-        recorder.run(*arguments)
+        recorder.run(*program.arguments(state, inputs))
     return recorder.kept
 
 
@@ -159,6 +149,15 @@ class ResponseGrams:
             deviation = gram.diagonal().clamp_min(0).sqrt()
             gram = gram / torch.outer(deviation, deviation).clamp_min(_SILENT * float(gram.diagonal().mean() + 1e-300))
         jitter = _JITTER * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
-        root = torch.linalg.cholesky(gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype))
+        root = _root(gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype))
         sizes = [graph.groups[group].size for graph in self.graphs]
         return [part.float() for part in root.split(sizes)]
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Returns rows with the given inner products; rounding may have left a Gram matrix slightly indefinite."""
+    root, info = torch.linalg.cholesky_ex(gram)
+    if not int(info):
+        return root
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors * values.clamp_min(0).sqrt()

@@ -85,7 +85,7 @@ class AxisAlgebra(Unifier):
             inside = atoms_of(resolve(expression))
             permitted = self._expand(allowed) | inside
             for atom in inside:
-                atom.context = self._expand(atom.context) & permitted - {atom}
+                self.index_by(atom, self._expand(atom.context) & permitted - {atom})
         for labels in tensors:
             while self._scope_once(labels):
                 pass
@@ -110,7 +110,7 @@ class AxisAlgebra(Unifier):
                     for c in self._expand(place.atom.context)
                     if c is not place.atom and _is_visible([p for p in places if p.atom is c], place)
                 }
-                place.atom.context = seen
+                self.index_by(place.atom, seen)
         return False
 
 

@@ -54,12 +54,20 @@ class GraphBuilder:
         labelled: What propagation found.
         aliases: Further name of a tied parameter → first name.
         hidden_state: Sentences on tensors that the module keeps outside its state.
+        remarks: Sentences on how the module was captured.
     """
 
-    def __init__(self, labelled: Labelled, aliases: Mapping[str, str], hidden_state: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        labelled: Labelled,
+        aliases: Mapping[str, str],
+        hidden_state: tuple[str, ...],
+        remarks: tuple[str, ...] = (),
+    ) -> None:
         self.labelled = labelled
         self.aliases = dict(aliases)
         self.hidden_state = hidden_state
+        self.remarks = remarks
         self.unobserved: list[str] = []
         self.keys: dict[Atom, str] = {}
         self.numbers: dict[Tag, int] = {}
@@ -78,7 +86,7 @@ class GraphBuilder:
         roles = {(p.parameter, p.axis, self.keys[atom]): p.role for atom, ps in self.places.items() for p in ps}
         diagnostics = Diagnostics(
             tuple(found.unknown.values()), tuple(found.rule_errors), tuple(found.unaccounted),
-            tuple(self.unobserved), self.hidden_state,
+            tuple(self.unobserved), self.hidden_state, self.remarks,
         )  # fmt: skip
         ordered = dict(sorted(groups.items(), key=lambda item: (item[1].first_operation, item[0])))
         return ModelGraph(

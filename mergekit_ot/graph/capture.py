@@ -1,4 +1,4 @@
-"""Capture of a module as a functional graph of aten operations, by `torch.export`."""
+"""Capture of a module as a captured program: `torch.export` by itself, other front ends from plugins."""
 
 from __future__ import annotations
 
@@ -7,37 +7,110 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.program import CapturedProgram, from_exported
+
+if TYPE_CHECKING:
+    from mergekit_ot.plugin_manager import PluginManager
+
+AUTO = "auto"
+EXPORT = "export"
 
 
-def capture(model: nn.Module, example_inputs: Tensor | tuple[object, ...]) -> ExportedProgram:
+class ExportFrontEnd(AbstractFrontEnd):
+    """`torch.export`: functional, names every parameter, runs on the meta device."""
+
+    def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
+        """Returns the exported program without decompositions, so that a linear map stays one operation."""
+        with budget.watching():
+            program = torch.export.export(model, inputs, strict=False)
+        budget.check("before in-place writes were removed")
+        return from_exported(program.run_decompositions({}), EXPORT)
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[object, ...],
+    manager: PluginManager | None = None,
+    front_end: str = AUTO,
+    budget: TraceBudget | None = None,
+) -> CapturedProgram:
     """Returns the captured program of `model` in evaluation mode; the model itself is neither run nor changed.
 
     Args:
         model: Any module; it is copied first, so that nothing a forward leaves behind reaches it.
         example_inputs: A tensor or a tuple of positional inputs; a batch of one is doubled, since a size of one
             would hide the batch axis.
+        manager: Whose further front ends are known; none where left out.
+        front_end: ``auto`` (export, then the fallbacks in order), ``export``, or the name of a registered one.
+        budget: Time and size so far; a new one with the default limits where left out.
 
     Raises:
-        ArchitectureError: `torch.export` cannot trace the module at these inputs.
+        ArchitectureError: No front end can trace the module at these inputs, or a limit is passed.
     """
     inputs = doubled(as_inputs(example_inputs))
-    try:
-        with _quiet():
-            instance = copy.deepcopy(model).eval()
-            program = torch.export.export(instance, inputs, strict=False)
-            return program.run_decompositions({})
-    except Exception as error:
-        raise ArchitectureError(
-            f"'{type(model).__name__}' cannot be traced at inputs {describe(inputs)}: {first_line(error)}. "
-            "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
-        ) from error
+    name = type(model).__name__
+    budget = TraceBudget(TraceLimits(), name) if budget is None else budget
+    failures: dict[str, BaseException] = {}
+    for chosen, end in _front_ends(manager, front_end).items():
+        try:
+            with _quiet():
+                program = end.capture(prepared(copy.deepcopy(model)), inputs, budget)
+        except TraceLimitError:
+            raise
+        except Exception as error:
+            failures[chosen] = error
+            continue
+        remarks = [
+            f"Captured by '{chosen}', since '{other}' cannot trace this module: {first_line(error)}."
+            for other, error in failures.items()
+        ]
+        return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
+    reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
+    raise ArchitectureError(
+        f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "
+        "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
+    ) from next(iter(failures.values()))
+
+
+def _front_ends(manager: PluginManager | None, wanted: str) -> Mapping[str, AbstractFrontEnd]:
+    registered: Mapping[str, Any] = manager.front_ends if manager is not None else {}
+    if wanted == EXPORT:
+        return {EXPORT: ExportFrontEnd()}
+    if wanted != AUTO:
+        if wanted not in registered:
+            raise ArchitectureError(unknown_name("front end", wanted, {AUTO, EXPORT, *registered}))
+        return {wanted: registered[wanted].load()()}
+    kinds = {name: entry.load() for name, entry in registered.items()}
+    return {EXPORT: ExportFrontEnd(), **{name: kind() for name, kind in kinds.items() if kind.is_fallback}}
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """Returns `model` in evaluation mode, as it is captured and as its function is compared.
+
+    Language models of `transformers` return their key/value cache beside the result. It is no output in the sense of a
+    function that must stay, and would pin every head; their configuration can leave it out.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False  # type: ignore[union-attr]
+    return model.eval()
+
+
+def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    return {
+        path: tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object)
+        for path, module in model.named_modules()
+    }
 
 
 def as_inputs(example_inputs: object) -> tuple[object, ...]:

@@ -30,6 +30,7 @@ def label_by_pattern(rule: EinRule, operation: OperationView) -> list[Labels]:
     for name, flag in rule.flags.items():
         for atom in atoms_of(names[name]) if name in names else ():
             atom.flags.add(flag)
+    operation.loop(_loop(rule, names, rests))
     outputs = []
     for tokens, shape in zip(rule.outputs, operation.output_shapes, strict=False):
         outputs.append(_emit(operation, tokens, shape, names, rests))
@@ -37,6 +38,14 @@ def label_by_pattern(rule: EinRule, operation: OperationView) -> list[Labels]:
     for shape in operation.output_shapes[len(rule.outputs) :]:
         outputs.append([operation.algebra.pinned(size, "further output of the operation") for size in shape])
     return outputs
+
+
+def _loop(rule: EinRule, names: dict[str, Expression], rests: dict[str, Labels]) -> Labels:
+    """Returns every axis that the operation runs over once; those that are mixed along no family may depend on."""
+    tokens = [token for operand in rule.operands for token in operand]
+    blind = {name for token in tokens if token.startswith("~") for name in _names(token)}
+    spread = [labels for key, labels in rests.items() if key == "..." or "*~" not in tokens]
+    return [*(label for labels in spread for label in labels), *(x for name, x in names.items() if name not in blind)]
 
 
 def _match(

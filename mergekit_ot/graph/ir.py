@@ -138,12 +138,14 @@ class Diagnostics:
     unaccounted: tuple[str, ...] = ()
     unobserved: tuple[str, ...] = ()
     hidden_state: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """All entries."""
         return (
-            *self.unknown_operations, *self.rule_errors, *self.unaccounted, *self.unobserved, *self.hidden_state,
+            *self.remarks, *self.unknown_operations, *self.rule_errors, *self.unaccounted, *self.unobserved,
+            *self.hidden_state,
         )  # fmt: skip
 
 
@@ -160,7 +162,7 @@ class ModelGraph:
         diagnostics: What tracing noticed.
         buffers: Names in `layouts` that are buffers.
         values: Value name → one layout per axis, for the data that a parameter of the model reads.
-        program: The captured program, to be run with any state (None where only shapes are known).
+        program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state.
     """
 
     operations: nx.DiGraph

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 
 from mergekit_ot.graph.algebra import AxisAlgebra
 from mergekit_ot.graph.expressions import Atom, Expression, PinReason, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.front_end import TraceBudget
+from mergekit_ot.graph.program import (
+    BUFFER,
+    INPUT,
+    MUTATION,
+    PARAMETER,
+    USER_OUTPUT,
+    CapturedProgram,
+    ProgramSlot,
+    bound_arguments,
+    is_floating,
+    is_mutating,
+    reason_of,
+    shape_of,
+    shapes_of,
+)
+from mergekit_ot.graph.regions import Region, find_regions
 from mergekit_ot.graph.rule import Labels, NodeRule, OperationView, RuleError, Value
 
 # A constant larger than this is not searched for repetition along an axis.
 _LARGE_CONSTANT = 4_000_000
+# How often the time is looked at: every so many operations.
+_BUDGET_STEP = 64
 
-_RULE_HINT = "Teach it with a rule: docs/writing-plugins.md, 'mergeot_node_rules'."
+_RULE_HINT = "Teach it with a rule: docs/how-to/unknown-operations.md."
+_Shapes = list[tuple[int, ...] | None]
 
 
 @dataclass
@@ -37,6 +55,7 @@ class Labelled:
     unaccounted: list[str] = field(default_factory=list)
     observed: set[Atom] = field(default_factory=set)
     read_values: dict[str, None] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
 
 
 class Propagator:
@@ -46,51 +65,71 @@ class Propagator:
         program: The captured program.
         find_rule: Gives the rule for an operation (``aten.linear.default``), or None.
         aliases: Further name of a tied parameter → its first name.
+        budget: Stops the walk where it takes too long.
     """
 
     def __init__(
-        self, program: ExportedProgram, find_rule: Callable[[Any], NodeRule | None], aliases: Mapping[str, str]
+        self,
+        program: CapturedProgram,
+        find_rule: Callable[[Any], NodeRule | None],
+        aliases: Mapping[str, str],
+        budget: TraceBudget,
     ) -> None:
         self.program = program
         self.find_rule = find_rule
         self.aliases = aliases
+        self.budget = budget
         self.algebra = AxisAlgebra()
         self.found = Labelled(self.algebra)
         self.environment: dict[fx.Node, Any] = {}
+        self.read_buffers: set[str] = set()
         self.step = 0
 
     def run(self) -> Labelled:
-        """Returns the labels of the whole program."""
-        signature = self.program.graph_signature
-        inputs = {spec.arg.name: spec for spec in signature.input_specs if hasattr(spec.arg, "name")}
+        """Returns the labels of the whole program.
+
+        Raises:
+            TraceLimitError: It takes longer than the budget allows.
+        """
+        slots = iter(self.program.inputs)
+        ends, inside = find_regions(self.program, self.find_rule)
         for node in self.program.graph.nodes:
             self.algebra.reason = reason_of(node)
             if node.op == "placeholder":
-                self.environment[node] = self._placeholder(node, inputs.get(node.name))
-            elif node.op == "call_function":
+                self.environment[node] = self._placeholder(node, next(slots))
+            elif node in ends:
+                self._call_module(ends[node])
+                self.step += 1
+            elif node.op == "call_function" and node not in inside:
                 self.environment[node] = self._call(node)
                 self.step += 1
             elif node.op == "output":
                 self._output(node)
+            if self.step % _BUDGET_STEP == 0:
+                self.budget.check("while neuron groups were looked for")
         return self.found
 
-    def _placeholder(self, node: fx.Node, spec: Any) -> Any:
-        shape = _shape(node.meta.get("val"))
+    def _placeholder(self, node: fx.Node, slot: ProgramSlot) -> Any:
+        shape = shape_of(node.meta.get("val"))
         if shape is None:
             return None
-        if spec is None or spec.kind == InputKind.USER_INPUT:
-            return Value(shape, [self.algebra.pinned(size, "model input") for size in shape], is_data=True)
-        kind = spec.kind
-        if kind == InputKind.PARAMETER or (kind == InputKind.BUFFER and self._is_neuron_buffer(node)):
-            name = self.aliases.get(spec.target, spec.target)
+        if slot.kind == INPUT:
+            labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
+            return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
+        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
+            name = self.aliases.get(slot.target, slot.target)
             if name not in self.found.parameters:
                 self.found.parameters[name] = self._fresh(shape)
-                if kind == InputKind.BUFFER:
+                if slot.kind == BUFFER:
                     self.found.buffers.add(name)
             places = tuple((name, axis) for axis in range(len(shape)))
-            return Value(shape, self.found.parameters[name], frozenset({name}), places)
-        tensor = self._constant(spec)
-        return Value(shape, self._constant_labels(shape, tensor, f"constant '{spec.target}'"))
+            return Value(shape, self.found.parameters[name], frozenset({name}), places, name=node.name)
+        if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
+            self.read_buffers.add(slot.target)
+        elif node.users:
+            self.found.constants[slot.target] = reason_of(next(iter(node.users))).module_path
+        tensor = self.program.tensors.get(slot.target)
+        return Value(shape, self._constant_labels(shape, tensor, f"constant '{slot.target}'"), name=node.name)
 
     def _fresh(self, shape: tuple[int, ...]) -> Labels:
         """Labels of a parameter: each axis free, and possibly a family over the axes before it."""
@@ -103,18 +142,15 @@ class Propagator:
         return labels
 
     def _is_neuron_buffer(self, node: fx.Node) -> bool:
-        users = list(node.users)
-        return bool(users) and all(
-            (rule := self._rule(user)) is not None and any(_bind(user).get(argument) is node for argument in rule.state)
-            for user in users
-        )
+        users = [user for user in node.users if user.op != "output"]
+        return bool(users) and all(self._is_state_of(user, node) for user in users)
 
-    def _constant(self, spec: Any) -> Tensor | None:
-        for store in (self.program.state_dict, self.program.constants):
-            tensor = store.get(spec.target)
-            if isinstance(tensor, Tensor):
-                return tensor
-        return None
+    def _is_state_of(self, user: fx.Node, node: fx.Node) -> bool:
+        rule = self._rule(user)
+        if rule is None:
+            return False
+        is_named = any(bound_arguments(user).get(argument) is node for argument in rule.state)
+        return is_named or (rule.is_movement and self._is_neuron_buffer(user))
 
     def _constant_labels(self, shape: tuple[int, ...], tensor: Tensor | None, what: str) -> Labels:
         labels: Labels = []
@@ -130,74 +166,93 @@ class Propagator:
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             parent = self.environment.get(node.args[0])  # type: ignore[arg-type]
-            return parent[node.args[1]] if isinstance(parent, list) else None  # type: ignore[index]
-        outputs = _shapes(node.meta.get("val"))
-        operands = [v for v in (self.environment.get(a) for a in node.all_input_nodes) if v is not None]
+            value = parent[node.args[1]] if isinstance(parent, list) else None  # type: ignore[index]
+            if isinstance(value, Value):
+                self.found.values[node.name] = value.labels
+                return replace(value, name=node.name, is_floating=is_floating(node))
+            return None
+        if not node.users and not is_mutating(node.target):
+            return None  # Nothing reads it: an assertion on shapes or types.
+        outputs = shapes_of(node.meta.get("val"))
+        values = self._operands(node.all_input_nodes)
+        if outputs is None:
+            self._pin_inputs(values, f"{node.target} returns no tensor")
+            return None
+        arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
+        view = OperationView(str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra)
+        rule = self._rule(node)
+        if is_mutating(node.target):
+            rule = _Writes()
+        labels = self._apply(rule, view, values)
+        results = self._values(node.name, values, labels, view)
+        rest = iter(results)
+        every = [None if shape is None else next(rest) for shape in outputs]
+        if isinstance(node.meta["val"], tuple | list):
+            return every
+        self.found.values[node.name] = results[0].labels
+        return replace(results[0], is_floating=is_floating(node))
+
+    def _call_module(self, region: Region) -> None:
+        """Labels the values that one call of a module hands out, as the module's rule says."""
+        self.algebra.reason = replace(reason_of(region.nodes[-1]), operation=region.name, module_path=region.path)
+        nodes = [node for node in region.outputs if shape_of(node.meta.get("val")) is not None]
+        values = self._operands(region.inputs)
+        shapes = [shape for node in nodes if (shape := shape_of(node.meta.get("val"))) is not None]
+        view = OperationView(region.name, region.arguments(self.program, self.environment), shapes, self.algebra)
+        labels = self._apply(region.rule, view, values)
+        for node, value in zip(nodes, self._values(region.nodes[-1].name, values, labels, view), strict=True):
+            self.environment[node] = replace(value, name=node.name, is_floating=is_floating(node))
+            self.found.values[node.name] = value.labels
+
+    def _operands(self, nodes: list[fx.Node]) -> list[Value]:
+        operands = [v for v in (self.environment.get(node) for node in nodes) if v is not None]
         values = [v for item in operands for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value)]
         for value in values:
             for parameter in value.origin:
                 self.found.first_use.setdefault(parameter, self.step)
-        if outputs is None:
-            self._pin_inputs(values, f"{node.target} returns no tensor")
-            return None
-        labels = self._apply(node, values, outputs)
-        results = self._values(node, values, labels, outputs)
-        for index, result in enumerate(results):
-            self.found.values[
-                node.name if not isinstance(node.meta["val"], tuple | list) else f"{node.name}.{index}"
-            ] = result.labels
-        return results if isinstance(node.meta["val"], tuple | list) else results[0]
+        return values
 
-    def _apply(self, node: fx.Node, values: list[Value], outputs: list[tuple[int, ...]]) -> list[Labels]:
-        rule = self._rule(node)
+    def _apply(self, rule: NodeRule | None, view: OperationView, values: list[Value]) -> list[Labels]:
         before = [[resolve(label) for label in value.labels] for value in values]
         if rule is None:
             if not all(_is_inert(label) for labels in before for label in labels):
-                self._note_unknown(node, before)
+                self._note_unknown(view.name, before)
                 self._pin_inputs(values, "no rule for this operation")
             self._settle(values, [], [])
-            return [self._inert_labels(values, shape, node) for shape in outputs]
-        view = OperationView(str(node.target), self._arguments(node), outputs, self.algebra)
+            return [self._inert_labels(shape, view.name) for shape in view.output_shapes]
         self.algebra.touched = set()
         labels: list[Labels]
         try:
-            if is_mutating(node.target):
-                raise RuleError(f"{node.target} writes into its input")
             labels = rule.label(view)
-            _check_sizes(labels, outputs, node)
+            _check_sizes(labels, view)
         except Exception as error:
             text = (
                 f"{self.algebra.reason.operation} at '{self.algebra.reason.module_path}': {error}. Its axes are pinned."
             )
-            self.found.rule_errors.append(text)
+            if any(not _is_inert(label) for labels in before for label in labels):
+                self.found.rule_errors.append(text)
             self._pin_inputs(values, f"a rule does not fit: {error}")
-            labels = [[self.algebra.pinned(size, "output of a pinned operation") for size in s] for s in outputs]
+            labels = [self._inert_labels(shape, view.name) for shape in view.output_shapes]
         labels = self._account(values, labels, view)
         self.found.reads.extend(view.reads)
-        self._settle(values, labels, view.mixed)
-        bound = _bind(node)
-        for argument in sorted(view.seen):
-            if isinstance(bound[argument], fx.Node):
-                self.found.read_values[bound[argument].name] = None
+        self._settle(values, labels, view.scopes)
+        for value in view.seen:
+            self.found.read_values[value.name] = None
         if not rule.is_movement:
             for value_labels in before:
                 self.found.observed |= {a for label in value_labels for a in atoms_of(resolve(label))}
-        node.meta["carried"] = view.carried
         return labels
 
-    def _values(
-        self, node: fx.Node, operands: list[Value], labels: list[Labels], outputs: list[tuple[int, ...]]
-    ) -> list[Value]:
+    def _values(self, name: str, operands: list[Value], labels: list[Labels], view: OperationView) -> list[Value]:
         is_data = any(value.is_data for value in operands)
         origin = frozenset[str]() if is_data else frozenset[str]().union(*(value.origin for value in operands))
         places: tuple[tuple[str, int] | None, ...] = ()
-        carried = node.meta.pop("carried", None)
-        if carried is not None and operands and operands[0].places:
-            places = tuple(None if axis is None else operands[0].places[axis] for axis in carried)
-        return [Value(s, ls, origin, places, is_data) for s, ls in zip(outputs, labels, strict=True)]
+        if view.carried is not None and operands and operands[0].places:
+            places = tuple(None if axis is None else operands[0].places[axis] for axis in view.carried)
+        return [Value(s, ls, origin, places, is_data, name) for s, ls in zip(view.output_shapes, labels, strict=True)]
 
-    def _settle(self, values: list[Value], outputs: list[Labels], mixed: list[Labels]) -> None:
-        self.algebra.settle([*(v.labels for v in values), *outputs, *mixed])
+    def _settle(self, values: list[Value], outputs: list[Labels], scopes: list[Labels]) -> None:
+        self.algebra.settle([*(v.labels for v in values), *outputs, *scopes])
 
     def _account(self, values: list[Value], outputs: list[Labels], view: OperationView) -> list[Labels]:
         """Returns the output labels; all pinned where the rule neither passed on nor mentioned an input's axis."""
@@ -220,87 +275,59 @@ class Propagator:
             for label in value.labels:
                 self.algebra.pin(label, why)
 
-    def _inert_labels(self, values: list[Value], shape: tuple[int, ...], node: fx.Node) -> Labels:
-        return [Replicated(1) if size == 1 else self.algebra.pinned(size, f"made by {node.target}") for size in shape]
+    def _inert_labels(self, shape: tuple[int, ...], name: str) -> Labels:
+        return [Replicated(1) if size == 1 else self.algebra.pinned(size, f"made by {name}") for size in shape]
 
-    def _note_unknown(self, node: fx.Node, labels: list[Labels]) -> None:
+    def _note_unknown(self, name: str, labels: list[Labels]) -> None:
         lost = sum(a.pin is None and a.size > 1 for ls in labels for label in ls for a in atoms_of(label))
-        if str(node.target) not in self.found.unknown and lost:
-            reason = reason_of(node)
-            self.found.unknown[str(node.target)] = (
-                f"No rule for operation {node.target} at '{reason.module_path}' ({reason.source}): "
+        if name not in self.found.unknown and lost:
+            reason = self.algebra.reason
+            self.found.unknown[name] = (
+                f"No rule for operation {name} at '{reason.module_path}' ({reason.source}): "
                 f"{lost} axes that could move are pinned there. {_RULE_HINT}"
             )
 
-    def _arguments(self, node: fx.Node) -> dict[str, Any]:
-        return {name: map_arg(value, self.environment.get) for name, value in _bind(node).items()}
-
     def _output(self, node: fx.Node) -> None:
-        specs = self.program.graph_signature.output_specs
         results = list(node.args[0]) if isinstance(node.args[0], tuple | list) else [node.args[0]]
-        for spec, result in zip(specs, results, strict=False):
+        for slot, result in zip(self.program.outputs, results, strict=False):
             value = self.environment.get(result) if isinstance(result, fx.Node) else None  # type: ignore[arg-type]
             if not isinstance(value, Value):
                 continue
             self.algebra.reason = PinReason("", "output", "", "")
-            if spec.kind in (OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None)):
+            if slot.kind == MUTATION:
                 # What a forward writes back into its own parameter has that parameter's order, no fixed one.
-                for one, other in zip(self.found.parameters.get(str(spec.target), []), value.labels, strict=False):
-                    self.algebra.unify(one, other)
-            elif spec.kind == OutputKind.USER_OUTPUT:
+                self._written_back(slot.target, value)
+            elif slot.kind == USER_OUTPUT:
                 for label in value.labels:
                     self.algebra.pin(label, "model output")
                     self.found.observed |= atoms_of(label)
         self.algebra.settle([])
 
-
-def reason_of(node: fx.Node) -> PinReason:
-    """Returns where an operation stands: its name, module path and source line."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    source = ""
-    for line in (node.meta.get("stack_trace") or "").splitlines():
-        if 'File "' in line and "/torch/" not in line:
-            file, _, rest = line.split('File "', 1)[1].partition('", line ')
-            source = f"{file.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
-    return PinReason("", str(node.target) if node.op == "call_function" else "", path, source)
+    def _written_back(self, target: str, value: Value) -> None:
+        name = self.aliases.get(target, target)
+        for one, other in zip(self.found.parameters.get(name, []), value.labels, strict=False):
+            self.algebra.unify(one, other)
+        if name not in self.found.parameters and target in self.read_buffers:
+            for label in value.labels:
+                self.algebra.pin(label, f"kept in buffer '{target}', which the next forward reads")
 
 
-def is_mutating(target: Any) -> bool:
-    """Returns whether an operation writes into one of its inputs."""
-    schema = getattr(target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
+class _Writes(NodeRule):
+    """What is left of a write in place: nothing that shares its memory can be followed."""
 
+    is_movement = False
+    state = ()
 
-def _bind(node: fx.Node) -> dict[str, Any]:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
-    bound = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
-    bound |= dict(node.kwargs)
-    for argument in schema.arguments:
-        if argument.name not in bound and argument.has_default_value():
-            bound[argument.name] = argument.default_value
-    return bound
+    def label(self, operation: OperationView) -> list[Labels]:
+        """Refuses, so that everything it touches is pinned."""
+        raise RuleError(f"{operation.name} writes into its input")
 
 
 def _is_inert(label: Expression) -> bool:
     return all(atom.pin is not None for atom in atoms_of(label))
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
-
-
-def _shapes(value: Any) -> list[tuple[int, ...]] | None:
-    if isinstance(value, Tensor):
-        return [tuple(int(size) for size in value.shape)]
-    if isinstance(value, tuple | list) and value and all(isinstance(v, Tensor) for v in value):
-        return [tuple(int(size) for size in v.shape) for v in value]
-    return None
-
-
-def _check_sizes(labels: list[Labels], outputs: list[tuple[int, ...]], node: fx.Node) -> None:
+def _check_sizes(labels: list[Labels], view: OperationView) -> None:
     sizes = [tuple(size_of(label) for label in ls) for ls in labels]
-    if sizes != outputs:
-        raise RuleError(f"the rule for {node.target} gives sizes {sizes}, the operation {outputs}")
+    if sizes != view.output_shapes:
+        raise RuleError(f"the rule for {view.name} gives sizes {sizes}, the operation {view.output_shapes}")

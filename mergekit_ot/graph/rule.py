@@ -29,7 +29,8 @@ class Value:
 
     `origin` names the parameters that the value is made of, if no model input takes part; `places` says, per axis,
     which axis of which parameter it is, where the value is a parameter or a reordering of its axes. `is_data` tells
-    values that depend on a model input.
+    values that depend on a model input; `name` is that of the value in the captured program, and
+    `is_floating` tells numbers from indices and masks.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +38,8 @@ class Value:
     origin: frozenset[str] = frozenset()
     places: tuple[tuple[str, int] | None, ...] = ()
     is_data: bool = False
+    name: str = ""
+    is_floating: bool = True
 
 
 @dataclass(eq=False)
@@ -49,8 +52,8 @@ class OperationView:
         output_shapes: Shapes of the tensor outputs.
         algebra: Where labels are unified, split and pinned.
         reads: (parameter, axis or None, expression) that the operation contracts: role IN.
-        seen: Arguments of the operation, data rather than parameters, along which it contracts.
-        mixed: Labels of operands without the axes along which the operation mixes.
+        seen: Operands, data rather than parameters, along which it contracts.
+        scopes: Lists of axes among which a family must see what it is indexed by, besides the operands and outputs.
         carried: Per output axis the input axis it is, where the rule only reorders axes.
     """
 
@@ -59,8 +62,8 @@ class OperationView:
     output_shapes: list[tuple[int, ...]]
     algebra: AxisAlgebra
     reads: list[tuple[str, int | None, Expression]] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-    mixed: list[Labels] = field(default_factory=list)
+    seen: set[Value] = field(default_factory=set)
+    scopes: list[Labels] = field(default_factory=list)
     carried: list[int | None] | None = None
 
     def argument(self, name: str, default: Any = None) -> Any:
@@ -100,15 +103,31 @@ class OperationView:
         labels = self.labels(name)
         for axis in axes:
             self.algebra.touch(labels[axis])
-        self.mixed.append([label for axis, label in enumerate(labels) if axis not in axes])
+        self.scopes.append([label for axis, label in enumerate(labels) if axis not in axes])
 
-    def contract(self, name: str, axis: int, expression: Expression | None = None) -> None:
-        """Says that the operation sums over an axis of argument `name`: a parameter there *reads* neurons (IN)."""
-        value = self.value(name)
+    def loop(self, labels: Sequence[Expression]) -> None:
+        """Says over which axes the operation runs, each counted once.
+
+        A family that is summed over may depend only on what stands in the loop once: rows and columns of a Gram
+        matrix have the same heads on two axes, and meet each other's dimensions.
+        """
+        for label in labels:
+            self.algebra.touch(label)
+        self.scopes.append(list(labels))
+
+    def contract(self, name: str | Value, axis: int, expression: Expression | None = None) -> None:
+        """Says that the operation sums over an axis of an argument: a parameter there *reads* neurons (IN).
+
+        Args:
+            name: The argument, or one tensor of an argument that is a list.
+            axis: Which of its axes.
+            expression: The part of the axis that is summed over; all of it where left out.
+        """
+        value = self.value(name) if isinstance(name, str) else name
         expression = value.labels[axis] if expression is None else expression
         self.algebra.touch(expression)
         if value.is_data:
-            self.seen.add(name)
+            self.seen.add(value)
         place = value.places[axis] if value.places else None
         if place is not None:
             self.reads.append((place[0], place[1], expression))

@@ -27,27 +27,46 @@ class Splitter:
     """Refines atoms on demand; knows every atom, since cutting one changes those whose context it is in."""
 
     def __init__(self) -> None:
-        self.atoms: list[Atom] = []
+        self._indexed: dict[Atom, dict[Atom, None]] = {}
+
+    def index_by(self, atom: Atom, context: set[Atom]) -> None:
+        """Makes `atom` a family over `context`.
+
+        Who may be indexed by whom is remembered, so that cutting an atom does not look through all others; entries that
+        no longer hold are recognised by the context itself.
+        """
+        atom.context = context
+        for outer in context:
+            self._indexed.setdefault(outer, {})[atom] = None
 
     def atom(self, size: int, like: Atom | None = None, context: set[Atom] | None = None) -> Atom:
         """Returns a new atom with the context, pin and flags of `like`."""
         new = Atom(size, context if like is None or context is not None else like.context, like.pin if like else None)
         if like is not None:
             new.flags |= like.flags
-        self.atoms.append(new)
+        self.index_by(new, new.context)
         return new
 
     def bind(self, atom: Atom, expression: Expression) -> None:
         """Binds `atom` to `expression`; families indexed by the atom become indexed by its pieces."""
         atom.link = expression
-        # One at a time: rebinding a family also changes those that are indexed by it.
-        while (other := next((o for o in self.atoms if o.link is None and atom in o.context), None)) is not None:
+        # Looked up again each time: rebinding a family also changes those that are indexed by it.
+        while (other := self._dependent(atom)) is not None:
             other.context.discard(atom)
             resolved = resolve(expression)
             if isinstance(resolved, Atom | Product) and _first_tag(resolved) is None:
-                other.context |= {a for a in atoms_of(resolved) if a.size > 1}
+                self.index_by(other, other.context | {a for a in atoms_of(resolved) if a.size > 1})
             else:
                 self.bind(other, self._over(other, resolved))
+
+    def _dependent(self, atom: Atom) -> Atom | None:
+        """Returns one unbound atom that is indexed by `atom`, the oldest first."""
+        candidates = self._indexed.get(atom, {})
+        for other in sorted(candidates, key=lambda o: o.number):
+            if other.link is None and atom in other.context:
+                return other
+            del candidates[other]
+        return None
 
     def _over(self, template: Atom, expression: Expression) -> Expression:
         """Returns what a family indexed by `expression` is: a case with one family per block."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
+from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
-from mergekit_ot.graph.capture import capture
+from mergekit_ot.graph.capture import AUTO, capture
+from mergekit_ot.graph.front_end import TraceBudget, TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.propagate import Propagator, is_mutating, reason_of
+from mergekit_ot.graph.program import CapturedProgram, reason_of
+from mergekit_ot.graph.propagate import Labelled, Propagator
 from mergekit_ot.graph.rule import NodeRule
 
 if TYPE_CHECKING:
@@ -20,20 +22,28 @@ if TYPE_CHECKING:
 
 
 def trace_model(
-    model: nn.Module, example_inputs: Tensor | tuple[object, ...], manager: PluginManager | None = None
+    model: nn.Module,
+    example_inputs: Tensor | tuple[object, ...],
+    manager: PluginManager | None = None,
+    *,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
 ) -> ModelGraph:
     """Finds the neuron groups of a module.
 
     Args:
         model: Any ``nn.Module``; it is copied, put into evaluation mode and never run.
         example_inputs: A tensor or a tuple of positional inputs of the shapes that the model takes.
-        manager: Whose node rules are used; the installed plugins by default.
+        manager: Whose node rules and front ends are used; the installed plugins by default.
+        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
 
     Returns:
         The graph IR of the model.
 
     Raises:
-        ArchitectureError: The module cannot be traced at these inputs.
+        ArchitectureError: The module cannot be traced at these inputs, or was run before and holds what that run left.
+        TraceLimitError: A limit is passed.
 
     Example:
         >>> import torch
@@ -46,24 +56,26 @@ def trace_model(
         from mergekit_ot.plugin_manager import default_manager
 
         manager = default_manager()
-    program = capture(model, example_inputs)
+    budget = TraceBudget(limits or TraceLimits(), type(model).__name__)
+    program = capture(model, example_inputs, manager, front_end, budget)
     aliases = tied_names(model)
-    labelled = Propagator(program, rule_finder(manager), aliases).run()
-    builder = GraphBuilder(labelled, aliases, hidden_state(model))
+    labelled = Propagator(program, rule_finder(manager), aliases, budget).run()
+    hidden = hidden_tensors(model)
+    refuse_stale(model, hidden, labelled)
+    builder = GraphBuilder(labelled, aliases, hidden_sentences(hidden), program.remarks)
     return builder.build(operation_graph(program), program)
 
 
 def rule_finder(manager: PluginManager) -> Callable[[Any], NodeRule | None]:
-    """Returns what looks up the rule of an operation: its overload first, then its name, then its tags."""
+    """Returns what looks up a rule: of an operation by its overload, its name, its tags; of ``module:NAME`` as it is."""
     table: Mapping[str, Any] = manager.node_rules
     found: dict[str, NodeRule | None] = {}
 
     def find(target: Any) -> NodeRule | None:
         name = str(target)
         if name not in found:
-            keys = [name, name.rsplit(".", 1)[0]] + [f"tag:{tag.name}" for tag in getattr(target, "tags", ())]
-            if is_mutating(target):
-                keys = keys[:1]
+            keys = [name, name.rsplit(".", 1)[0]] if not name.startswith("module:") else [name]
+            keys += [f"tag:{tag.name}" for tag in getattr(target, "tags", ())]
             found[name] = next((table[key].load() for key in keys if key in table), None)
         return found[name]
 
@@ -82,21 +94,65 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def hidden_state(model: nn.Module) -> tuple[str, ...]:
-    """Returns a sentence for each tensor that a module keeps outside its parameters and buffers."""
-    found = []
+def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors that a module keeps outside its parameters and buffers, also in lists and mappings."""
+    found = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                where = f"{path}.{name}" if path else name
-                found.append(
-                    f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, "
-                    "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance."
-                )
-    return tuple(found)
+            if not name.startswith(("_parameters", "_buffers", "_modules")):
+                for inner, tensor in _tensors_in(value, name):
+                    found[f"{path}.{inner}" if path else inner] = tensor
+    return found
 
 
-def operation_graph(program: ExportedProgram) -> nx.DiGraph:
+def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")]
+
+
+def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:
+    """Returns a sentence for each tensor outside parameters and buffers."""
+    return tuple(
+        f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, "
+        "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance."
+        for where in hidden
+    )
+
+
+def refuse_stale(model: nn.Module, hidden: Mapping[str, Tensor], labelled: Labelled) -> None:
+    """Refuses a module that was run before, and whose forward reads what that run left in place of a parameter.
+
+    The sign of it: a module reads a tensor that it keeps outside its state, and has a parameter that the trace never
+    reads. The graph would be that of another function than the state dict's.
+
+    Raises:
+        ArchitectureError: Names the tensor and the parameter.
+    """
+    read = {path for path in labelled.constants.values()}
+    for where in hidden:
+        owner = _owner(model, where)
+        if owner not in read:
+            continue
+        prefix = f"{owner}." if owner else ""
+        own = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+        unused = [name for name in own if name not in labelled.first_use]
+        if unused:
+            raise ArchitectureError(
+                f"'{where}' holds a tensor that an earlier forward left in the module, and forward reads it where "
+                f"'{unused[0]}' belongs, which the trace never reads. The graph would be that of a stale function. "
+                "Pass a fresh instance that was never run: in Python SourceModel(name, make, state), or a function "
+                "that builds the module."
+            )
+
+
+def _owner(model: nn.Module, where: str) -> str:
+    paths = [path for path, _ in model.named_modules() if path == "" or where.startswith(f"{path}.")]
+    return max(paths, key=len)
+
+
+def operation_graph(program: CapturedProgram) -> nx.DiGraph:
     """Returns the operations, values and parameters of a captured program; an edge is a use."""
     graph = nx.DiGraph()
     for node in program.graph.nodes:

@@ -52,9 +52,7 @@ class Unifier(Splitter):
     def pinned(self, size: int, why: str) -> Atom:
         """Returns a new axis that nothing may reorder."""
         reason = PinReason(why, self.reason.operation, self.reason.module_path, self.reason.source)
-        atom = Atom(size, pin=reason)
-        self.atoms.append(atom)
-        return atom
+        return Atom(size, pin=reason)
 
     def _pin_atom(self, atom: Atom, reason: PinReason) -> None:
         atom.pin = atom.pin or reason
@@ -125,16 +123,23 @@ class Unifier(Splitter):
             self._pending.append((a, atom.context | inside))
         self.bind(atom, other)
 
-    def _refreshed(self, expression: Expression, like: Atom) -> Expression:
-        """Returns `expression` with constant stretches replaced by free atoms: it now describes data that vary."""
+    def _refreshed(self, expression: Expression, like: Atom, outer: frozenset[Atom] = frozenset()) -> Expression:
+        """Returns `expression` with constant stretches replaced by free atoms: it now describes data that vary.
+
+        Beside other factors a new one is a family over them (query heads that share a key head).
+        """
         if isinstance(expression, Replicated) and expression.size > 1:
-            return self.atom(expression.size, like)
+            return self.atom(expression.size, like, context=like.context | outer)
         if isinstance(expression, Product):
-            return product([self._refreshed(part, like) for part in expression.parts])
+            parts: list[Expression] = []
+            for place, part in enumerate(expression.parts):
+                others = {a for p in (*parts, *expression.parts[place + 1 :]) for a in atoms_of(p) if a.size > 1}
+                parts.append(self._refreshed(part, like, outer | others))
+            return product(parts)
         if isinstance(expression, Concat):
-            return Concat(expression.tag, tuple(self._refreshed(part, like) for part in expression.parts))
+            return Concat(expression.tag, tuple(self._refreshed(part, like, outer) for part in expression.parts))
         if isinstance(expression, Case):
-            return case(expression.tag, [self._refreshed(option, like) for option in expression.options])
+            return case(expression.tag, [self._refreshed(option, like, outer) for option in expression.options])
         return expression
 
     def _self_contained(self, expression: Expression) -> Expression:

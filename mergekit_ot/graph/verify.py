@@ -28,6 +28,8 @@ TOLERANCE = 1e-10
 # Some layers compute in float32 whatever they are given (RMSNorm of several libraries): their rounding stays.
 UPCAST_TOLERANCE = 1e-5
 SENSITIVITY = 20.0
+# Large enough to change a number in single precision, small enough for curvature to stay below the tolerance.
+_STEP = 1e-8
 
 State = Mapping[str, Tensor]
 
@@ -173,9 +175,24 @@ class _Proof:
             return float_outputs(model(*inputs))
 
     def _is_double(self) -> bool:
-        """Whether the model computes in float64 throughout: a tiny change of the weights is then not rounded away."""
-        nudged = {k: v * (1 + 1e-12) if v.is_floating_point() else v for k, v in self.state.items()}
-        return 0 < self._distance(self.run(nudged)) < 1e-7
+        """Whether the model computes in float64 throughout.
+
+        A smooth function is straight over a small enough step; one that rounds to single precision on the way is not.
+        """
+        if self.dtype is not torch.float64:
+            return False
+        generator = torch.Generator().manual_seed(1)
+        ways = {
+            k: v * torch.randn(v.shape, generator=generator, dtype=torch.float64) if v.is_floating_point() else None
+            for k, v in self.state.items()
+        }
+
+        def moved(step: float) -> list[Tensor]:
+            return self.run({k: v if (way := ways[k]) is None else v + step * way for k, v in self.state.items()})
+
+        pairs = zip(moved(_STEP), moved(2 * _STEP), self.reference, strict=True)
+        bends = [float((two - 2 * one + here).abs().max()) / self.scale for one, two, here in pairs if here.numel()]
+        return max(bends, default=0.0) < TOLERANCE
 
     def _distance(self, outputs: list[Tensor]) -> float:
         pairs = zip(outputs, self.reference, strict=True)

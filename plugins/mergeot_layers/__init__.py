@@ -10,8 +10,12 @@ from mergekit_ot import NodeRule, hookimpl
 @hookimpl
 def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     """Return the rules of all layers that this package knows."""
+    from mergeot_layers.indexing import INDEXING
     from mergeot_layers.lines import LINES
     from mergeot_layers.movements import MOVEMENTS
+    from mergeot_layers.products import PRODUCTS
+    from mergeot_layers.recurrent import RECURRENT
     from mergeot_layers.reductions import REDUCTIONS
+    from mergeot_layers.spatial import SPATIAL
 
-    return {**LINES, **MOVEMENTS, **REDUCTIONS}
+    return {**LINES, **MOVEMENTS, **REDUCTIONS, **PRODUCTS, **RECURRENT, **INDEXING, **SPATIAL}

@@ -17,15 +17,17 @@ _POOL = {
     2: EinRule("* h! w! -> * H! W!", ("self",)),
     3: EinRule("* d! h! w! -> * D! H! W!", ("self",)),
 }
-_KEEP = EinRule("* -> *", ("self",))
+_KEEP = EinRule("* -> *", ("self",), is_movement=True)
 
 LINES: dict[str, NodeRule] = {
     "aten.linear": EinRule("... i; o i; o -> ... o", _AFFINE),
     "aten.mm": EinRule("m k; k n -> m n", ("self", "mat2")),
     "aten.addmm": EinRule("m k; k n; n -> m n", ("mat1", "mat2", "self")),
     "aten.bmm": EinRule("b m k; b k n -> b m n", ("self", "mat2")),
-    "aten.mv": EinRule("m k; k -> m", ("self", "vec")),
-    "aten.dot": EinRule("k; k ->", ("self", "tensor")),
+    # Spectral norm keeps its two singular vectors as buffers.
+    "aten.mv": EinRule("m k; k -> m", ("self", "vec"), state=("vec",)),
+    "aten.dot": EinRule("k; k ->", ("self", "tensor"), state=("self", "tensor")),
+    "aten.vdot": EinRule("k; k ->", ("self", "other"), state=("self", "other")),
     "aten.batch_norm": _BATCH_NORM,
     "aten._native_batch_norm_legit_no_training": _BATCH_NORM,
     "aten.group_norm": EinRule("b (g c) *~; (g c); (g c) -> b (g c) *", _AFFINE, sizes={"g": "num_groups"}),
@@ -57,8 +59,28 @@ def _same_as_input(operation: OperationView) -> list[list]:
 
 LINES |= {
     f"aten.{name}": FunctionRule(_same_as_input)
-    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full")
+    for name in (
+        "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
+        "zeros", "ones", "full", "empty", "scalar_tensor",
+    )  # fmt: skip
 }
+
+
+def _copy(operation: OperationView) -> list[list]:
+    """What was there is gone; the values of `src` are repeated where it is smaller."""
+    algebra = operation.algebra
+    for label in (*operation.labels("self"), *operation.labels("src")):
+        algebra.touch(label)
+    (shape,) = operation.output_shapes
+    labels = [algebra.replicated(size) for size in shape]
+    source = operation.value("src")
+    for place in range(-len(source.shape), 0):
+        if source.shape[place] == shape[place]:
+            labels[place] = source.labels[place]
+    return [labels]
+
+
+LINES["aten.copy"] = FunctionRule(_copy)
 
 
 def _pointwise(operation: OperationView) -> list[list]:

@@ -111,7 +111,10 @@ def _slice(operation: OperationView) -> list[_Labels]:
     if step != 1:
         return _pick(operation, axis, [operation.algebra.pinned(kept, "every n-th entry")])
     if kept == 0:
-        raise RuleError("the slice is empty")
+        labels = operation.labels("self")
+        for label in labels:
+            operation.algebra.touch(label)
+        return [[operation.algebra.pinned(0, "empty") if i == axis else label for i, label in enumerate(labels)]]
     start = operation.argument("start", 0)
     start = min(max(start + size if start < 0 else start, 0), size)
     return [_cut(operation, axis, [start, kept, size - start - kept])[1]]

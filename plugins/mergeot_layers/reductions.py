@@ -50,8 +50,7 @@ def _matmul(operation: OperationView) -> list[_Labels]:
             algebra.touch(label)
             if sizes[axis] == shape[position]:
                 batch[position] = algebra.unify(batch[position], label)
-    for label in (*rows, *columns):
-        algebra.touch(label)
+    operation.loop([*batch, *rows, *columns, first[inner[0]]])
     return [[*batch, *rows, *columns]]
 
 
@@ -68,6 +67,21 @@ def _layer_norm(operation: OperationView) -> list[_Labels]:
     operation.mix("input", list(range(first, len(labels))))
     for label in labels[first:]:
         algebra.flag(label, "uniform marginals only")
+    return [labels]
+
+
+def _weight_norm(operation: OperationView) -> list[_Labels]:
+    """Scales the slices along one axis of a weight to lengths that are parameters of their own (arXiv:1602.07868)."""
+    algebra = operation.algebra
+    labels, lengths = operation.labels("v"), operation.labels("g")
+    axis = operation.argument("dim", 0)
+    for place, label in enumerate(lengths):
+        algebra.touch(label)
+        if place == axis % len(labels) and len(lengths) > 1:
+            labels[place] = algebra.unify(labels[place], label)
+    operation.mix("v", [place for place in range(len(labels)) if place != axis % len(labels)])
+    # A slice is normalised over all its other axes, so nothing on them may depend on which slice it is.
+    operation.carried = list(range(len(labels)))
     return [labels]
 
 
@@ -121,6 +135,9 @@ REDUCTIONS: dict[str, NodeRule] = {
     "aten.argmin": _rule(_ranked),
     "aten.matmul": _rule(_matmul),
     "aten.layer_norm": _rule(_layer_norm),
+    "aten.rms_norm": _rule(_layer_norm),
+    "aten._fused_rms_norm": _rule(_layer_norm),
+    "aten._weight_norm": _rule(_weight_norm),
     **{f"aten.{name}": _rule(_softmax) for name in ("softmax", "_softmax", "log_softmax", "_log_softmax")},
     "aten.glu": _rule(_gated),
 }

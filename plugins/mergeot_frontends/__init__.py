@@ -1,0 +1,16 @@
+"""Front ends besides `torch.export`: `make-fx` as the last resort, and `symbolic` by `torch.fx.symbolic_trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot import AbstractFrontEnd, hookimpl
+
+
+@hookimpl
+def mergeot_front_ends() -> Mapping[str, type[AbstractFrontEnd] | str]:
+    """Return the front ends."""
+    return {
+        "make-fx": "mergeot_frontends.make_fx:MakeFxFrontEnd",
+        "symbolic": "mergeot_frontends.symbolic:SymbolicFrontEnd",
+    }

@@ -1,0 +1,164 @@
+"""The front end `make-fx`: the module runs once on real tensors, and every operation on the way is recorded.
+
+It copes with what `torch.export` refuses (packed sequences, branches on data), at a price: the graph holds for the
+branch that the example inputs take, the weights must be real, and writes in place stay in the graph. Those are turned
+into plain operations where nothing else looks at the memory that is written, and refused elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from mergekit_ot import AbstractFrontEnd, ArchitectureError, CapturedProgram, ProgramSlot, TraceBudget
+
+
+class MakeFxFrontEnd(AbstractFrontEnd):
+    """Records one real run of the module."""
+
+    is_fallback = True
+
+    def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
+        """Returns the captured program of one run on `inputs`."""
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        names = list(state)
+        flat, spec = pytree.tree_flatten(inputs)
+        places = [place for place, value in enumerate(flat) if isinstance(value, Tensor)]
+
+        def run(tensors: list[Tensor], given: list[Tensor]) -> list[Tensor]:
+            arguments = list(flat)
+            for place, value in zip(places, given, strict=True):
+                arguments[place] = value
+            results = functional_call(model, dict(zip(names, tensors, strict=True)), pytree.tree_unflatten(arguments, spec))
+            return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
+
+        record = make_fx(run, pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False)
+        tensors = [value.detach().clone() for value in state.values()]
+        with budget.watching(), _module_paths(model), torch.no_grad():
+            recorded = record(tensors, [flat[place] for place in places])
+        _without_writes(recorded)
+        parameters = set(dict(model.named_parameters()))
+        slots = [ProgramSlot("parameter" if name in parameters else "buffer", name) for name in names]
+        slots += [ProgramSlot("input")] * len(places)
+        constants = _lift_constants(recorded)
+        slots += [ProgramSlot("constant", name) for name in constants]
+        (output,) = (node for node in recorded.graph.nodes if node.op == "output")
+        outputs = tuple(ProgramSlot("user output") for _ in pytree.tree_leaves(output.args[0]))
+        values = {**dict(zip(names, tensors, strict=True)), **constants}
+        return CapturedProgram(recorded, tuple(slots), outputs, values, "make-fx")
+
+
+@contextlib.contextmanager
+def _module_paths(model: nn.Module) -> Iterator[None]:
+    """Lets every recorded operation carry the path of the module that calls it."""
+    stack: OrderedDict[str, tuple[str, str]] = OrderedDict()
+    handles: list[Any] = []
+
+    def enter(path: str, module: nn.Module) -> Any:
+        def hook(*_: object) -> None:
+            stack[path] = (path, f"{type(module).__module__}.{type(module).__qualname__}")
+            fx_traceback.current_meta["nn_module_stack"] = OrderedDict(stack)
+
+        return hook
+
+    def leave(path: str) -> Any:
+        def hook(*_: object) -> None:
+            stack.pop(path, None)
+            fx_traceback.current_meta["nn_module_stack"] = OrderedDict(stack)
+
+        return hook
+
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(path, module)))
+        handles.append(module.register_forward_hook(leave(path)))
+    try:
+        with fx_traceback.preserve_node_meta():
+            yield
+    finally:
+        fx_traceback.current_meta.pop("nn_module_stack", None)
+        for handle in handles:
+            handle.remove()
+
+
+def _without_writes(recorded: fx.GraphModule) -> None:
+    """Replaces every operation that writes in place by its plain form.
+
+    The recorder lets later uses of the written tensor read the result of the write, so that the plain form is the same
+    as long as nothing else shares the memory.
+
+    Raises:
+        ArchitectureError: Something does: a view was written into, or a view of what was written is read later.
+    """
+    base: dict[fx.Node, fx.Node] = {}
+    position = {node: number for number, node in enumerate(recorded.graph.nodes)}
+    for node in list(recorded.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        shared = [
+            value
+            for argument, value in zip(schema.arguments, node.args, strict=False)
+            if argument.alias_info is not None and isinstance(value, fx.Node)
+        ]
+        if shared:
+            base[node] = base.get(shared[0], shared[0])
+        if not schema.is_mutable:
+            continue
+        written = next(
+            value
+            for argument, value in zip(schema.arguments, node.args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node)
+        )
+        root = base.get(written, written)
+        others = [other for other, its in [*base.items(), (root, root)] if its is root and other not in (node, written)]
+        late = [user for other in others for user in other.users if position[user] > position[node]]
+        plain = _plain_form(node.target)
+        if late or plain is None:
+            raise ArchitectureError(
+                f"{node.target} writes into memory that other values share{_where(node)}, which make-fx cannot follow. "
+                "Build the result with torch.cat or torch.where instead, so that torch.export captures the module."
+            )
+        node.target = plain
+    recorded.graph.eliminate_dead_code()
+    recorded.recompile()
+
+
+def _plain_form(target: Any) -> Any:
+    """Returns ``aten.relu.default`` for ``aten.relu_.default``, or None where there is no such operation."""
+    packet, overload = str(target).split(".")[1:3]
+    plain = getattr(torch.ops.aten, packet.rstrip("_"), None)
+    return getattr(plain, overload, None) if packet.endswith("_") and plain is not None else None
+
+
+def _where(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return f" at '{stack[-1][0]}'" if stack and stack[-1][0] else ""
+
+
+def _lift_constants(recorded: fx.GraphModule) -> dict[str, Tensor]:
+    """Turns tensors that the graph reads as attributes into placeholders behind the others; returns their values."""
+    found: dict[str, Tensor] = {}
+    last = [node for node in recorded.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(recorded.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(recorded, str(node.target))
+        if not isinstance(value, Tensor):
+            continue
+        with recorded.graph.inserting_after(last):
+            last = recorded.graph.placeholder(f"constant{node.target}")
+        last.meta["val"] = value
+        node.replace_all_uses_with(last)
+        recorded.graph.erase_node(node)
+        found[str(node.target)] = value
+    recorded.recompile()
+    return found

@@ -1,0 +1,214 @@
+"""Rules of operations that pick, place, sort or scan entries along an axis: that axis keeps its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
+
+_Labels = list[Any]
+
+
+def _pin(operation: OperationView, labels: _Labels, why: str) -> None:
+    for label in labels:
+        operation.algebra.pin(label, why)
+
+
+def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
+    """The axes given by `argument` stay in order, the others pass to every output."""
+
+    def rule(operation: OperationView) -> list[_Labels]:
+        labels = operation.labels(name)
+        axes = operation.axes(name, argument)
+        if not axes:
+            axes = list(range(len(labels)))
+        _pin(operation, [labels[axis] for axis in axes], why)
+        outputs = []
+        for shape in operation.output_shapes:
+            if len(shape) != len(labels):
+                raise RuleError("an axis is removed or added")
+            outputs.append(
+                [operation.algebra.pinned(shape[i], why) if i in axes else label for i, label in enumerate(labels)]
+            )
+        return outputs
+
+    return FunctionRule(rule)
+
+
+def _index(operation: OperationView) -> list[_Labels]:
+    """``tensor[indices]``: the indexed axes stay in order; axes in which the indices agree pass."""
+    algebra = operation.algebra
+    labels, indices = operation.labels("self"), list(operation.argument("indices"))
+    indices += [None] * (len(labels) - len(indices))
+    places = [axis for axis, index in enumerate(indices) if index is not None]
+    given = [index for index in indices if index is not None]
+    rank = max(len(index.labels) for index in given)
+    shape = operation.output_shapes[0]
+    if len(shape) != len(labels) - len(places) + rank:
+        raise RuleError("a mask picks entries")
+    _pin(operation, [labels[axis] for axis in places], "entries are picked by their place")
+    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    picked: _Labels = [algebra.replicated(size) for size in shape[first : first + rank]]
+    for index in given:
+        for axis, label in enumerate(index.labels):
+            place = axis + rank - len(index.labels)
+            algebra.touch(label)
+            if index.shape[axis] == shape[first + place]:
+                picked[place] = algebra.unify(picked[place], label)
+    rest = [label for axis, label in enumerate(labels) if axis not in places]
+    # A family must see what indexes it on one axis of the result, or it is tied.
+    operation.loop([*rest[:first], *picked, *rest[first:]])
+    varying = [
+        algebra.pinned(size, "picked by index") if _is_constant(label) and size > 1 else label
+        for label, size in zip(picked, shape[first : first + rank], strict=True)
+    ]
+    return [[*rest[:first], *varying, *rest[first:]]]
+
+
+def _is_constant(label: Any) -> bool:
+    return type(label).__name__ == "Replicated"
+
+
+def _index_select(operation: OperationView) -> list[_Labels]:
+    labels = operation.labels("self")
+    axis = operation.axes("self", "dim")[0]
+    _pin(operation, [labels[axis], *operation.labels("index")], "entries are picked by their place")
+    labels[axis] = operation.algebra.pinned(operation.output_shapes[0][axis], "picked by index")
+    return [labels]
+
+
+def _gather(operation: OperationView) -> list[_Labels]:
+    """Picks along one axis, with an index per entry of the others; those are walked together where they are equal."""
+    algebra = operation.algebra
+    labels, index = operation.labels("self"), operation.value("index")
+    axis = operation.axes("self", "dim")[0]
+    _pin(operation, [labels[axis], index.labels[axis]], "entries are picked by their place")
+    made: _Labels = []
+    for place, label in enumerate(labels):
+        if place == axis:
+            made.append(algebra.pinned(index.shape[place], "picked by index"))
+        elif index.shape[place] == operation.shape("self")[place]:
+            made.append(algebra.unify(label, index.labels[place]))
+        else:
+            _pin(operation, [label, index.labels[place]], "only the first entries are picked from")
+            made.append(algebra.pinned(index.shape[place], "picked by index"))
+    return [made]
+
+
+def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]]:
+    """Entries along one axis are replaced by place; the other axes are those of what is written."""
+
+    def rule(operation: OperationView) -> list[_Labels]:
+        algebra = operation.algebra
+        labels = operation.labels("self")
+        axis = operation.axes("self", "dim")[0]
+        algebra.pin(labels[axis], "entries are written by their place")
+        for name in operands:
+            value = operation.arguments.get(name)
+            if not hasattr(value, "labels"):
+                continue
+            for place, label in enumerate(value.labels):
+                if place == axis or len(value.labels) != len(labels):
+                    algebra.pin(label, "entries are written by their place")
+                elif value.shape[place] == operation.shape("self")[place]:
+                    labels[place] = algebra.unify(labels[place], label)
+                else:
+                    _pin(operation, [label, labels[place]], "written into a part")
+        labels[axis] = algebra.pinned(operation.output_shapes[0][axis], "written by place")
+        return [_never_constant(operation, labels)]
+
+    return rule
+
+
+def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
+    """Returns labels of a tensor into which something was written: what was constant may vary now."""
+    return [
+        operation.algebra.pinned(operation.algebra.size(label), "written into a constant") if _is_constant(label) else label
+        for label in labels
+    ]
+
+
+def _slice_scatter(operation: OperationView) -> list[_Labels]:
+    """Blocks along an axis are replaced: the axis becomes what was before, what is written, and what was after."""
+    algebra = operation.algebra
+    labels, source = operation.labels("self"), operation.labels("src")
+    axis = operation.axes("self", "dim", [0])[0]
+    size, count = operation.shape("self")[axis], operation.shape("src")[axis]
+    start = operation.argument("start", 0)
+    start = min(max(start + size if start < 0 else start, 0), size)
+    if operation.argument("step", 1) != 1:
+        raise RuleError("every n-th entry is written")
+    if count == size:
+        for label in labels:
+            algebra.touch(label)
+        return [source]
+    blocks = algebra.cut(labels, axis, [start, count, size - start - count])
+    if blocks is None:
+        raise RuleError("written across its blocks")
+    parts = iter(blocks)
+    made = [next(parts)] if start else []
+    next(parts)
+    made.append(source)
+    made += [next(parts)] if start + count < size else []
+    # What is overwritten is gone, but its axis was looked at.
+    return [algebra.concat(made, axis)]
+
+
+def _select_scatter(operation: OperationView) -> list[_Labels]:
+    algebra = operation.algebra
+    labels, source = operation.labels("self"), operation.labels("src")
+    axis = operation.axes("self", "dim")[0]
+    size = operation.shape("self")[axis]
+    index = operation.argument("index", 0) % size
+    written = [*source[:axis], algebra.replicated(1), *source[axis:]]
+    blocks = algebra.cut(labels, axis, [index, 1, size - index - 1])
+    if blocks is None:
+        raise RuleError("written across its blocks")
+    before, after = index > 0, index + 1 < size
+    parts = [blocks[0]] * before + [written] + [blocks[-1]] * after
+    return [algebra.concat(parts, axis)]
+
+
+def _index_put(operation: OperationView) -> list[_Labels]:
+    """Writes along the indexed axes, which stay in order, as do the indices; other axes are those of the values."""
+    algebra = operation.algebra
+    labels, indices = operation.labels("self"), list(operation.argument("indices"))
+    values = operation.value("values")
+    rest = []
+    for axis, label in enumerate(labels):
+        if axis < len(indices) and indices[axis] is not None:
+            algebra.pin(label, "entries are written by their place")
+            _pin(operation, list(indices[axis].labels), "entries are written by their place")
+        else:
+            rest.append(axis)
+    for place, label in enumerate(reversed(values.labels)):
+        axis = rest[-1 - place] if place < len(rest) else None
+        same = axis is not None and operation.shape("self")[axis] == values.shape[-1 - place]
+        if axis is not None and same and axis == len(labels) - 1 - place:
+            labels[axis] = algebra.unify(labels[axis], label)
+        elif values.shape[-1 - place] != 1:
+            _pin(operation, [label, *([labels[axis]] if axis is not None else [])], "written by place")
+    return [_never_constant(operation, labels)]
+
+
+_SCAN = "computed in order along this axis"
+
+INDEXING: dict[str, NodeRule] = {
+    "aten.index.Tensor": FunctionRule(_index),
+    "aten.index_select": FunctionRule(_index_select),
+    "aten.gather": FunctionRule(_gather),
+    "aten.take_along_dim": FunctionRule(_gather),
+    "aten.slice_scatter": FunctionRule(_slice_scatter),
+    "aten.select_scatter": FunctionRule(_select_scatter),
+    "aten.index_put": FunctionRule(_index_put),
+    "aten.index_add": FunctionRule(_written(("index", "source"))),
+    "aten.index_copy": FunctionRule(_written(("index", "source"))),
+    "aten.index_fill": FunctionRule(_written(("index",))),
+    "aten.scatter": FunctionRule(_written(("index", "src"))),
+    "aten.scatter_add": FunctionRule(_written(("index", "src"))),
+    **{f"aten.{name}": _ordered(_SCAN) for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{f"aten.{name}": _ordered("sorted along this axis") for name in ("sort", "argsort", "topk", "kthvalue")},
+    "aten.flip": _ordered("reversed", "dims"),
+    "aten.roll": _ordered("rolled", "dims"),
+}
