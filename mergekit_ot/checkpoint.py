@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ class Checkpoint:
         found: A sentence: what was found in the file.
         sha256: Digest of the file.
         provenance: How the file was made, where it says so.
+        build: Builds the module, where the file holds the program itself.
+        example_inputs: Inputs of that program.
     """
 
     path: Path
@@ -64,6 +66,8 @@ class Checkpoint:
     found: str = ""
     sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    build: Callable[[], nn.Module] | None = None
+    example_inputs: tuple[Tensor, ...] | None = None
 
 
 def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:
@@ -108,6 +112,7 @@ def save_checkpoint(
     arguments: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    template: str | Path | None = None,
     manager: PluginManager | None = None,
 ) -> Path:
     """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
@@ -119,6 +124,7 @@ def save_checkpoint(
         arguments: Its keyword arguments, plain data.
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
+        template: A file that holds the program to which the state belongs, for formats that need one.
         manager: Whose formats are used; the installed plugins by default.
 
     Returns:
@@ -151,7 +157,8 @@ def save_checkpoint(
         _check_plain(value, key)
     manager = manager or default_manager()
     with replacing(path) as beside:
-        if not manager.hook.mergeot_save_checkpoint(path=beside, state=state, metadata=metadata):
+        known = {**metadata, "template": None if template is None else str(template)}
+        if not manager.hook.mergeot_save_checkpoint(path=beside, state=state, metadata=known):
             torch.save({**metadata, "state_dict": state}, beside)
     return path
 

@@ -15,6 +15,7 @@ from mergekit_ot.cli_options import (
     Arch,
     Data,
     Device,
+    FrontEnd,
     Json,
     Measure,
     Model,
@@ -26,6 +27,7 @@ from mergekit_ot.cli_options import (
     Solver,
     SolverOption,
     Target,
+    TraceSeconds,
     parse_options,
     parse_target,
     parse_weights,
@@ -72,6 +74,8 @@ def fuse(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="The same flags as YAML; flags here override it.")
     ] = None,
+    front_end: FrontEnd = None,
+    trace_seconds: TraceSeconds = None,
     report: Annotated[str | None, typer.Option("--report", metavar="DIR", help="Write a report there.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; compute and write nothing.")] = False,
     as_json: Json = False,
@@ -91,6 +95,7 @@ def fuse(
             recipe, models=models, output=to, solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
             measure=measure, model_weights=model_weights, target=parse_target(target), data=data,
             calibration_size=calibration_size, repair=repair, device=device, seed=seed, report=report,
+            front_end=front_end, trace_seconds=trace_seconds,
         )  # fmt: skip
         outcome = run_fuse(made, _manager(), output.note, step, dry_run=dry_run)
     output.show_fusion(outcome, as_json=as_json)
@@ -109,6 +114,8 @@ def align(
     calibration_size: Size = None,
     device: Device = None,
     seed: Seed = None,
+    front_end: FrontEnd = None,
+    trace_seconds: TraceSeconds = None,
     as_json: Json = False,
 ) -> None:
     """Write models in another one's neuron order: the same functions, for any other merging tool."""
@@ -120,6 +127,7 @@ def align(
         recipe = make_recipe(
             models=[reference, *others], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
             measure=measure, data=data, calibration_size=calibration_size, device=device, seed=seed,
+            front_end=front_end, trace_seconds=trace_seconds,
         )  # fmt: skip
         written = run_align(recipe, to, _manager(), output.note, step)
     output.show_aligned(reference, recipe.solver, written, as_json=as_json)
@@ -131,13 +139,16 @@ def check(
     input_shape: Shape = None,
     data: Data = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random orders.")] = 0,
+    front_end: FrontEnd = None,
+    trace_seconds: TraceSeconds = None,
     as_json: Json = False,
 ) -> None:
     """Reorder every neuron group at random: does the function stay? Lists what is pinned, and why."""
     with output.working():
-        from mergekit_ot.workflow.looking import run_check
+        from mergekit_ot.workflow.looking import make_tracing, run_check
 
-        report = run_check(model, arch or (), input_shape, data, seed, _manager(), output.note)
+        tracing = make_tracing(front_end, trace_seconds)
+        report = run_check(model, arch or (), input_shape, data, seed, tracing, _manager(), output.note)
     output.show_check(report, as_json=as_json)
 
 
@@ -148,13 +159,20 @@ def inspect(
     data: Data = None,
     dot: Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write the graph for Graphviz.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the neuron groups as SVG.")] = None,
+    modules: Annotated[
+        Path | None, typer.Option("--modules", metavar="FILE", help="Draw the modules and what flows between, as SVG.")
+    ] = None,
+    front_end: FrontEnd = None,
+    trace_seconds: TraceSeconds = None,
     as_json: Json = False,
 ) -> None:
     """Show which parameter axes share one neuron order: the groups of the traced graph."""
     with output.working():
-        from mergekit_ot.workflow.looking import run_inspect
+        from mergekit_ot.workflow.looking import make_tracing, run_inspect
 
-        graph = run_inspect(model, arch or (), input_shape, data, _manager(), output.note, dot, svg)
+        tracing = make_tracing(front_end, trace_seconds)
+        pictures = {"dot": dot, "svg": svg, "modules": modules}
+        graph = run_inspect(model, arch or (), input_shape, data, tracing, _manager(), output.note, pictures)
     output.show_graph(graph, as_json=as_json)
 
 

@@ -100,6 +100,18 @@ Device = Annotated[
     str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute. Default: auto.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: 0.")]
+FrontEnd = Annotated[
+    str | None,
+    typer.Option(
+        "--front-end",
+        metavar="NAME",
+        help="What captures the network: auto, export, make-fx or symbolic. Default: auto (export, then make-fx).",
+    ),
+]
+TraceSeconds = Annotated[
+    float | None,
+    typer.Option("--trace-seconds", metavar="SECONDS", help="Stop a trace that takes longer. Default: 300."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 Models = Annotated[list[str], typer.Argument(metavar="CKPT…", show_default=False, help="Checkpoints.")]
 Model = Annotated[str, typer.Argument(metavar="CKPT", show_default=False, help="A checkpoint.")]

@@ -36,6 +36,8 @@ class FusionRecipe(BaseModel):
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         report: Folder for a report.
+        front_end: What captures the modules.
+        trace_seconds: Time at which tracing is stopped; None means the default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,8 @@ class FusionRecipe(BaseModel):
     device: str = "auto"
     seed: int = 0
     report: str | None = None
+    front_end: str = "auto"
+    trace_seconds: float | None = Field(default=None, gt=0)
 
     @property
     def weights(self) -> tuple[float, ...]:

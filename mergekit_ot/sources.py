@@ -87,6 +87,8 @@ def read_sources(
 def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:
     if spec is not None:
         return resolve_architecture(spec, manager)
+    if checkpoint.build is not None:
+        return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
     if checkpoint.architecture is None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
@@ -173,6 +175,8 @@ def example_inputs_of(
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
     """
+    if source.checkpoint.example_inputs is not None and source.checkpoint.build is source.make.build:
+        return source.checkpoint.example_inputs, None
     shape = input_shape or source.checkpoint.input_shape
     if shape is not None:
         return (_accepted(source, shape),), shape

@@ -21,6 +21,8 @@ from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, GroupReport, StepReport, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup, prepare
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.graph.capture import AUTO
+from mergekit_ot.graph.front_end import TraceLimits
 from mergekit_ot.transport.measure import Coupling
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem, Start, Status
 
@@ -45,6 +47,8 @@ def fuse(
     device: str = "auto",
     seed: int = 0,
     executor: str = "serial",
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -65,6 +69,8 @@ def fuse(
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         executor: Name of a registered executor.
+        front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
@@ -91,7 +97,8 @@ def fuse(
     setup = prepare(
         models, solver=solver, solver_options=solver_options, example_inputs=example_inputs,
         model_weights=model_weights, target=target, measure=measure, data=data, calibration_size=calibration_size,
-        repair=repair, device=device, seed=seed, executor=executor, manager=manager,
+        repair=repair, device=device, seed=seed, executor=executor, manager=manager, front_end=front_end,
+        limits=limits,
     )  # fmt: skip
     run = FusionRun(setup, progress)
     if not dry_run:
@@ -304,7 +311,7 @@ def _same(one: Coupling | FamilyCoupling, other: Coupling | FamilyCoupling) -> b
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    from mergekit_ot.graph.verify import float_outputs
+    from mergekit_ot.graph.proof import float_outputs
 
     with torch.no_grad():
         return float_outputs(model(*inputs))

@@ -16,7 +16,8 @@ from mergekit_ot.fusion.plan import AbstractExecutor
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.responses import calibration_batches, inputs_of
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture import as_inputs, doubled
+from mergekit_ot.graph.capture import AUTO, as_inputs, traced_inputs
+from mergekit_ot.graph.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.trace import trace_model
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
@@ -73,6 +74,8 @@ def prepare(
     seed: int,
     executor: str,
     manager: PluginManager,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
 ) -> FusionSetup:
     """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised."""
     if len(models) < 1:
@@ -89,7 +92,10 @@ def prepare(
         who = f"measure '{measure or chosen.measure}'" if seen_by.needs_data else f"repair '{repair}'"
         raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
     batches, inputs = _calibration(data, calibration_size, needs_batches, example_inputs)
-    graphs, goal, goal_graph = _trace_all(sources, target, inputs, manager)
+    if not batches:
+        inputs = traced_inputs(sources[0].make(), inputs)
+    traced = _Tracer(inputs, manager, front_end, limits)
+    graphs, goal, goal_graph = _trace_all(sources, target, traced)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return FusionSetup(
         sources, graphs, goal, goal_graph, weights, chosen, seen_by, mending,
@@ -161,7 +167,7 @@ def _calibration(
     """Returns the calibration batches and the inputs to trace with, of the same shapes."""
     if data is not None and (needs_batches or example_inputs is None):
         if not needs_batches:
-            return (), doubled(inputs_of(next(iter(data))))
+            return (), inputs_of(next(iter(data)))
         held = list(_limited(data, size))
         count = min(size, sum(inputs_of(item)[0].shape[0] for item in held))
         batch = min(CALIBRATION_BATCH, count)
@@ -174,7 +180,7 @@ def _calibration(
             "A model is traced at example inputs, and none are known. "
             "Pass example_inputs=… (--input-shape on the command line), or data."
         )
-    return (), doubled(as_inputs(example_inputs))
+    return (), as_inputs(example_inputs)
 
 
 def _limited(data: Iterable[Any], size: int) -> Iterable[Any]:
@@ -210,31 +216,41 @@ def _settings(module: nn.Module) -> dict[str, object]:
     }
 
 
-def _trace_all(
-    sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, inputs: tuple[object, ...], manager: Any
-) -> tuple[tuple[ModelGraph, ...], SourceModel, ModelGraph]:
-    traced: list[tuple[SourceModel, nn.Module, ModelGraph]] = []
+class _Tracer:
+    """Traces each architecture once, however many sources share it."""
 
-    def graph_of(source: SourceModel) -> ModelGraph:
+    def __init__(
+        self, inputs: tuple[object, ...], manager: PluginManager, front_end: str, limits: TraceLimits | None
+    ) -> None:
+        self.inputs, self.manager, self.front_end, self.limits = inputs, manager, front_end, limits
+        self.traced: list[tuple[SourceModel, nn.Module, ModelGraph]] = []
+
+    def graph_of(self, source: SourceModel) -> ModelGraph:
+        """Returns the graph of a source."""
         model = None
-        for other, instance, graph in traced:
+        for other, instance, graph in self.traced:
             if other.make is source.make:
                 return graph
             model = source.make() if model is None else model
             if is_same_architecture(model, instance):
                 return graph
         model = source.make() if model is None else model
-        traced.append((source, model, trace_model(model, inputs, manager)))
-        return traced[-1][2]
+        graph = trace_model(model, self.inputs, self.manager, front_end=self.front_end, limits=self.limits)
+        self.traced.append((source, model, graph))
+        return graph
 
-    graphs = tuple(graph_of(source) for source in sources)
+
+def _trace_all(
+    sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: _Tracer
+) -> tuple[tuple[ModelGraph, ...], SourceModel, ModelGraph]:
+    graphs = tuple(tracer.graph_of(source) for source in sources)
     if isinstance(target, int):
         if not 0 <= target < len(sources):
             raise RecipeError(f"Target {target} is not one of the {len(sources)} models (counted from 0).")
         goal, goal_graph = sources[target], graphs[target]
     else:
         goal = SourceModel.of(target, "the target")
-        goal_graph = graph_of(goal)
+        goal_graph = tracer.graph_of(goal)
     for source, graph in zip(sources, graphs, strict=True):
         goal_graph.check_same_structure(graph, goal.name, source.name)
     for key, group in goal_graph.groups.items():

@@ -13,6 +13,7 @@ from mergekit_ot.graph.expressions import (
     Tag,
     atoms_of,
     case,
+    is_fixed,
     occurrences,
     product,
     resolve,
@@ -48,10 +49,15 @@ class AxisAlgebra(Unifier):
             varying = [label for label in resolved if not isinstance(label, Replicated)]
             if position == axis:
                 labels.append(Concat(tag, tuple(resolved)))
+            elif all(label == varying[0] for label in varying):
+                # What is constant fits the order of the others.
+                labels.append(varying[0] if varying else resolved[0])
             elif all(isinstance(label, Atom) and label.pin is not None for label in varying):
                 for label in varying[1:]:
                     self.unify(varying[0], label)
-                labels.append(resolve(varying[0]) if varying else resolved[0])
+                labels.append(resolve(varying[0]))
+            elif all(is_fixed(label) for label in varying):
+                labels.append(self.pinned(size_of(varying[0]), "stays in place in every part"))
             else:
                 labels.append(case(tag, resolved))
         return [resolve(label) for label in labels]
@@ -101,7 +107,10 @@ class AxisAlgebra(Unifier):
             return False
         for place in places:
             if place.case is not None:
-                if not _is_visible([p for p in places if p.concat is place.case.tag], place):
+                # One that is pinned as a whole needs no block to look at.
+                if not is_fixed(place.case) and not _is_visible(
+                    [p for p in places if p.concat is place.case.tag], place
+                ):
                     self._collapse(place.case)
                     return True
             elif place.atom is not None and place.atom.context:

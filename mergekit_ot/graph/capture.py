@@ -56,7 +56,7 @@ def capture(
     Raises:
         ArchitectureError: No front end can trace the module at these inputs, or a limit is passed.
     """
-    inputs = doubled(as_inputs(example_inputs))
+    inputs = traced_inputs(model, example_inputs)
     name = type(model).__name__
     budget = TraceBudget(TraceLimits(), name) if budget is None else budget
     failures: dict[str, BaseException] = {}
@@ -116,6 +116,13 @@ def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def as_inputs(example_inputs: object) -> tuple[object, ...]:
     """Returns the inputs as a tuple of positional arguments."""
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
+    """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
+    inputs = as_inputs(example_inputs)
+    # A program that holds at its own shapes only says so (a module read from a .pt2 file).
+    return inputs if getattr(model, "has_fixed_shapes", False) else doubled(inputs)
 
 
 def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:

@@ -178,6 +178,12 @@ def atoms_of(expression: Expression) -> set[Atom]:
     return {occurrence.atom for occurrence in occurrences((expression,)) if occurrence.atom is not None}
 
 
+def is_fixed(expression: Expression) -> bool:
+    """Whether neurons stand on the axis and none of them may move."""
+    atoms = atoms_of(expression)
+    return bool(atoms) and all(atom.pin is not None for atom in atoms)
+
+
 @dataclass(frozen=True)
 class Occurrence:
     """A place where an atom, the `Concat` of a tag, or a `Case` stands in the labels of a tensor."""

@@ -59,7 +59,7 @@ class TraceBudget:
         raise TraceLimitError(
             f"Tracing '{self.name}' was stopped at the limit of {limit} ({what}; {self.operations} operations in "
             f"{seconds:.0f} s). Loops in forward are unrolled, one operation per step: trace at a smaller input "
-            "(--input-shape, or example_inputs), or raise the limit (--trace-seconds, --trace-operations, or limits=…)."
+            "(--input-shape, or example_inputs), or raise the limit (--trace-seconds, or limits=TraceLimits(…))."
         )
 
     @contextlib.contextmanager

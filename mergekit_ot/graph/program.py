@@ -11,12 +11,15 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.expressions import PinReason
 
 INPUT = "input"
 PARAMETER = "parameter"
 BUFFER = "buffer"
 CONSTANT = "constant"
+# A tensor that came into a recording from outside: it may have been computed from anything.
+RECORDED = "recorded"
 USER_OUTPUT = "user output"
 MUTATION = "mutation"
 OTHER_OUTPUT = "other output"
@@ -78,7 +81,15 @@ _MUTATIONS = ("BUFFER_MUTATION", "PARAMETER_MUTATION")
 
 
 def from_exported(program: ExportedProgram, front_end: str) -> CapturedProgram:
-    """Returns the captured program that a functional exported program is."""
+    """Returns the captured program that a functional exported program is.
+
+    Raises:
+        ArchitectureError: A shape in it depends on data, so that it stands for no sizes.
+    """
+    for node in program.graph.nodes:
+        sizes = getattr(node.meta.get("val"), "shape", ())
+        if not all(isinstance(size, int) or size.node.has_hint() for size in sizes):
+            raise ArchitectureError(f"the shape of {node.name}{_at(node)} depends on the data")
     signature = program.graph_signature
     slots = {
         spec.arg.name: ProgramSlot(_INPUT_KINDS.get(spec.kind, CONSTANT), str(spec.target or ""))
@@ -110,6 +121,11 @@ def module_path(node: fx.Node) -> str:
     """Returns the path of the innermost module in which an operation stands; empty for the root."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def _at(node: fx.Node) -> str:
+    path = module_path(node)
+    return f" at '{path}'" if path else ""
 
 
 def is_mutating(target: Any) -> bool:

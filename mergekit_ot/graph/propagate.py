@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -18,6 +19,7 @@ from mergekit_ot.graph.program import (
     INPUT,
     MUTATION,
     PARAMETER,
+    RECORDED,
     USER_OUTPUT,
     CapturedProgram,
     ProgramSlot,
@@ -33,6 +35,9 @@ from mergekit_ot.graph.rule import Labels, NodeRule, OperationView, RuleError, V
 
 # A constant larger than this is not searched for repetition along an axis.
 _LARGE_CONSTANT = 4_000_000
+# Constants up to this size are kept for rules to look at (an index that picks one head).
+_SMALL_CONSTANT = 64
+_SAME_VALUES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 # How often the time is looked at: every so many operations.
 _BUDGET_STEP = 64
 
@@ -128,8 +133,12 @@ class Propagator:
             self.read_buffers.add(slot.target)
         elif node.users:
             self.found.constants[slot.target] = reason_of(next(iter(node.users))).module_path
-        tensor = self.program.tensors.get(slot.target)
-        return Value(shape, self._constant_labels(shape, tensor, f"constant '{slot.target}'"), name=node.name)
+        tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
+        labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
+        is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT
+        return Value(
+            shape, labels, name=node.name, is_floating=is_floating(node), constant=tensor if is_small else None
+        )
 
     def _fresh(self, shape: tuple[int, ...]) -> Labels:
         """Labels of a parameter: each axis free, and possibly a family over the axes before it."""
@@ -179,7 +188,9 @@ class Propagator:
             self._pin_inputs(values, f"{node.target} returns no tensor")
             return None
         arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
-        view = OperationView(str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra)
+        view = OperationView(
+            str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra
+        )
         rule = self._rule(node)
         if is_mutating(node.target):
             rule = _Writes()
@@ -190,7 +201,10 @@ class Propagator:
         if isinstance(node.meta["val"], tuple | list):
             return every
         self.found.values[node.name] = results[0].labels
-        return replace(results[0], is_floating=is_floating(node))
+        result = replace(results[0], is_floating=is_floating(node))
+        if rule is not None and rule.is_movement and len(values) == 1 and result.shape == values[0].shape:
+            result.constant = values[0].constant if node.target in _SAME_VALUES else None
+        return result
 
     def _call_module(self, region: Region) -> None:
         """Labels the values that one call of a module hands out, as the module's rule says."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mergekit_ot.graph.algebra import AxisAlgebra
     from mergekit_ot.graph.expressions import Expression
 
@@ -30,7 +32,7 @@ class Value:
     `origin` names the parameters that the value is made of, if no model input takes part; `places` says, per axis,
     which axis of which parameter it is, where the value is a parameter or a reordering of its axes. `is_data` tells
     values that depend on a model input; `name` is that of the value in the captured program, and
-    `is_floating` tells numbers from indices and masks.
+    `is_floating` tells numbers from indices and masks; `constant` is the value of a small constant.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +42,7 @@ class Value:
     is_data: bool = False
     name: str = ""
     is_floating: bool = True
+    constant: Tensor | None = None
 
 
 @dataclass(eq=False)

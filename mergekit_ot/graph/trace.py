@@ -67,7 +67,7 @@ def trace_model(
 
 
 def rule_finder(manager: PluginManager) -> Callable[[Any], NodeRule | None]:
-    """Returns what looks up a rule: of an operation by its overload, its name, its tags; of ``module:NAME`` as it is."""
+    """Returns what looks up a rule: of an operation by overload, name and tags, of ``module:NAME`` as it is."""
     table: Mapping[str, Any] = manager.node_rules
     found: dict[str, NodeRule | None] = {}
 
@@ -97,11 +97,14 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors that a module keeps outside its parameters and buffers, also in lists and mappings."""
     found = {}
+    # nn.LSTM keeps its parameters in a list besides; those are no hidden state.
+    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if not name.startswith(("_parameters", "_buffers", "_modules")):
                 for inner, tensor in _tensors_in(value, name):
-                    found[f"{path}.{inner}" if path else inner] = tensor
+                    if id(tensor) not in registered:
+                        found[f"{path}.{inner}" if path else inner] = tensor
     return found
 
 
@@ -109,7 +112,9 @@ def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         return [(name, value)]
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return [found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")]
+    return [
+        found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")
+    ]
 
 
 def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ def refuse_stale(model: nn.Module, hidden: Mapping[str, Tensor], labelled: Label
     Raises:
         ArchitectureError: Names the tensor and the parameter.
     """
-    read = {path for path in labelled.constants.values()}
+    read = set(labelled.constants.values())
     for where in hidden:
         owner = _owner(model, where)
         if owner not in read:

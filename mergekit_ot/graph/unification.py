@@ -15,6 +15,7 @@ from mergekit_ot.graph.expressions import (
     Tag,
     atoms_of,
     case,
+    is_fixed,
     occurrences,
     product,
     resolve,
@@ -70,6 +71,9 @@ class Unifier(Splitter):
         pieces: list[Expression] | None = None
         if size_of(first) != size_of(second):
             self._give_up(first, second, f"axes of {size_of(first)} and {size_of(second)} neurons meet")
+        elif _is_settled(first, second):
+            varying = (side for side in (first, second) if not _is_constant_somewhere(side))
+            return next(varying, None) or self.pinned(size_of(first), "both stay in place")
         elif isinstance(first, Case) or isinstance(second, Case):
             pieces = self._unify_case(first, second)
         elif isinstance(first, Atom):
@@ -109,6 +113,10 @@ class Unifier(Splitter):
             root.flags |= child.flags
             if pin is not None:
                 self._pin_atom(root, pin)
+            return
+        if isinstance(other, Concat) and is_fixed(other):
+            # Its blocks do not matter to an axis that cannot move at all.
+            self._pin_atom(atom, next(reason for a in atoms_of(other) if (reason := a.pin) is not None))
             return
         other = self._self_contained(self._refreshed(other, atom))
         inside = atoms_of(other)
@@ -228,6 +236,18 @@ class Unifier(Splitter):
             self.pin(expression, BLOCKS_DIFFER)
             return self.pinned(size_of(expression), BLOCKS_DIFFER)
         return expression
+
+
+def _is_settled(first: Expression, second: Expression) -> bool:
+    """Whether two block structures have nothing that could move, so that there is nothing left to unify.
+
+    Concatenations with the same blocks are excepted: their tags must meet, for the cases on other axes.
+    """
+    if not isinstance(first, Concat | Case) and not isinstance(second, Concat | Case):
+        return False
+    if isinstance(first, Concat) and isinstance(second, Concat) and _block_ends(first) == _block_ends(second):
+        return False
+    return all(is_fixed(side) for side in (first, second))
 
 
 def _is_constant_somewhere(expression: Expression) -> bool:

@@ -7,31 +7,21 @@ certified only if moving one of its members alone changes the output by far more
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from mergekit_ot.graph.blocks import random_orders, reorder, reorder_state
-from mergekit_ot.graph.capture import as_inputs, doubled
+from mergekit_ot.graph.capture import AUTO, traced_inputs
 from mergekit_ot.graph.expressions import PinReason
+from mergekit_ot.graph.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph, layout_size, leaf_groups
+from mergekit_ot.graph.proof import Proof
 from mergekit_ot.graph.trace import trace_model
 
 if TYPE_CHECKING:
     from mergekit_ot.plugin_manager import PluginManager
-
-TOLERANCE = 1e-10
-# Some layers compute in float32 whatever they are given (RMSNorm of several libraries): their rounding stays.
-UPCAST_TOLERANCE = 1e-5
-SENSITIVITY = 20.0
-# Large enough to change a number in single precision, small enough for curvature to stay below the tolerance.
-_STEP = 1e-8
-
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,6 +61,8 @@ def check_model(
     manager: PluginManager | None = None,
     seed: int = 0,
     trials: int = 2,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
 ) -> CheckReport:
     """Verifies the neuron groups of a model on fresh instances and pins those that do not hold.
 
@@ -80,18 +72,22 @@ def check_model(
         manager: Whose node rules are used; the installed plugins by default.
         seed: Seed of the random weights, inputs and orders.
         trials: Number of random orders of all groups.
+        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
 
     Raises:
         ArchitectureError: The model cannot be traced.
 
     Example:
+        >>> import torch
         >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> report = check_model(make, torch.randn(2, 4))
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
-    graph = trace_model(make(), example_inputs, manager)
-    proof = _Proof(make, doubled(as_inputs(example_inputs)), seed)
+    model = make()
+    graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
+    proof = Proof(make, traced_inputs(model, example_inputs), seed)
     culprits: list[str] = []
     shapes = [proof, *proof.at_other_shapes()]
     for at_shape in shapes:
@@ -102,138 +98,10 @@ def check_model(
     errors = [found for at_shape in shapes if (found := at_shape.error(graph)) is not None]
     error = max(errors, default=None)
     certified = {key for key in graph.free_groups if proof.is_sensitive(graph, key)}
+    if len(certified) < len(graph.free_groups):
+        again = proof.again()
+        certified |= {key for key in graph.free_groups if key not in certified and again.is_sensitive(graph, key)}
     return _report(graph, error, certified, culprits, proof)
-
-
-class _Proof:
-    """Fresh instances, randomised weights and inputs in float64, and the comparisons made with them."""
-
-    def __init__(
-        self, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int, state: State | None = None
-    ) -> None:
-        self.make = make
-        self.dtype = torch.float64
-        self.generator = torch.Generator().manual_seed(seed)
-        self.inputs = tuple(self._random_input(x) for x in inputs)
-        self.state = self._random_state() if state is None else state
-        try:
-            self.reference = self.run(self.state)
-        except RuntimeError as error:
-            if "Double" not in str(error) and "double" not in str(error):
-                raise
-            # A forward that makes tensors of a fixed type cannot run in another one.
-            self.dtype = torch.float32
-            self.reference = self.run(self.state)
-        self.scale = max((float(x.abs().max()) for x in self.reference if x.numel()), default=1.0) or 1.0
-        self.noise = self._distance(self.run(self.state))
-        self.tolerance = TOLERANCE if self._is_double() else UPCAST_TOLERANCE
-
-    def at_other_shapes(self) -> list[_Proof]:
-        """Returns the same proof at a larger batch, and at the first longer axis that the model accepts.
-
-        A table traced at one length, or a shape baked into the graph, holds at the traced shape only.
-        """
-        found = []
-        tensors = [x for x in self.inputs if isinstance(x, Tensor)]
-        for axis in range(min((x.ndim for x in tensors), default=0)):
-            inputs = tuple(_longer(x, axis) if isinstance(x, Tensor) else x for x in self.inputs)
-            try:
-                found.append(_Proof(self.make, inputs, 1, self.state))
-            except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-                continue
-            if axis > 0:
-                break
-        return found
-
-    def _random_input(self, value: object) -> object:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
-        return value
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {}
-        for name, tensor in self.make().state_dict().items():
-            if not tensor.is_floating_point():
-                state[name] = tensor.clone()
-                continue
-            noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
-            fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 1
-            # Variances must stay positive, and gains near one keep deep nets from exploding.
-            if name.endswith("running_var"):
-                state[name] = 0.5 + noise.abs()
-            else:
-                state[name] = noise / fan_in**0.5 if tensor.ndim > 1 else 0.5 * noise + (1.0 if "weight" in name else 0)
-        return state
-
-    def run(self, state: State) -> list[Tensor]:
-        """Returns the float outputs of a fresh instance that holds `state`."""
-        model = copy.deepcopy(self.make()).to(self.dtype).eval()
-        model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
-        inputs = [x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.inputs]
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return float_outputs(model(*inputs))
-
-    def _is_double(self) -> bool:
-        """Whether the model computes in float64 throughout.
-
-        A smooth function is straight over a small enough step; one that rounds to single precision on the way is not.
-        """
-        if self.dtype is not torch.float64:
-            return False
-        generator = torch.Generator().manual_seed(1)
-        ways = {
-            k: v * torch.randn(v.shape, generator=generator, dtype=torch.float64) if v.is_floating_point() else None
-            for k, v in self.state.items()
-        }
-
-        def moved(step: float) -> list[Tensor]:
-            return self.run({k: v if (way := ways[k]) is None else v + step * way for k, v in self.state.items()})
-
-        pairs = zip(moved(_STEP), moved(2 * _STEP), self.reference, strict=True)
-        bends = [float((two - 2 * one + here).abs().max()) / self.scale for one, two, here in pairs if here.numel()]
-        return max(bends, default=0.0) < TOLERANCE
-
-    def _distance(self, outputs: list[Tensor]) -> float:
-        pairs = zip(outputs, self.reference, strict=True)
-        return max((float((a - b).abs().max()) / self.scale for a, b in pairs if a.numel()), default=0.0)
-
-    def error(self, graph: ModelGraph, trials: int = 1, only: list[str] | None = None) -> float | None:
-        """Returns the largest relative change of the output over random orders; None where no group is free."""
-        if not graph.free_groups:
-            return None
-        worst = 0.0
-        for _ in range(trials):
-            orders = random_orders(graph, self.generator)
-            chosen = orders if only is None else {key: orders[key] for key in only}
-            distance = self._distance(self.run(reorder_state(self.state, graph, chosen)))
-            worst = max(worst, distance if distance == distance else float("inf"))
-        return worst
-
-    def bisect(self, graph: ModelGraph, keys: list[str]) -> list[str]:
-        """Returns the groups that change the function on their own, or, where only a mixture does, all of `keys`."""
-        alone = [key for key in keys if (self.error(graph, 1, [key]) or 0.0) > self.tolerance]
-        return alone or keys
-
-    def is_sensitive(self, graph: ModelGraph, key: str) -> bool:
-        """Whether moving one member of the group without the others changes the output by more than the noise."""
-        orders = {key: random_orders(graph, self.generator)[key]}
-        names = dict.fromkeys(slot.parameter for slot in graph.groups[key].members)
-        for name in names:
-            alone = dict(self.state)
-            alone[name] = reorder(self.state[name], graph.layouts[name], graph, orders)
-            for other, described in graph.aliases.items():
-                if described == name and other in alone:
-                    alone[other] = alone[name]
-            if self._distance(self.run(alone)) > SENSITIVITY * max(self.noise, self.tolerance):
-                return True
-        return False
-
-
-def _longer(tensor: Tensor, axis: int) -> Tensor:
-    """Returns the tensor with two more entries along an axis, the same as its last."""
-    last = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
-    return torch.cat([tensor, last, last], axis)
 
 
 def pinned(graph: ModelGraph, keys: list[str], why: str) -> ModelGraph:
@@ -248,23 +116,8 @@ def pinned(graph: ModelGraph, keys: list[str], why: str) -> ModelGraph:
     return replace(graph, groups=groups)
 
 
-def float_outputs(output: Any) -> list[Tensor]:
-    """Returns the floating-point tensors in a model's output, whatever holds them, in float64."""
-    return [x.double() for x in _tensors(output) if x.is_floating_point()]
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [x for value in output.values() for x in _tensors(value)]
-    if isinstance(output, tuple | list):
-        return [x for value in output for x in _tensors(value)]
-    return []
-
-
 def _report(
-    graph: ModelGraph, error: float | None, certified: set[str], culprits: list[str], proof: _Proof
+    graph: ModelGraph, error: float | None, certified: set[str], culprits: list[str], proof: Proof
 ) -> CheckReport:
     rows = []
     for key, group in graph.groups.items():
@@ -277,7 +130,8 @@ def _report(
     preserved = None if error is None else error <= proof.tolerance
     return CheckReport(
         len(graph.free_groups), sum(graph.family_size(key) for key in graph.free_groups), len(certified),
-        sum(axes), error, preserved, tuple(rows), graph.pin_sentences(), graph.diagnostics.sentences,
+        sum(axes), error, preserved, tuple(rows), graph.pin_sentences(),
+        (*graph.diagnostics.sentences, *map(_left_sentence, proof.left_behind)),
         tuple(culprits), graph,
     )  # fmt: skip
 
@@ -288,4 +142,11 @@ def _fixed_axes(graph: ModelGraph, parameter: str) -> int:
     return sum(
         layout_size(layout) > 1 and not any(key in graph.free_groups for key in leaf_groups(layout))
         for layout in layouts
+    )
+
+
+def _left_sentence(where: str) -> str:
+    return (
+        f"A forward leaves a tensor in '{where}', outside parameters and buffers. It was checked on fresh instances; "
+        "trace and fuse instances that were never run, or the tensor may be stale."
     )

@@ -16,7 +16,15 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.plugin_manager import PluginManager
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources import ReadSource, example_inputs_of, read_sources
-from mergekit_ot.workflow.fusing import Notify, Progress, check_folder, check_methods, check_output, source_model
+from mergekit_ot.workflow.fusing import (
+    Notify,
+    Progress,
+    check_folder,
+    check_methods,
+    check_output,
+    limits_of,
+    source_model,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def run_align(
             result.aligned_state(1), output, architecture=make.name if make.is_registered else None,
             arguments=make.arguments if make.is_registered else None, input_shape=shape,
             provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-            manager=manager,
+            template=source.checkpoint.path, manager=manager,
         )  # fmt: skip
         written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
     return written
@@ -110,6 +118,8 @@ def align_pair(
         calibration_size=recipe.calibration_size,
         device=recipe.device,
         seed=recipe.seed,
+        front_end=recipe.front_end,
+        limits=limits_of(recipe),
         manager=manager,
         progress=progress,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mergekit_ot.files import check_writable, write_json, write_text
 from mergekit_ot.fusion.engine import fuse
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.graph.front_end import TraceLimits
 from mergekit_ot.plugin_manager import PluginManager
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources import ReadSource, check_target, example_inputs_of, read_sources
@@ -97,6 +98,8 @@ def run_fuse(
         repair=recipe.repair,
         device=recipe.device,
         seed=recipe.seed,
+        front_end=recipe.front_end,
+        limits=limits_of(recipe),
         manager=manager,
         progress=progress,
         dry_run=dry_run,
@@ -110,12 +113,19 @@ def run_fuse(
         arguments=fused_as.arguments if fused_as.is_registered else None,
         input_shape=shape,
         provenance=_provenance(recipe, sources, fused_as),
+        template=sources[recipe.target].checkpoint.path if isinstance(recipe.target, int) else None,
         manager=manager,
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
         write_report(Path(recipe.report), recipe, outcome)
     return outcome
+
+
+def limits_of(recipe: FusionRecipe) -> TraceLimits:
+    """Returns the limits of tracing that a recipe asks for."""
+    limits = TraceLimits()
+    return limits if recipe.trace_seconds is None else replace(limits, seconds=recipe.trace_seconds)
 
 
 def source_model(source: ReadSource) -> SourceModel:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,8 +12,12 @@ from mergekit_ot.datasets import TRAIN, resolve_data
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.evaluation import BarrierCurve, Evaluation, barrier, evaluate
 from mergekit_ot.files import check_writable, write_text
+from mergekit_ot.graph.capture import AUTO
+from mergekit_ot.graph.front_end import TraceLimits
+from mergekit_ot.graph.group_picture import group_svg
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.picture import group_dot, group_svg
+from mergekit_ot.graph.module_picture import module_svg
+from mergekit_ot.graph.picture import group_dot
 from mergekit_ot.graph.trace import trace_model
 from mergekit_ot.graph.verify import CheckReport, check_model
 from mergekit_ot.pictures import check_picture_path, plot_barrier
@@ -23,29 +28,50 @@ from mergekit_ot.workflow.aligning import align_pair
 from mergekit_ot.workflow.fusing import Notify, Progress, check_methods
 
 
+@dataclass(frozen=True)
+class Tracing:
+    """How a checkpoint's architecture is traced."""
+
+    front_end: str
+    limits: TraceLimits
+
+
+def make_tracing(front_end: str | None, seconds: float | None) -> Tracing:
+    """Returns the front end and the limits that were asked for, or the defaults."""
+    limits = TraceLimits()
+    return Tracing(front_end or AUTO, limits if seconds is None else replace(limits, seconds=seconds))
+
+
 def run_check(
-    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, seed: int,
+    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, seed: int, tracing: Tracing,
     manager: PluginManager, notify: Notify,
 ) -> CheckReport:  # fmt: skip
     """Reorders every neuron group at random and looks whether the function stays."""
     source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
-    return check_model(source.make, inputs, manager=manager, seed=seed)
+    return check_model(
+        source.make, inputs, manager=manager, seed=seed, front_end=tracing.front_end, limits=tracing.limits
+    )
 
 
 def run_inspect(
-    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None,
-    manager: PluginManager, notify: Notify, dot: Path | None = None, svg: Path | None = None,
+    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, tracing: Tracing,
+    manager: PluginManager, notify: Notify, pictures: Mapping[str, Path | None],
 ) -> ModelGraph:  # fmt: skip
-    """Traces a checkpoint's architecture and draws its neuron groups where that is asked for."""
-    for picture in (dot, svg):
+    """Traces a checkpoint's architecture and draws what is asked for.
+
+    Args:
+        pictures: Kind of picture (``dot``, ``svg``: the neuron groups; ``modules``: the modules) → file.
+    """
+    for picture in pictures.values():
         if picture is not None:
             check_writable(picture)
     source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
-    graph = trace_model(source.make(), inputs, manager)
-    if dot is not None:
-        write_text(dot, group_dot(graph))
-    if svg is not None:
-        write_text(svg, group_svg(graph))
+    graph = trace_model(source.make(), inputs, manager, front_end=tracing.front_end, limits=tracing.limits)
+    drawn = {"dot": group_dot, "svg": group_svg, "modules": module_svg}
+    for kind, draw in drawn.items():
+        picture = pictures.get(kind)
+        if picture is not None:
+            write_text(picture, draw(graph))
     return graph
 
 

@@ -38,7 +38,9 @@ class MakeFxFrontEnd(AbstractFrontEnd):
             arguments = list(flat)
             for place, value in zip(places, given, strict=True):
                 arguments[place] = value
-            results = functional_call(model, dict(zip(names, tensors, strict=True)), pytree.tree_unflatten(arguments, spec))
+            results = functional_call(
+                model, dict(zip(names, tensors, strict=True)), pytree.tree_unflatten(arguments, spec)
+            )
             return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
 
         record = make_fx(run, pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False)
@@ -50,7 +52,7 @@ class MakeFxFrontEnd(AbstractFrontEnd):
         slots = [ProgramSlot("parameter" if name in parameters else "buffer", name) for name in names]
         slots += [ProgramSlot("input")] * len(places)
         constants = _lift_constants(recorded)
-        slots += [ProgramSlot("constant", name) for name in constants]
+        slots += [ProgramSlot("recorded", name) for name in constants]
         (output,) = (node for node in recorded.graph.nodes if node.op == "output")
         outputs = tuple(ProgramSlot("user output") for _ in pytree.tree_leaves(output.args[0]))
         values = {**dict(zip(names, tensors, strict=True)), **constants}

@@ -41,6 +41,9 @@ def _index(operation: OperationView) -> list[_Labels]:
     algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))
     indices += [None] * (len(labels) - len(indices))
+    block = _block(operation, indices)
+    if block is not None:
+        return [block]
     places = [axis for axis, index in enumerate(indices) if index is not None]
     given = [index for index in indices if index is not None]
     rank = max(len(index.labels) for index in given)
@@ -64,6 +67,21 @@ def _index(operation: OperationView) -> list[_Labels]:
         for label, size in zip(picked, shape[first : first + rank], strict=True)
     ]
     return [[*rest[:first], *varying, *rest[first:]]]
+
+
+def _block(operation: OperationView, indices: Sequence[Any]) -> _Labels | None:
+    """Returns the labels where constant indices pick one block of consecutive entries, as ``x[..., [-2], :]`` does."""
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0][1].constant is None or len(given[0][1].shape) != 1 or given[0][1].is_floating:
+        return None
+    axis, index = given[0]
+    size = operation.shape("self")[axis]
+    places = [int(place) % size for place in index.constant]
+    start, count = places[0], len(places)
+    if index.constant.dtype.is_floating_point or places != list(range(start, start + count)):
+        return None
+    blocks = operation.algebra.cut(operation.labels("self"), axis, [start, count, size - start - count])
+    return None if blocks is None else blocks[1 if start else 0]
 
 
 def _is_constant(label: Any) -> bool:
@@ -124,7 +142,9 @@ def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]
 def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
     """Returns labels of a tensor into which something was written: what was constant may vary now."""
     return [
-        operation.algebra.pinned(operation.algebra.size(label), "written into a constant") if _is_constant(label) else label
+        operation.algebra.pinned(operation.algebra.size(label), "written into a constant")
+        if _is_constant(label)
+        else label
         for label in labels
     ]
 

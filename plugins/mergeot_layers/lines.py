@@ -60,8 +60,19 @@ def _same_as_input(operation: OperationView) -> list[list]:
 LINES |= {
     f"aten.{name}": FunctionRule(_same_as_input)
     for name in (
-        "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
-        "zeros", "ones", "full", "empty", "scalar_tensor",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "scalar_tensor",
     )  # fmt: skip
 }
 
@@ -80,6 +91,23 @@ def _copy(operation: OperationView) -> list[list]:
     return [labels]
 
 
+def _embedding_bag(operation: OperationView) -> list[list]:
+    """Rows of a table are summed or averaged in bags; their features pass, row and bag numbers stay."""
+    algebra = operation.algebra
+    labels = operation.labels("weight")
+    for label in (labels[0], *operation.labels("indices"), *operation.labels("offsets")):
+        algebra.pin(label, "rows are picked by their number")
+    weights = operation.arguments.get("per_sample_weights")
+    for label in getattr(weights, "labels", ()):
+        algebra.pin(label, "rows are picked by their number")
+    first, *others = operation.output_shapes
+    more = [[algebra.pinned(size, "numbers of rows and bags") for size in shape] for shape in others]
+    if operation.argument("mode", 0) == 2 and labels:
+        algebra.touch(labels[1])  # maxima and their places: both per feature
+    return [[algebra.pinned(first[0], "bags"), labels[1]], *more]
+
+
+LINES |= {f"aten.{name}": FunctionRule(_embedding_bag) for name in ("embedding_bag", "_embedding_bag")}
 LINES["aten.copy"] = FunctionRule(_copy)
 
 

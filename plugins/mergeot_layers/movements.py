@@ -189,6 +189,18 @@ def _repeat_interleave(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
+def _repeat(operation: OperationView) -> list[_Labels]:
+    """Repeats a tensor as a whole: an axis becomes ``copies × axis``."""
+    algebra = operation.algebra
+    labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
+    new = len(target) - len(shape)
+    made: _Labels = [algebra.replicated(size) for size in target[:new]]
+    for label, have, want in zip(labels, shape, target[new:], strict=True):
+        algebra.touch(label)
+        made.append(label if have == want else algebra.product([algebra.replicated(want // have), label]))
+    return [made]
+
+
 def _movement(function: Callable[[OperationView], list[_Labels]]) -> NodeRule:
     return FunctionRule(function, is_movement=True)
 
@@ -212,6 +224,8 @@ MOVEMENTS: dict[str, NodeRule] = {
     "aten.select": _movement(_select),
     "aten.unbind": _movement(_unbind),
     "aten.expand": _movement(_expand),
+    "aten.repeat": _movement(_repeat),
+    "aten.tile": _movement(_repeat),
     "aten.broadcast_to": _movement(_expand),
     "aten.expand_as": _movement(_expand),
     "aten.pad": _movement(_pad),

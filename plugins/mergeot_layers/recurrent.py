@@ -14,7 +14,9 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 class _Layer:
     """One layer in one direction: its weights, and the labels of its hidden and its cell state."""
 
-    def __init__(self, operation: OperationView, gates: int, weights: list[Any], biases: list[Any], project: Any) -> None:
+    def __init__(
+        self, operation: OperationView, gates: int, weights: list[Any], biases: list[Any], project: Any
+    ) -> None:
         algebra = operation.algebra
         inputs, hidden = weights
         cell = algebra.atom(hidden.shape[0] // gates)

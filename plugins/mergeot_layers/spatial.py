@@ -113,5 +113,8 @@ SPATIAL: dict[str, NodeRule] = {
     "aten.native_channel_shuffle": FunctionRule(_channel_shuffle),
     "aten.im2col": FunctionRule(_windows),
     "aten.unfold": FunctionRule(_unfold),
-    **{f"aten._fft_{kind}": _rule for kind, _rule in zip(("c2c", "r2c", "c2r"), [FunctionRule(_fourier)] * 3, strict=True)},
+    **{f"aten.{kind}": FunctionRule(_fourier) for kind in ("_fft_c2c", "_fft_r2c", "_fft_c2r")},
+    **{
+        f"aten.fft_{kind}": FunctionRule(_fourier) for kind in ("fft", "ifft", "rfft", "irfft", "fftn", "ifftn", "fft2")
+    },
 }

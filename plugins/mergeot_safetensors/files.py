@@ -71,7 +71,7 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
     """
     # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
     separate = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    texts = {"format": "pt", _KEY: json.dumps(dict(metadata))}
+    texts = {"format": "pt", _KEY: json.dumps({key: value for key, value in metadata.items() if key != "template"})}
     try:
         save_file(separate, path, metadata=texts)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:

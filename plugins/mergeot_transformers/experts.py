@@ -11,8 +11,8 @@ from typing import Any
 from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
 
 _NAMES = (
-    "DeepseekV2Experts", "DeepseekV3Experts", "DeepseekV3NaiveMoe", "Dots1NaiveMoe", "Glm4MoeNaiveMoe", "MixtralExperts",
-    "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts", "PhimoeExperts", "FlexOlmoExperts", "Ernie4_5_MoeExperts",
+    "DeepseekV2Experts", "DeepseekV3Experts", "DeepseekV3NaiveMoe", "Dots1NaiveMoe", "Glm4MoeNaiveMoe",
+    "MixtralExperts", "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts", "PhimoeExperts", "FlexOlmoExperts", "Ernie4_5_MoeExperts",
     "MiniMaxExperts", "HunYuanMoEV1Experts",
 )  # fmt: skip
 
