@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.node import map_arg
 
 from mergekit_ot.graph.algebra import AxisAlgebra
-from mergekit_ot.graph.expressions import Atom, Expression, PinReason, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.expressions import Expression, PinReason, Replicated, atoms_of, resolve, size_of
 from mergekit_ot.graph.front_end import TraceBudget
+from mergekit_ot.graph.placeholders import Labelled, PlaceholderLabels
 from mergekit_ot.graph.program import (
-    BUFFER,
-    INPUT,
     MUTATION,
-    PARAMETER,
-    RECORDED,
     USER_OUTPUT,
     CapturedProgram,
-    ProgramSlot,
     bound_arguments,
     is_floating,
     is_mutating,
@@ -33,34 +29,12 @@ from mergekit_ot.graph.program import (
 from mergekit_ot.graph.regions import Region, find_regions
 from mergekit_ot.graph.rule import Labels, NodeRule, OperationView, RuleError, Value
 
-# A constant larger than this is not searched for repetition along an axis.
-_LARGE_CONSTANT = 4_000_000
-# Constants up to this size are kept for rules to look at (an index that picks one head).
-_SMALL_CONSTANT = 64
 _SAME_VALUES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 # How often the time is looked at: every so many operations.
 _BUDGET_STEP = 64
 
 _RULE_HINT = "Teach it with a rule: docs/how-to/unknown-operations.md."
 _Shapes = list[tuple[int, ...] | None]
-
-
-@dataclass
-class Labelled:
-    """The outcome of propagation: labels of parameters and values, roles, and what was noticed."""
-
-    algebra: AxisAlgebra
-    parameters: dict[str, Labels] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
-    values: dict[str, Labels] = field(default_factory=dict)
-    reads: list[tuple[str, int | None, Expression]] = field(default_factory=list)
-    first_use: dict[str, int] = field(default_factory=dict)
-    unknown: dict[str, str] = field(default_factory=dict)
-    rule_errors: list[str] = field(default_factory=list)
-    unaccounted: list[str] = field(default_factory=list)
-    observed: set[Atom] = field(default_factory=set)
-    read_values: dict[str, None] = field(default_factory=dict)
-    constants: dict[str, str] = field(default_factory=dict)
 
 
 class Propagator:
@@ -87,7 +61,7 @@ class Propagator:
         self.algebra = AxisAlgebra()
         self.found = Labelled(self.algebra)
         self.environment: dict[fx.Node, Any] = {}
-        self.read_buffers: set[str] = set()
+        self.placeholders = PlaceholderLabels(program, self.found, self._rule, aliases)
         self.step = 0
 
     def run(self) -> Labelled:
@@ -101,7 +75,7 @@ class Propagator:
         for node in self.program.graph.nodes:
             self.algebra.reason = reason_of(node)
             if node.op == "placeholder":
-                self.environment[node] = self._placeholder(node, next(slots))
+                self.environment[node] = self.placeholders.label(node, next(slots))
             elif node in ends:
                 self._call_module(ends[node])
                 self.step += 1
@@ -113,61 +87,6 @@ class Propagator:
             if self.step % _BUDGET_STEP == 0:
                 self.budget.check("while neuron groups were looked for")
         return self.found
-
-    def _placeholder(self, node: fx.Node, slot: ProgramSlot) -> Any:
-        shape = shape_of(node.meta.get("val"))
-        if shape is None:
-            return None
-        if slot.kind == INPUT:
-            labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
-            return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
-        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
-            name = self.aliases.get(slot.target, slot.target)
-            if name not in self.found.parameters:
-                self.found.parameters[name] = self._fresh(shape)
-                if slot.kind == BUFFER:
-                    self.found.buffers.add(name)
-            places = tuple((name, axis) for axis in range(len(shape)))
-            return Value(shape, self.found.parameters[name], frozenset({name}), places, name=node.name)
-        if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
-            self.read_buffers.add(slot.target)
-        elif node.users:
-            self.found.constants[slot.target] = reason_of(next(iter(node.users))).module_path
-        tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
-        labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
-        is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT
-        return Value(
-            shape, labels, name=node.name, is_floating=is_floating(node), constant=tensor if is_small else None
-        )
-
-    def _fresh(self, shape: tuple[int, ...]) -> Labels:
-        """Labels of a parameter: each axis free, and possibly a family over the axes before it."""
-        labels: Labels = []
-        outer: set[Atom] = set()
-        for size in shape:
-            atom = self.algebra.atom(size, context=outer)
-            labels.append(atom)
-            outer = outer | ({atom} if size > 1 else set())
-        return labels
-
-    def _is_neuron_buffer(self, node: fx.Node) -> bool:
-        users = [user for user in node.users if user.op != "output"]
-        return bool(users) and all(self._is_state_of(user, node) for user in users)
-
-    def _is_state_of(self, user: fx.Node, node: fx.Node) -> bool:
-        rule = self._rule(user)
-        if rule is None:
-            return False
-        is_named = any(bound_arguments(user).get(argument) is node for argument in rule.state)
-        return is_named or (rule.is_movement and self._is_neuron_buffer(user))
-
-    def _constant_labels(self, shape: tuple[int, ...], tensor: Tensor | None, what: str) -> Labels:
-        labels: Labels = []
-        for axis, size in enumerate(shape):
-            known = tensor is not None and not tensor.is_meta and tensor.numel() <= _LARGE_CONSTANT and size > 0
-            constant = known and bool((tensor == tensor.narrow(axis, 0, 1)).all())  # type: ignore[union-attr]
-            labels.append(Replicated(size) if constant or size == 1 else self.algebra.pinned(size, what))
-        return labels
 
     def _rule(self, node: fx.Node) -> NodeRule | None:
         return self.find_rule(node.target) if node.op == "call_function" else None
@@ -321,7 +240,7 @@ class Propagator:
         name = self.aliases.get(target, target)
         for one, other in zip(self.found.parameters.get(name, []), value.labels, strict=False):
             self.algebra.unify(one, other)
-        if name not in self.found.parameters and target in self.read_buffers:
+        if name not in self.found.parameters and target in self.placeholders.read_buffers:
             for label in value.labels:
                 self.algebra.pin(label, f"kept in buffer '{target}', which the next forward reads")
 

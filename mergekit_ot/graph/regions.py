@@ -42,7 +42,7 @@ class Region:
         return [node for node in self.nodes if any(user not in inside for user in node.users)]
 
     def arguments(self, program: CapturedProgram, environment: dict[fx.Node, Any]) -> dict[str, Any]:
-        """Returns its operands: parameters under their names inside the module, data as ``input0``, ``input1`` and so on."""
+        """Returns its operands: parameters by their names in the module, data as ``input0``, ``input1``."""
         slots = dict(zip((n for n in program.graph.nodes if n.op == "placeholder"), program.inputs, strict=True))
         prefix = f"{self.path}." if self.path else ""
         found: dict[str, Any] = {}

@@ -45,7 +45,7 @@ class MakeFxFrontEnd(AbstractFrontEnd):
 
         record = make_fx(run, pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False)
         tensors = [value.detach().clone() for value in state.values()]
-        with budget.watching(), _module_paths(model), torch.no_grad():
+        with budget.watching(), _module_paths(model), _plain_attention(), torch.no_grad():
             recorded = record(tensors, [flat[place] for place in places])
         _without_writes(recorded)
         parameters = set(dict(model.named_parameters()))
@@ -57,6 +57,17 @@ class MakeFxFrontEnd(AbstractFrontEnd):
         outputs = tuple(ProgramSlot("user output") for _ in pytree.tree_leaves(output.args[0]))
         values = {**dict(zip(names, tensors, strict=True)), **constants}
         return CapturedProgram(recorded, tuple(slots), outputs, values, "make-fx")
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keeps torch from replacing whole transformer layers by one fused operation when no gradient is needed."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def _index(operation: OperationView) -> list[_Labels]:
 
 def _block(operation: OperationView, indices: Sequence[Any]) -> _Labels | None:
     """Returns the labels where constant indices pick one block of consecutive entries, as ``x[..., [-2], :]`` does."""
-    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    given: list[tuple[int, Any]] = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(given) != 1 or given[0][1].constant is None or len(given[0][1].shape) != 1 or given[0][1].is_floating:
         return None
     axis, index = given[0]
@@ -123,7 +123,7 @@ def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]
         axis = operation.axes("self", "dim")[0]
         algebra.pin(labels[axis], "entries are written by their place")
         for name in operands:
-            value = operation.arguments.get(name)
+            value: Any = operation.arguments.get(name)
             if not hasattr(value, "labels"):
                 continue
             for place, label in enumerate(value.labels):

@@ -43,7 +43,8 @@ LINES: dict[str, NodeRule] = {
     **{f"aten.conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
     **{f"aten.{kind}_pool{n}d": _POOL[n] for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")},
     **{f"aten.max_pool{n}d_with_indices": _POOL[n] for n in (2, 3)},
-    **{f"aten.{name}": _KEEP for name in ("dropout", "feature_dropout", "alpha_dropout", "clone", "detach", "alias")},
+    **{f"aten.{kind}dropout": EinRule("* -> *") for kind in ("", "feature_", "alpha_", "feature_alpha_")},
+    **{f"aten.{name}": _KEEP for name in ("clone", "detach", "alias")},
     **{f"aten.{name}": _KEEP for name in ("contiguous", "_to_copy", "to", "type_as", "hardswish", "lift_fresh_copy")},
 }
 
@@ -73,7 +74,7 @@ LINES |= {
         "full",
         "empty",
         "scalar_tensor",
-    )  # fmt: skip
+    )
 }
 
 

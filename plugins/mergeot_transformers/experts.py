@@ -12,8 +12,8 @@ from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
 
 _NAMES = (
     "DeepseekV2Experts", "DeepseekV3Experts", "DeepseekV3NaiveMoe", "Dots1NaiveMoe", "Glm4MoeNaiveMoe",
-    "MixtralExperts", "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts", "PhimoeExperts", "FlexOlmoExperts", "Ernie4_5_MoeExperts",
-    "MiniMaxExperts", "HunYuanMoEV1Experts",
+    "MixtralExperts", "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts", "PhimoeExperts", "FlexOlmoExperts",
+    "Ernie4_5_MoeExperts", "MiniMaxExperts", "HunYuanMoEV1Experts",
 )  # fmt: skip
 
 

@@ -1,0 +1,125 @@
+"""Labels of what a captured program starts from: parameters, buffers, constants and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from mergekit_ot.graph.algebra import AxisAlgebra
+from mergekit_ot.graph.expressions import Atom, Expression, Replicated
+from mergekit_ot.graph.program import (
+    BUFFER,
+    INPUT,
+    PARAMETER,
+    RECORDED,
+    CapturedProgram,
+    ProgramSlot,
+    bound_arguments,
+    is_floating,
+    reason_of,
+    shape_of,
+)
+from mergekit_ot.graph.rule import Labels, NodeRule, Value
+
+# A constant larger than this is not searched for repetition along an axis.
+_LARGE_CONSTANT = 4_000_000
+# Constants up to this size are kept for rules to look at (an index that picks one head).
+_SMALL_CONSTANT = 64
+
+
+@dataclass
+class Labelled:
+    """The outcome of propagation: labels of parameters and values, roles, and what was noticed."""
+
+    algebra: AxisAlgebra
+    parameters: dict[str, Labels] = field(default_factory=dict)
+    buffers: set[str] = field(default_factory=set)
+    values: dict[str, Labels] = field(default_factory=dict)
+    reads: list[tuple[str, int | None, Expression]] = field(default_factory=list)
+    first_use: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    rule_errors: list[str] = field(default_factory=list)
+    unaccounted: list[str] = field(default_factory=list)
+    observed: set[Atom] = field(default_factory=set)
+    read_values: dict[str, None] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
+
+
+class PlaceholderLabels:
+    """Labels the placeholders of one program.
+
+    Args:
+        program: The captured program.
+        found: Where parameters and constants are noted; its algebra makes the labels.
+        find_rule: Gives the rule of an operation, or None.
+        aliases: Further name of a tied parameter → its first name.
+    """
+
+    def __init__(
+        self,
+        program: CapturedProgram,
+        found: Labelled,
+        find_rule: Callable[[fx.Node], NodeRule | None],
+        aliases: Mapping[str, str],
+    ) -> None:
+        self.program, self.found, self.algebra = program, found, found.algebra
+        self.find_rule, self.aliases = find_rule, aliases
+        self.read_buffers: set[str] = set()
+
+    def label(self, node: fx.Node, slot: ProgramSlot) -> Value | None:
+        """Returns the labelled value of a placeholder; None for one that is no tensor."""
+        shape = shape_of(node.meta.get("val"))
+        if shape is None:
+            return None
+        if slot.kind == INPUT:
+            labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
+            return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
+        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
+            name = self.aliases.get(slot.target, slot.target)
+            if name not in self.found.parameters:
+                self.found.parameters[name] = self._fresh(shape)
+                if slot.kind == BUFFER:
+                    self.found.buffers.add(name)
+            places = tuple((name, axis) for axis in range(len(shape)))
+            return Value(shape, self.found.parameters[name], frozenset({name}), places, name=node.name)
+        if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
+            self.read_buffers.add(slot.target)
+        elif node.users:
+            self.found.constants[slot.target] = reason_of(next(iter(node.users))).module_path
+        tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
+        labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
+        is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT
+        return Value(
+            shape, labels, name=node.name, is_floating=is_floating(node), constant=tensor if is_small else None
+        )
+
+    def _fresh(self, shape: tuple[int, ...]) -> Labels:
+        """Labels of a parameter: each axis free, and possibly a family over the axes before it."""
+        labels: Labels = []
+        outer: set[Atom] = set()
+        for size in shape:
+            atom = self.algebra.atom(size, context=outer)
+            labels.append(atom)
+            outer = outer | ({atom} if size > 1 else set())
+        return labels
+
+    def _is_neuron_buffer(self, node: fx.Node) -> bool:
+        users = [user for user in node.users if user.op != "output"]
+        return bool(users) and all(self._is_state_of(user, node) for user in users)
+
+    def _is_state_of(self, user: fx.Node, node: fx.Node) -> bool:
+        rule = self.find_rule(user)
+        if rule is None:
+            return False
+        is_named = any(bound_arguments(user).get(argument) is node for argument in rule.state)
+        return is_named or (rule.is_movement and self._is_neuron_buffer(user))
+
+    def _constant_labels(self, shape: tuple[int, ...], tensor: Tensor | None, what: str) -> Labels:
+        labels: Labels = []
+        for axis, size in enumerate(shape):
+            known = tensor is not None and not tensor.is_meta and tensor.numel() <= _LARGE_CONSTANT and size > 0
+            constant = known and bool((tensor == tensor.narrow(axis, 0, 1)).all())  # type: ignore[union-attr]
+            labels.append(Replicated(size) if constant or size == 1 else self.algebra.pinned(size, what))
+        return labels

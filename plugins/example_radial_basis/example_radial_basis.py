@@ -1,0 +1,61 @@
+"""A layer of radial basis functions, and the rule that says where its neurons are: an example of a plugin.
+
+The layer calls `torch.cdist`, for which `mergeot` has no rule. The rule here is for the whole module, so it says nothing
+of what the forward calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_ot import EinRule, NodeRule, hookimpl
+
+
+class RadialBasis(nn.Module):
+    """Neurons that answer to the distance from their centres, each with a width of its own.
+
+    Attributes:
+        centres: One row per neuron, ``(neurons, inputs)``.
+        log_widths: Logarithm of the distance at which a neuron's answer has fallen to 1/e, ``(neurons,)``.
+    """
+
+    def __init__(self, inputs: int, neurons: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(neurons, inputs))
+        self.log_widths = nn.Parameter(torch.zeros(neurons))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns ``(…, neurons)`` for values ``(…, inputs)``."""
+        distances = torch.cdist(values, self.centres) / self.log_widths.exp()
+        return torch.exp(-distances.square())
+
+
+# Values and centres have their last axis in common (i) and it is summed over; every other axis is one of the output.
+RADIAL_BASIS = EinRule("... i; c i; c -> ... c", ("input0", "centres", "log_widths"))
+
+
+@hookimpl
+def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
+    """Return the rule of the module, by the name of its class."""
+    return {"module:RadialBasis": RADIAL_BASIS}
+
+
+def radial(inputs: int = 4, hidden: int = 6, neurons: int = 5, outputs: int = 3) -> nn.Module:
+    """Builds a linear layer, radial basis functions of its neurons, and a linear layer.
+
+    Args:
+        inputs: Inputs of the network.
+        hidden: Neurons of the first layer.
+        neurons: Radial basis functions.
+        outputs: Outputs of the network.
+    """
+    return nn.Sequential(nn.Linear(inputs, hidden), RadialBasis(hidden, neurons), nn.Linear(neurons, outputs))
+
+
+@hookimpl
+def mergeot_architectures() -> Mapping[str, Callable[..., nn.Module] | str]:
+    """Return the network by name, for ``--arch radial?neurons=9``."""
+    return {"radial": radial}

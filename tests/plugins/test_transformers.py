@@ -1,0 +1,73 @@
+"""Module rules for stacked experts: a private order per expert, known by the name of the class alone."""
+
+from __future__ import annotations
+
+import mergeot_layers
+import mergeot_transformers
+import pytest
+import torch
+from architectures import samples
+from torch import Tensor, nn
+
+from mergekit_ot import check_model
+from mergekit_ot.plugin_manager import PluginManager
+
+
+class MixtralExperts(nn.Module):
+    """Three experts, a token each, gathered by number as the library does it."""
+
+    def __init__(self, is_shared: bool = False) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(3, 14, 6))
+        self.down_proj = nn.Parameter(torch.randn(3, 6, 7))
+        self.is_shared = is_shared
+
+    def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        up, down = self.gate_up_proj[chosen], self.down_proj[chosen]
+        gate, value = torch.einsum("tkhd,td->tkh", up, tokens).chunk(2, -1)
+        if self.is_shared:
+            gate = gate.flip(-1)
+        outputs = torch.einsum("tkdh,tkh->tkd", down, torch.nn.functional.silu(gate) * value)
+        return (outputs * weights[..., None]).sum(1)
+
+
+class Routed(nn.Module):
+    def __init__(self, is_shared: bool = False) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.experts = MixtralExperts(is_shared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        return self.head(x + self.experts(x, chosen, weights))
+
+
+WITH, WITHOUT = PluginManager([mergeot_layers, mergeot_transformers]), PluginManager([mergeot_layers])
+
+
+def test_every_expert_has_an_order_of_its_own() -> None:
+    report = check_model(Routed, torch.randn(5, 4), manager=WITH)
+    # The stream, and the hidden neurons of each of three experts.
+    assert (report.groups, report.families, report.certified, report.preserved) == (2, 4, 2, True)
+
+
+def test_without_the_module_rule_the_experts_are_not_private() -> None:
+    report = check_model(Routed, torch.randn(5, 4), manager=WITHOUT)
+    assert report.culprits == ()
+    assert report.families < 4
+
+
+def test_a_module_that_is_not_what_its_name_says_is_found_by_the_proof() -> None:
+    report = check_model(lambda: Routed(True), torch.randn(5, 4), manager=WITH)
+    assert report.culprits
+    assert all("experts" in culprit for culprit in report.culprits)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "mixtral_eager"])
+def test_both_ways_to_run_the_experts_give_the_same_groups(name: str) -> None:
+    pytest.importorskip("transformers")
+    sample = samples("transformers_language")[name]
+    report = check_model(sample.make, sample.inputs(), trials=1)
+    experts = [g for key, g in report.graph.free_groups.items() if "experts" in key]
+    assert [len(group.context) for group in experts] == [1, 1]
