@@ -70,18 +70,21 @@ def find_regions(
     """
     regions: list[Region] = []
     current: Region | None = None
+    last: str | None = None
     claimed = {path: found for path in program.module_types if (found := _claim(program, path, find_rule)) is not None}
     for node in program.graph.nodes if claimed else ():
         if node.op != "call_function":
             continue
-        stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        path = next((path for path in stack if path in claimed), None)
-        if path is None:
+        stack = (node.meta.get("nn_module_stack") or {}).items()
+        # The key differs from call to call of one module, its path does not.
+        call, path = next(((key, str(entry[0])) for key, entry in stack if str(entry[0]) in claimed), (None, None))
+        if call is None or path is None:
             current = None
             continue
-        if current is None or current.path != path:
+        if current is None or last != call:
             current = Region(path, *claimed[path])
             regions.append(current)
+        last = call
         current.nodes.append(node)
     return {region.nodes[-1]: region for region in regions}, {node for region in regions for node in region.nodes}
 

@@ -114,7 +114,7 @@ class Unifier(Splitter):
             if pin is not None:
                 self._pin_atom(root, pin)
             return
-        if isinstance(other, Concat) and is_fixed(other):
+        if isinstance(other, Concat) and is_fixed(other) and not _is_constant_somewhere(other):
             # Its blocks do not matter to an axis that cannot move at all.
             self._pin_atom(atom, next(reason for a in atoms_of(other) if (reason := a.pin) is not None))
             return

@@ -1,11 +1,12 @@
 """A layer of radial basis functions, and the rule that says where its neurons are: an example of a plugin.
 
-The layer calls `torch.cdist`, for which `mergeot` has no rule. The rule here is for the whole module, so it says nothing
-of what the forward calls.
+The layer calls `torch.cdist`, for which `mergeot` has no rule. The rule here is for the whole module, whatever its
+forward calls.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,7 +34,7 @@ class RadialBasis(nn.Module):
         return torch.exp(-distances.square())
 
 
-# Values and centres have their last axis in common (i) and it is summed over; every other axis is one of the output.
+# Values and centres share their last axis, which is summed over; every neuron has one centre and one width.
 RADIAL_BASIS = EinRule("... i; c i; c -> ... c", ("input0", "centres", "log_widths"))
 
 
@@ -44,15 +45,16 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
 
 
 def radial(inputs: int = 4, hidden: int = 6, neurons: int = 5, outputs: int = 3) -> nn.Module:
-    """Builds a linear layer, radial basis functions of its neurons, and a linear layer.
+    """Builds a linear layer, a radial basis of its neurons, and a linear layer.
 
     Args:
         inputs: Inputs of the network.
         hidden: Neurons of the first layer.
-        neurons: Radial basis functions.
+        neurons: Neurons of the radial basis.
         outputs: Outputs of the network.
     """
-    return nn.Sequential(nn.Linear(inputs, hidden), RadialBasis(hidden, neurons), nn.Linear(neurons, outputs))
+    first, last = nn.Linear(inputs, hidden), nn.Linear(neurons, outputs)
+    return nn.Sequential(OrderedDict(first=first, basis=RadialBasis(hidden, neurons), last=last))
 
 
 @hookimpl

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from mergekit_ot import AbstractFrontEnd, hookimpl
+from mergekit_ot import hookimpl
+
+if TYPE_CHECKING:
+    from mergekit_ot import AbstractFrontEnd
 
 
 @hookimpl

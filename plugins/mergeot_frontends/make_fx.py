@@ -8,6 +8,7 @@ into plain operations where nothing else looks at the memory that is written, an
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -74,18 +75,22 @@ def _plain_attention() -> Iterator[None]:
 def _module_paths(model: nn.Module) -> Iterator[None]:
     """Lets every recorded operation carry the path of the module that calls it."""
     stack: OrderedDict[str, tuple[str, str]] = OrderedDict()
+    calls = itertools.count()
+    open_calls: dict[str, list[str]] = {}
     handles: list[Any] = []
 
     def enter(path: str, module: nn.Module) -> Any:
         def hook(*_: object) -> None:
-            stack[path] = (path, f"{type(module).__module__}.{type(module).__qualname__}")
+            key = f"{path}@{next(calls)}"
+            open_calls.setdefault(path, []).append(key)
+            stack[key] = (path, f"{type(module).__module__}.{type(module).__qualname__}")
             fx_traceback.current_meta["nn_module_stack"] = OrderedDict(stack)
 
         return hook
 
     def leave(path: str) -> Any:
         def hook(*_: object) -> None:
-            stack.pop(path, None)
+            stack.pop(open_calls[path].pop(), None)
             fx_traceback.current_meta["nn_module_stack"] = OrderedDict(stack)
 
         return hook

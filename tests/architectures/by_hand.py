@@ -14,7 +14,7 @@ COUNTED: dict[str, tuple[int, int]] = {
     "gru_two_bidirectional": (4, 4), "gru_time_first": (1, 1), "lstm_batch_first": (1, 1), "cells_loop": (2, 2),
     "handwritten_lstm": (1, 1), "packed_lstm": (2, 2), "packed_gru_state": (2, 2),
     "embedding_lstm_attention_pooling": (4, 4), "seq2seq": (3, 3), "stacked_lstms": (2, 2),
-    "learned_initial_state": (2, 2),
+    "learned_initial_state": (2, 2), "concatenated_cell": (1, 1),
     "vit_multihead": (5, 9), "transformer_encoder": (9, 13), "transformer_full": (13, 19), "cross_attention": (5, 9),
     "causal_decoder": (5, 7), "attention_pooling": (4, 8), "gated_attention_unit": (3, 3), "qkv_chunk": (4, 8),
     "qkv_unbind": (4, 6), "qkv_index": (4, 8), "qkv_per_head_chunk": (4, 10), "qkv_einsum": (4, 8),

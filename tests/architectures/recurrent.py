@@ -198,6 +198,20 @@ def _with_lengths(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, torch.tensor([4, 6, 3])
 
 
+class ConcatenatedCell(nn.Module):
+    """A cell that reads its input and its state, zeros at first, as one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.output = nn.Linear(12, 7), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.zeros(x.shape[0], 7, dtype=x.dtype)
+        for step in range(x.shape[1] - 1):
+            hidden = torch.tanh(self.state(torch.cat([x[:, step], hidden], 1)))
+        return self.output(torch.cat([x[:, -1], hidden], 1))
+
+
 RECURRENT: dict[str, Sample] = {
     # The hidden neurons: 1 group, 1 order.
     "rnn_tanh_last": Sample(lambda: LastState(nn.RNN(3, 5, batch_first=True)), numbers(2, 6, 3)),
@@ -243,4 +257,6 @@ RECURRENT: dict[str, Sample] = {
     # A layer each, and a row of the parameter for each: 2 groups, 2 orders (1 where the rows of one parameter must
     # share their order).
     "learned_initial_state": Sample(LearnedInitialState, numbers(2, 6, 3)),
+    # The state, whose columns stand behind those of the input.
+    "concatenated_cell": Sample(ConcatenatedCell, numbers(2, 4, 5)),
 }

@@ -42,18 +42,18 @@ class Between(nn.Module):
 
 
 def test_an_operation_without_a_rule_pins_its_axes_and_says_where_and_what_to_do() -> None:
-    graph = trace_model(Between(lambda h: h.cumsum(1)), torch.randn(2, 3))
+    graph = trace_model(Between(lambda h: h.tril(3)), torch.randn(2, 3))
     assert not graph.free_groups
     (sentence,) = graph.diagnostics.unknown_operations
-    assert "aten.cumsum.default" in sentence
+    assert "aten.tril.default" in sentence
     assert "docs/how-to/unknown-operations.md" in sentence
-    assert "cumsum" in str(graph.groups["first.weight:0"].pin)
+    assert "tril" in str(graph.groups["first.weight:0"].pin)
 
 
 def test_the_module_path_of_an_unknown_operation_is_named() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.flip(x, (1,))
+            return torch.tril(x, 3)
 
     model = nn.Sequential(nn.Linear(3, 6), nn.Sequential(nn.ReLU(), Inner()), nn.Linear(6, 2))
     (sentence,) = trace_model(model, torch.randn(2, 3)).diagnostics.unknown_operations
@@ -67,7 +67,7 @@ def test_pinned_operations_leave_the_other_groups_free() -> None:
             self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(F.relu(self.b(self.a(x).cumsum(1))))
+            return self.c(F.relu(self.b(self.a(x).tril(3))))
 
     report = check_model(Partly, torch.randn(2, 3))
     assert (report.groups, report.certified, report.preserved) == (1, 1, True)
@@ -78,9 +78,9 @@ def test_a_rule_that_forgets_an_axis_cannot_break_the_function() -> None:
         return [[operation.algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
 
     report = check_model(
-        lambda: Between(lambda h: h.cumsum(1)),
+        lambda: Between(lambda h: h.tril(3)),
         torch.randn(2, 3),
-        manager=manager_with(aten__cumsum=FunctionRule(forgetful)),
+        manager=manager_with(aten__tril=FunctionRule(forgetful)),
     )
     assert report.preserved is None
     assert any("does not account" in sentence for sentence in report.warnings)
@@ -90,10 +90,10 @@ def test_a_rule_that_lies_is_found_by_the_proof_and_its_group_pinned() -> None:
     def liar(operation: OperationView) -> list[list]:
         return [operation.labels("self")]
 
-    manager = manager_with(aten__cumsum=FunctionRule(liar))
-    naive = trace_model(Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager)
+    manager = manager_with(aten__tril=FunctionRule(liar))
+    naive = trace_model(Between(lambda h: h.tril(3)), torch.randn(2, 3), manager)
     assert naive.free_groups
-    report = check_model(lambda: Between(lambda h: h.cumsum(1)), torch.randn(2, 3), manager=manager)
+    report = check_model(lambda: Between(lambda h: h.tril(3)), torch.randn(2, 3), manager=manager)
     assert report.culprits == ("first.weight:0",)
     assert (report.groups, report.preserved) == (0, None)
 
@@ -106,11 +106,11 @@ def test_only_the_lying_group_is_pinned_among_many() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             for number, layer in enumerate(self.layers):
-                x = layer(x).cumsum(1) if number == 1 else F.relu(layer(x))
+                x = layer(x).tril(3) if number == 1 else F.relu(layer(x))
             return x
 
     rule = FunctionRule(lambda operation: [operation.labels("self")])
-    report = check_model(Many, torch.randn(2, 5), manager=manager_with(aten__cumsum=rule))
+    report = check_model(Many, torch.randn(2, 5), manager=manager_with(aten__tril=rule))
     assert report.culprits == ("layers.1.weight:0",)
     assert (report.groups, report.certified, report.preserved) == (2, 2, True)
 
@@ -120,9 +120,9 @@ def test_a_rule_that_raises_costs_freedom_not_correctness() -> None:
         raise ZeroDivisionError("boom")
 
     report = check_model(
-        lambda: Between(lambda h: h.cumsum(1)),
+        lambda: Between(lambda h: h.tril(3)),
         torch.randn(2, 3),
-        manager=manager_with(aten__cumsum=FunctionRule(broken)),
+        manager=manager_with(aten__tril=FunctionRule(broken)),
     )
     assert report.preserved is None
     assert any("boom" in sentence for sentence in report.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mergeot_frontends
 import mergeot_layers
 import mergeot_transformers
 import pytest
@@ -9,7 +10,7 @@ import torch
 from architectures import samples
 from torch import Tensor, nn
 
-from mergekit_ot import check_model
+from mergekit_ot import EinRule, NodeRule, check_model, hookimpl
 from mergekit_ot.plugin_manager import PluginManager
 
 
@@ -71,3 +72,40 @@ def test_both_ways_to_run_the_experts_give_the_same_groups(name: str) -> None:
     report = check_model(sample.make, sample.inputs(), trials=1)
     experts = [g for key, g in report.graph.free_groups.items() if "experts" in key]
     assert [len(group.context) for group in experts] == [1, 1]
+
+
+class Twice(nn.Module):
+    """Calls one module with a rule twice in a row: its outputs feed its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.distances = Distances()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.distances(self.distances(self.first(x))))
+
+
+class Distances(nn.Module):
+    """Distances to as many points as there are inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.points)
+
+
+class _Plugin:
+    @hookimpl
+    def mergeot_node_rules(self) -> dict[str, NodeRule]:
+        return {"module:Distances": EinRule("... i; c i; c -> ... c", ("input0", "points", "nothing"))}
+
+
+@pytest.mark.parametrize("front_end", ["export", "make-fx"])
+def test_a_module_that_is_called_twice_in_a_row_is_two_calls(front_end: str) -> None:
+    manager = PluginManager([mergeot_layers, mergeot_frontends, _Plugin()])
+    report = check_model(Twice, torch.randn(5, 3), manager=manager, front_end=front_end)
+    # What the points make they also read, so that all three stand in one order.
+    assert (report.culprits, report.groups, report.certified) == ((), 1, 1)
