@@ -14,6 +14,7 @@ from mergekit_ot.graph.expressions import (
     atoms_of,
     case,
     is_fixed,
+    is_inert,
     occurrences,
     product,
     resolve,
@@ -108,7 +109,7 @@ class AxisAlgebra(Unifier):
         for place in places:
             if place.case is not None:
                 # One that is pinned as a whole needs no block to look at.
-                if not is_fixed(place.case) and not _is_visible(
+                if not is_inert(place.case) and not _is_visible(
                     [p for p in places if p.concat is place.case.tag], place
                 ):
                     self._collapse(place.case)

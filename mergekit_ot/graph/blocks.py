@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mergekit_ot.graph.ir import AxisLayout, Blocks, Choice, Factors, ModelGraph, Neurons, layout_size
+from mergekit_ot.graph.ir import AxisLayout, Blocks, Choice, Factors, Fixed, ModelGraph, Neurons, layout_size
 
 # Order of the neurons of a group: entry j is the old place of the neuron that comes to place j. A family has one
 # row per index of its context, in the new order of the context: shape [*context sizes, size].
@@ -57,9 +57,14 @@ def _blocks(view: Tensor, axes: list[tuple[AxisLayout, int]]) -> list[Block]:
         if isinstance(layout, Blocks):
             found: list[Block] = []
             start = 0
+            # A choice looks at the blocks of its own axis first.
+            apart = {where for other, where in axes if where != axis and _has_blocks(other, layout.number)}
             for number, part in enumerate(layout.parts):
                 size = layout_size(part)
-                rest = [(_at_block(other, layout.number, number), where) for other, where in axes]
+                rest = [
+                    (other if where in apart else _at_block(other, layout.number, number), where)
+                    for other, where in axes
+                ]
                 rest[place] = (part, axis)
                 found += _blocks(view.narrow(place, start, size), rest)
                 start += size
@@ -69,6 +74,15 @@ def _blocks(view: Tensor, axes: list[tuple[AxisLayout, int]]) -> list[Block]:
         for layout, axis in axes
     ]
     return [Block(view, tuple(dimensions))]
+
+
+def _has_blocks(layout: AxisLayout, number: int) -> bool:
+    if isinstance(layout, Neurons | Fixed):
+        return False
+    if isinstance(layout, Blocks) and layout.number == number:
+        return True
+    inner = layout.options if isinstance(layout, Choice) else layout.parts
+    return any(_has_blocks(part, number) for part in inner)
 
 
 def _at_block(layout: AxisLayout, number: int, block: int) -> AxisLayout:

@@ -184,6 +184,11 @@ def is_fixed(expression: Expression) -> bool:
     return bool(atoms) and all(atom.pin is not None for atom in atoms)
 
 
+def is_inert(expression: Expression) -> bool:
+    """Whether nothing on the axis may move: every neuron is pinned, or the tensor is constant along it."""
+    return all(atom.pin is not None for atom in atoms_of(expression))
+
+
 @dataclass(frozen=True)
 class Occurrence:
     """A place where an atom, the `Concat` of a tag, or a `Case` stands in the labels of a tensor."""

@@ -59,6 +59,12 @@ class Splitter:
             else:
                 self.bind(other, self._over(other, resolved))
 
+    def _carry_over(self, child: Atom, root: Atom) -> None:
+        """Lets families indexed by `child` be indexed by `root`, so that they are found when that is cut."""
+        for other in list(self._indexed.get(child, {})):
+            if other.link is None and child in other.context:
+                self.index_by(other, (other.context - {child} | {root}) - {other})
+
     def _dependent(self, atom: Atom) -> Atom | None:
         """Returns one unbound atom that is indexed by `atom`, the oldest first."""
         candidates = self._indexed.get(atom, {})
@@ -215,7 +221,11 @@ class Splitter:
         return blocks
 
     def _cut_product(self, expression: Product, sizes: Sequence[int]) -> list[tuple[Expression, Selection]] | None:
-        inner = size_of(expression) // size_of(expression.parts[0])
+        # A factor of one neuron has no order, and no place for a cut.
+        parts = [part for part in expression.parts if size_of(part) > 1]
+        if len(parts) < 2:
+            return self.split_concat(parts[0], sizes) if parts else None
+        inner = size_of(expression) // size_of(parts[0])
         if any(size % inner for size in sizes):
             inner = math.gcd(*sizes)
             factors = self._factors(expression, [s for s in (size_of(expression) // inner, inner) if s != 1])
@@ -223,7 +233,7 @@ class Splitter:
                 return None
             outer, rest = factors
         else:
-            outer, rest = expression.parts[0], product(expression.parts[1:])
+            outer, rest = parts[0], product(parts[1:])
         cuts = self.split_concat(outer, [size // inner for size in sizes])
         if cuts is None:
             return None

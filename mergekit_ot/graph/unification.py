@@ -16,6 +16,7 @@ from mergekit_ot.graph.expressions import (
     atoms_of,
     case,
     is_fixed,
+    is_inert,
     occurrences,
     product,
     resolve,
@@ -92,7 +93,8 @@ class Unifier(Splitter):
             if not _is_constant_somewhere(side):
                 return side
         if pieces is None:
-            return first
+            # Nothing says any more along which factors it would be constant.
+            return self._pinned_if_constant(first)
         if isinstance(first, Product) and isinstance(second, Product):
             return product(pieces)
         if isinstance(first, Case) and isinstance(second, Case):
@@ -110,6 +112,7 @@ class Unifier(Splitter):
             pin = root.pin or child.pin
             self._pending.append((root, set(child.context)))
             child.link = root
+            self._carry_over(child, root)
             root.flags |= child.flags
             if pin is not None:
                 self._pin_atom(root, pin)
@@ -155,7 +158,9 @@ class Unifier(Splitter):
         while True:
             places = occurrences((expression,))
             tags = {place.concat for place in places if place.concat is not None}
-            loose = next((p.case for p in places if p.case is not None and p.case.tag not in tags), None)
+            cases = [p.case for p in places if p.case is not None and p.case.tag not in tags]
+            # One that is pinned as a whole needs no block to look at, and its options may differ in their blocks.
+            loose = next((found for found in cases if not is_inert(found)), None)
             if loose is None:
                 return resolve(expression)
             self._collapse(loose)
@@ -222,7 +227,9 @@ class Unifier(Splitter):
             return [self.unify(one, two) for (one, _), (two, _) in zip(blocks[0], blocks[1], strict=True)]
         factors = first if isinstance(first, Product) else second
         if isinstance(factors, Product):
-            sizes = [size_of(part) for part in factors.parts]
+            sizes = [size for part in factors.parts if (size := size_of(part)) > 1]
+            if len(sizes) < 2:
+                return self._give_up(first, second, BLOCKS_DIFFER)  # nothing would become smaller
             rows = [self.split_product(first, sizes), self.split_product(second, sizes)]
             if rows[0] is not None and rows[1] is not None:
                 # The factors are tied, but a product of them is no list of blocks: what is constant stays with `first`.

@@ -149,6 +149,8 @@ def _expand(operation: OperationView) -> list[_Labels]:
     for label, have, want in zip(labels, shape, target[new:], strict=True):
         algebra.touch(label)
         made.append(label if have == want else algebra.replicated(want))
+    for label in getattr(operation.arguments.get("other"), "labels", ()):
+        algebra.touch(label)  # expand_as looks at a shape only
     return [made]
 
 
