@@ -1,0 +1,1 @@
+"""Networks that are composed at random of the supported operations."""
