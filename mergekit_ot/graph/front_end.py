@@ -73,6 +73,11 @@ class TraceLimitError(ArchitectureError):
     """A trace was stopped because it took too long or grew too large."""
 
 
+# Reading a shape or a dtype is a call too, and no operation. Nor is what a context manager does on its way out: were
+# the limit raised there, the caller would be left without gradients.
+_NOT_COUNTED = frozenset({"__get__", "_set_grad_enabled"})
+
+
 class _Counter(TorchFunctionMode):
     def __init__(self, budget: TraceBudget) -> None:
         super().__init__()
@@ -81,8 +86,7 @@ class _Counter(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # Reading a shape or a dtype is a call too, and no operation.
-        if getattr(func, "__name__", "") != "__get__":
+        if getattr(func, "__name__", "") not in _NOT_COUNTED:
             self.budget.operations += 1
             self.budget.check("while it was captured")
         return func(*args, **(kwargs or {}))

@@ -114,6 +114,7 @@ def test_a_trace_that_explodes_is_stopped_by_size(front_end: str) -> None:
     limits = TraceLimits(operations=500)
     with pytest.raises(TraceLimitError, match=r"'Unrolled' was stopped at the limit of 500 operations"):
         trace_model(Unrolled(100_000), torch.randn(2, 4), front_end=front_end, limits=limits)
+    assert torch.is_grad_enabled()
     assert len(trace_model(Unrolled(2), torch.randn(2, 4), front_end=front_end, limits=limits).operations) > 4
 
 
