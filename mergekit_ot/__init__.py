@@ -19,15 +19,17 @@ _HOMES = {
     "Status": "mergekit_ot.transport.solver",
     "Coupling": "mergekit_ot.transport.measure",
     "NeuronMeasure": "mergekit_ot.transport.measure",
-    "barycenter_cost": "mergekit_ot.transport.ground_cost",
+    "Signs": "mergekit_ot.transport.measure",
+    "barycenter_cost": "mergekit_ot.transport.fused",
     "couple": "mergekit_ot.transport.ground_cost",
-    "fused_measure": "mergekit_ot.transport.ground_cost",
+    "averaged_support": "mergekit_ot.transport.fused",
+    "fused_measure": "mergekit_ot.transport.fused",
     "ground_cost": "mergekit_ot.transport.ground_cost",
-    "in_order_of": "mergekit_ot.transport.ground_cost",
-    "independent_coupling": "mergekit_ot.transport.ground_cost",
-    "rounding_error": "mergekit_ot.transport.ground_cost",
-    "transport_cost": "mergekit_ot.transport.ground_cost",
-    "unsolved": "mergekit_ot.transport.ground_cost",
+    "in_order_of": "mergekit_ot.transport.fused",
+    "independent_coupling": "mergekit_ot.transport.fused",
+    "rounding_error": "mergekit_ot.transport.fused",
+    "transport_cost": "mergekit_ot.transport.fused",
+    "unsolved": "mergekit_ot.transport.fused",
     "uniform_mass": "mergekit_ot.transport.measure",
     "SolverError": "mergekit_ot.errors",
     "RecipeError": "mergekit_ot.errors",
@@ -113,18 +115,18 @@ if TYPE_CHECKING:
     from mergekit_ot.pictures import plot_barrier
     from mergekit_ot.plugin_manager import PluginManager, default_manager
     from mergekit_ot.specs import Architecture, resolve_architecture
-    from mergekit_ot.transport.ground_cost import (
+    from mergekit_ot.transport.fused import (
+        averaged_support,
         barycenter_cost,
-        couple,
         fused_measure,
-        ground_cost,
         in_order_of,
         independent_coupling,
         rounding_error,
         transport_cost,
         unsolved,
     )
-    from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
+    from mergekit_ot.transport.ground_cost import couple, ground_cost
+    from mergekit_ot.transport.measure import Coupling, NeuronMeasure, Signs, uniform_mass
     from mergekit_ot.transport.solver import (
         AbstractBarycenterSolver,
         Barycenter,

@@ -20,7 +20,9 @@ from mergekit_ot.cli_options import (
     Measure,
     Model,
     Models,
+    Refine,
     Repair,
+    Restarts,
     Seed,
     Shape,
     Size,
@@ -71,6 +73,8 @@ def fuse(
     repair: Repair = None,
     device: Device = None,
     seed: Seed = None,
+    refine: Refine = None,
+    restarts: Restarts = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="The same flags as YAML; flags here override it.")
     ] = None,
@@ -82,7 +86,8 @@ def fuse(
 ) -> None:
     """Fuse two or more networks into one, by aligning their neurons first.
 
-    Checkpoints written by mergeot carry their architecture; others need --arch. The sources may differ in width.
+    Checkpoints written by mergeot carry their architecture; others need --arch. The sources may differ in width, and
+    with --target SPEC the fused network has sizes of its own (one source alone is then compressed or widened).
     """
     if not models and recipe is None:
         raise typer.BadParameter("name at least two checkpoints, or a --recipe", param_hint="A.pt B.pt …")
@@ -94,8 +99,8 @@ def fuse(
         made = make_recipe(
             recipe, models=models, output=to, solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
             measure=measure, model_weights=model_weights, target=parse_target(target), data=data,
-            calibration_size=calibration_size, repair=repair, device=device, seed=seed, report=report,
-            front_end=front_end, trace_seconds=trace_seconds,
+            calibration_size=calibration_size, repair=repair, refine=refine, restarts=restarts, device=device,
+            seed=seed, report=report, front_end=front_end, trace_seconds=trace_seconds,
         )  # fmt: skip
         outcome = run_fuse(made, _manager(), output.note, step, dry_run=dry_run)
     output.show_fusion(outcome, as_json=as_json)

@@ -93,6 +93,17 @@ Repair = Annotated[
         help="What is done after the couplings, such as 'reset'; 'mergeot plugins' lists them. Default: none.",
     ),
 ]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        "--refine",
+        help="Sweep on from the solver's couplings, neurons seen by all their weights, until nothing gains.",
+    ),
+]
+Restarts = Annotated[
+    int | None,
+    typer.Option("--restarts", min=1, help="Align so often, each time with another seed; keep the best. Default: 1."),
+]
 Size = Annotated[
     int | None, typer.Option("--calibration-size", min=1, help="Calibration inputs taken from --data. Default: 2000.")
 ]

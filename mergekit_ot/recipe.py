@@ -33,6 +33,8 @@ class FusionRecipe(BaseModel):
         data: Data SPEC for calibration.
         calibration_size: How many inputs of it are used.
         repair: What is done after the couplings.
+        refine: Whether to sweep on from the couplings found until nothing gains.
+        restarts: How often to align, each time with another seed; the best is kept.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         report: Folder for a report.
@@ -54,6 +56,8 @@ class FusionRecipe(BaseModel):
     data: str | None = None
     calibration_size: int = Field(default=2000, ge=1)
     repair: str = "none"
+    refine: bool = False
+    restarts: int = Field(default=1, ge=1)
     device: str = "auto"
     seed: int = 0
     report: str | None = None
@@ -107,8 +111,11 @@ def check_models(recipe: FusionRecipe) -> None:
         RecipeError: Says which field does not fit, and how to correct it.
     """
     count = len(recipe.models)
-    if count < 2:
-        raise RecipeError(f"A fusion needs at least two models; {count} given. Name the checkpoints: mergeot fuse A B.")
+    if count < 2 and (count < 1 or isinstance(recipe.target, int)):
+        raise RecipeError(
+            f"A fusion needs at least two models; {count} given. Name the checkpoints: mergeot fuse A B. "
+            "(One model is fused into other sizes with --target SPEC.)"
+        )
     check_model_weights(recipe.weights, count)
     if isinstance(recipe.target, int) and not 0 <= recipe.target < count:
         raise RecipeError(

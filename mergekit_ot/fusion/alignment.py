@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.graph.blocks import Block, blocks_of, context_place
-from mergekit_ot.graph.ir import IN, ModelGraph
+from mergekit_ot.graph.ir import IN, OUT, ModelGraph, layout_size
+from mergekit_ot.graph.signs import SignPlaces, gate_dimension
 from mergekit_ot.transport.measure import Coupling
+
+DENSITY, PAPER = "density", "paper"
 
 # (index of the fused group's context, index of the source's context) for each group of the context.
 Pairs = tuple[tuple[int, int], ...]
@@ -36,11 +39,15 @@ class Alignment:
         graphs: Graph of each source, in the order of the sources.
         target: Graph of the fused model.
         couplings: Group key → one coupling (or family of couplings) per source.
+        signs: Group key → the numbers that change sign with a negated neuron, for the groups that may be negated.
+        scaling: ``density``, or ``paper`` to average what reads neurons as well (no difference for permutations).
     """
 
     graphs: tuple[ModelGraph, ...]
     target: ModelGraph
     couplings: Mapping[str, tuple[Coupling | FamilyCoupling, ...]] = field(default_factory=dict)
+    signs: Mapping[str, SignPlaces] = field(default_factory=dict)
+    scaling: str = DENSITY
 
     def with_couplings(self, found: Mapping[str, tuple[Coupling | FamilyCoupling, ...]]) -> Alignment:
         """Returns a new alignment in which `found` holds."""
@@ -59,6 +66,15 @@ class Alignment:
         found = self.couplings[group][source]
         return found.members[pairs] if isinstance(found, FamilyCoupling) else found
 
+    def role(self, source: int, parameter: str, axis: int, group: str | None) -> str:
+        """Returns how a group's neurons on an axis are transported: ``OUT`` is averaged, ``IN`` is split."""
+        role = self.graphs[source].roles.get((parameter, axis, group or ""), "")
+        return OUT if self.scaling == PAPER and role == IN else role
+
+    def sign_answers(self, parameter: str, axis: int, group: str | None) -> tuple[bool, ...]:
+        """Returns whether the numbers of a group on an axis change sign with its neurons: once, or per gate."""
+        return self.signs.get(group or "", {}).get((parameter, axis), (False,))
+
     def is_function_preserving(self, source: int) -> bool:
         """Whether every coupling with a source is a permutation."""
         return all(couplings[source].is_permutation for couplings in self.couplings.values())
@@ -72,6 +88,7 @@ class _Part:
     role: str
     axis: int
     pairs: dict[str, tuple[int, int]]
+    answers: tuple[bool, ...] = (False,)
 
 
 def transport_block(
@@ -94,9 +111,14 @@ def transport_block(
         keep: Dimensions to leave in the source's own order.
         fixed: Dimension → (fused index, source index) at which it is cut; it is gone from the result.
     """
-    roles = alignment.graphs[source].roles
     parts = [
-        _Part(None if place in keep else d.group, roles.get((parameter, d.axis, d.group or ""), ""), d.axis, {})
+        _Part(
+            None if place in keep else d.group,
+            alignment.role(source, parameter, d.axis, d.group),
+            d.axis,
+            {},
+            alignment.sign_answers(parameter, d.axis, d.group),
+        )
         for place, d in enumerate(block.dimensions)
     ]
     view, places = block.view, list(range(len(parts)))
@@ -123,8 +145,21 @@ def _transport(
         part = parts[place]
         if part.group is not None and part.group in alignment.couplings:
             coupling = alignment.coupling(part.group, source, _pairs_of(part, alignment))
-            view = apply_coupling(view, position, coupling, part.role)
+            moved = apply_coupling(view, position, coupling, part.role)
+            if coupling.sign is None or not any(part.answers):
+                view = moved
+                continue
+            gates = gate_dimension(block, place, part.answers)
+            odd = apply_coupling(view, position, coupling, part.role, is_signed=True)
+            view = odd if gates is None else _chosen(part.answers, places.index(gates), odd, moved)
     return view
+
+
+def _chosen(answers: tuple[bool, ...], dim: int, odd: Tensor, even: Tensor) -> Tensor:
+    """Returns `odd` at the gates that change sign and `even` at the others."""
+    shape = [1] * odd.ndim
+    shape[dim] = -1
+    return torch.where(torch.tensor(answers, device=odd.device).reshape(shape), odd, even)
 
 
 def _contexts(block: Block, parts: list[_Part], places: list[int], alignment: Alignment) -> dict[int, list[int]]:
@@ -189,11 +224,24 @@ def _entries(coupling: Coupling, role: str) -> Iterator[tuple[int, int, float]]:
         yield target, source, float(weights[target, source])
 
 
-def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str) -> Tensor:
-    """Returns `tensor` with dimension `dim` moved to the fused neurons, averaged (OUT) or split (IN)."""
+def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str, is_signed: bool = False) -> Tensor:
+    """Returns `tensor` with dimension `dim` moved to the fused neurons, averaged (OUT) or split (IN).
+
+    Args:
+        tensor: Holds the source's neurons on `dim`.
+        dim: Which dimension.
+        coupling: Of the group there.
+        role: ``OUT`` or ``IN``.
+        is_signed: Whether negated neurons arrive negated.
+    """
     if coupling.index is not None:
-        return tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
-    weights = coupling.split_map(tensor).T if role == IN else coupling.average_map(tensor)
+        moved = tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
+        if not is_signed or coupling.sign is None:
+            return moved
+        shape = [1] * tensor.ndim
+        shape[dim] = -1
+        return moved * coupling.sign.to(tensor).reshape(shape)
+    weights = coupling.split_map(tensor, is_signed).T if role == IN else coupling.average_map(tensor, is_signed)
     return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor.movedim(dim, 0), dims=1), 0, dim)
 
 
@@ -209,6 +257,4 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
 
 def fused_shape(graph: ModelGraph, name: str) -> tuple[int, ...]:
     """Returns the shape of a parameter in the fused model."""
-    from mergekit_ot.graph.ir import layout_size
-
     return tuple(layout_size(layout) for layout in graph.layouts[name])

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import random
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import SolverError
-from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling, transport_parameter
-from mergekit_ot.fusion.measures import GroupView
-from mergekit_ot.fusion.nested import couple_family, couple_outer, has_open_families, identity_family
+from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import RepairContext
 from mergekit_ot.fusion.responses import ResponseGrams
-from mergekit_ot.fusion.result import FusionResult, GroupReport, StepReport, aligned_state
+from mergekit_ot.fusion.result import FusionResult, GroupReport, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup, prepare
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.sweeps import AlignmentRun, Progress
+from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.graph.capture import AUTO
 from mergekit_ot.graph.front_end import TraceLimits
-from mergekit_ot.transport.measure import Coupling
-from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem, Start, Status
+from mergekit_ot.graph.signs import find_signs
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 if TYPE_CHECKING:
     from mergekit_ot.plugin_manager import PluginManager
-
-Progress = Callable[[int, int, str], None]
 
 
 def fuse(
@@ -46,6 +42,8 @@ def fuse(
     repair: str = "none",
     device: str = "auto",
     seed: int = 0,
+    refine: bool = False,
+    restarts: int = 1,
     executor: str = "serial",
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
@@ -68,6 +66,8 @@ def fuse(
         repair: Name of a registered repair, or ``none``.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
+        refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
+        restarts: How often to align, each time with another seed; the least objective is kept.
         executor: Name of a registered executor.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
@@ -97,8 +97,8 @@ def fuse(
     setup = prepare(
         models, solver=solver, solver_options=solver_options, example_inputs=example_inputs,
         model_weights=model_weights, target=target, measure=measure, data=data, calibration_size=calibration_size,
-        repair=repair, device=device, seed=seed, executor=executor, manager=manager, front_end=front_end,
-        limits=limits,
+        repair=repair, device=device, seed=seed, refine=refine, restarts=restarts, executor=executor, manager=manager,
+        front_end=front_end, limits=limits,
     )  # fmt: skip
     run = FusionRun(setup, progress)
     if not dry_run:
@@ -107,6 +107,7 @@ def fuse(
     return FusionResult(
         run.fused, run.alignment, tuple(run.reports.values()), error, run.plan, getattr(setup.solver, "name", "?"),
         time.perf_counter() - started, tuple(run.warnings(error)), setup.target, setup.sources,
+        run.objectives,
     )  # fmt: skip
 
 
@@ -119,39 +120,28 @@ class FusionRun:
         graph = setup.target_graph
         sizes = {key: {g.groups[key].size for g in (*setup.graphs, graph)} for key in graph.groups}
         self.groups = frozenset(k for k, g in graph.groups.items() if g.pin is None and sizes[k] != {1})
-        self.plan = build_plan(graph, self.groups, type(setup.solver).max_sweeps, type(setup.solver).start)
-        self.alignment = Alignment(setup.graphs, graph)
+        self.plan = build_plan(graph, self.groups, setup.solver.max_sweeps, setup.solver.start)
+        self.alignment = Alignment(setup.graphs, graph, scaling=setup.solver.scaling)
+        self.tensors = SourceTensors(setup.sources, setup.device)
         self.fused: dict[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
+        self.objectives: dict[str, float] = {}
         self.grams: ResponseGrams | None = None
-        self.changed = False
-        self._tensors: dict[tuple[int, str], Tensor] = {}
-        self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Runs the plan: alignment, transport, average, repair."""
+        """Runs the plan: alignment, refinement, transport, average, repair."""
         setup = self.setup
+        if setup.solver.uses_signs:
+            signs = find_signs(setup.target_graph, setup.target.make, setup.inputs)
+            self.alignment = replace(self.alignment, signs=signs)
         if setup.measure.needs_data:
             self.grams = ResponseGrams(setup.graphs, [source.state for source in setup.sources], sorted(self.groups))
             for inputs in setup.batches:
                 self.grams.add(inputs)
-        if self.plan.start is Start.IDENTITY and self._same_sizes():
-            self.alignment = self.alignment.with_couplings({key: self._identity(key) for key in self.groups})
-        elif self.plan.max_sweeps == 0:
-            self._refuse_identity()
-        sweeps = max(self.plan.max_sweeps, 1)
-        shuffle = random.Random(setup.seed)
-        for sweep in range(sweeps):
-            self.changed, last = False, sweep + 1 == sweeps
-            order = [step.number for step in self.plan.steps]
-            # Before anything is aligned, a group can only be described once what lies behind it is.
-            if type(setup.solver).is_order_random and self.alignment.couplings:
-                shuffle.shuffle(order)
-            steps = self.plan.graph(order)
-            setup.executor.run(steps, lambda step, sweep=sweep, last=last: self._step(step, sweep, last))
-            if not self.changed:
-                break
-        self._complete([name for name in setup.target_graph.layouts if name not in self.fused])
+        self._align()
+        if setup.refinement is not None:
+            self._refine(setup.refinement)
+        self._complete([name for name in setup.target_graph.layouts if name not in self.fused], self.alignment)
         self._finish_state()
         if setup.repair is not None:
             aligned = tuple(
@@ -160,97 +150,57 @@ class FusionRun:
             context = RepairContext(setup.target.instance, self.fused, aligned, setup.model_weights, setup.batches)
             self.fused = dict(setup.repair.repair(context))
 
-    def _same_sizes(self) -> bool:
-        graphs = (*self.setup.graphs, self.setup.target_graph)
-        return all(len({graph.groups[key].size for graph in graphs}) == 1 for key in self.groups)
+    def _align(self) -> None:
+        """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
+        setup, best = self.setup, None
+        is_single = self.plan.max_sweeps <= 1 and setup.restarts == 1 and setup.refinement is None
+        for restart in range(setup.restarts):
+            run = AlignmentRun(
+                setup, setup.solver, self.plan, self.tensors, self.grams, self.alignment, setup.seed + restart,
+                self._step_done if is_single else None, self.progress,
+            )  # fmt: skip
+            found = run.run()
+            objective = self._objective(found) if setup.restarts > 1 else None
+            if best is None or (objective is not None and objective < best[0]):
+                best = (float("inf") if objective is None else objective, found, run.reports)
+        if best is not None:
+            objective, self.alignment, self.reports = best
+            if setup.restarts > 1:
+                self.objectives["aligned"] = objective
 
-    def _refuse_identity(self) -> None:
-        for key in sorted(self.groups):
-            sizes = [graph.groups[key].size for graph in (*self.setup.graphs, self.setup.target_graph)]
-            if len(set(sizes)) > 1:
-                raise SolverError(
-                    f"Solver '{self.setup.solver.name}' takes neurons as they stand, and group '{key}' has sizes "
-                    f"{sizes[:-1]} for a fused size of {sizes[-1]}. Choose a solver that couples neurons, such as 'wb'."
-                )
+    def _refine(self, solver: AbstractBarycenterSolver) -> None:
+        """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
+        plan = build_plan(self.setup.target_graph, self.groups, solver.max_sweeps, solver.start)
+        run = AlignmentRun(
+            self.setup, solver, plan, self.tensors, None, self.alignment, self.setup.seed, None, self.progress
+        )
+        found = run.run()
+        before, after = self._objective(self.alignment), self._objective(found)
+        if before is not None:
+            self.objectives["before refinement"] = before
+        if before is None or after is None or after <= before:
+            self.alignment, self.reports = found, {**self.reports, **run.reports}
+            before = after
+        if before is not None:
+            self.objectives["after refinement"] = before
 
-    def _identity(self, key: str) -> tuple[Coupling | FamilyCoupling, ...]:
-        group = self.setup.target_graph.groups[key]
-        one = identity_family(self.alignment, key) if group.context else Coupling.identity(group.size)
-        return tuple(one for _ in self.setup.sources)
+    def _objective(self, alignment: Alignment) -> float | None:
+        weight = self.setup.solver.structure_weight
+        return alignment_objective(self.tensors, alignment, self.setup.model_weights, weight)
 
-    def _step(self, step: Step, sweep: int, last: bool) -> None:
-        reports = []
-        for key in step.groups:
-            if self.plan.max_sweeps > 0:
-                self._solve(key)
-            else:
-                self.reports[key] = GroupReport(key, self.setup.target_graph.groups[key].size, None, Status.CONVERGED)
-            reports.append(self.reports[key])
-        if last and self.plan.max_sweeps <= 1:
-            self._complete(step.completes)
-            with self._lock:
-                for name in step.releases:
-                    for source in range(len(self.setup.sources)):
-                        self._tensors.pop((source, name), None)
-        report = StepReport(step.number, len(self.plan.steps), sweep, tuple(reports))
-        self.setup.manager.hook.mergeot_step_done(report=report)
-        if self.progress is not None:
-            self.progress(step.number + 1, len(self.plan.steps), f"sweep {sweep + 1}: {step.groups[0]}")
+    def _step_done(self, step: Step, alignment: Alignment) -> None:
+        self._complete(step.completes, alignment)
+        self.tensors.release(step.releases)
 
-    def _solve(self, key: str) -> None:
-        setup, group = self.setup, self.setup.target_graph.groups[key]
-        solver = setup.solver
-        responses = self.grams.rows if self.grams is not None else None
-        view = GroupView(key, self.alignment, type(solver).scope, self._read, type(solver).wants_structure, responses)
-        before = self.alignment.couplings.get(key)
-        if group.context or has_open_families(view):
-            solve = couple_family if group.context else couple_outer
-            couplings, cost = solve(view, setup.model_weights)
-            status = Status.CONVERGED
-        else:
-            measures = setup.measure.measure(view)
-            problem = BarycenterProblem(measures, setup.model_weights, group.size, before, setup.seed)  # type: ignore[arg-type]
-            solution = solver.solve(problem)
-            couplings, cost, status = solution.couplings, solution.cost, solution.status
-            self._check_couplings(key, couplings, measures)
-        with self._lock:
-            self.changed |= before is None or not _same_couplings(before, couplings)
-            self.alignment = self.alignment.with_couplings({key: tuple(couplings)})
-            self.reports[key] = GroupReport(key, group.size, cost, status)
-
-    def _check_couplings(self, key: str, couplings: Sequence[Coupling], measures: Sequence[Any]) -> None:
-        size = self.setup.target_graph.groups[key].size
-        wanted = [(size, measure.size) for measure in measures]
-        found = [(coupling.target_size, coupling.source_size) for coupling in couplings]
-        if wanted != found:
-            raise SolverError(
-                f"Solver '{self.setup.solver.name}' returned couplings of sizes {found} for group '{key}', which needs "
-                f"{wanted} (fused, source). Check it with mergekit_ot.testing.check_solver."
-            )
-
-    def _read(self, source: int, name: str) -> Tensor:
-        with self._lock:
-            if (source, name) not in self._tensors:
-                tensor = self.setup.sources[source].state[name].detach().to(self.setup.device)
-                half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-                self._tensors[source, name] = tensor.float() if half else tensor
-            return self._tensors[source, name]
-
-    def _complete(self, names: Iterable[str]) -> None:
+    def _complete(self, names: Iterable[str], alignment: Alignment) -> None:
         """Transports and averages parameters whose every axis is aligned."""
         for name in names:
-            total: Tensor | None = None
-            for source, weight in enumerate(self.setup.model_weights):
-                if weight == 0:
-                    continue
-                moved = transport_parameter(self._read(source, name), name, self.alignment, source)
-                total = moved * weight if total is None else total.add_(moved, alpha=weight)
             dtype = self.setup.sources[0].state[name].dtype
-            self.fused[name] = total.to("cpu", dtype) if total is not None else torch.empty(0)
+            self.fused[name] = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
 
     def _finish_state(self) -> None:
         """Orders the state as the target does; what holds no neurons comes from the first source that fits."""
-        self._tensors.clear()
+        self.tensors.release()
         graph, ordered = self.setup.target_graph, {}
         for name, tensor in self.setup.target.make().state_dict().items():
             described = graph.aliases.get(name, name)
@@ -293,21 +243,6 @@ class FusionRun:
                 "Give calibration data and a repair: --data SPEC --repair reset (no labels are used)."
             )
         return found
-
-
-def _same_couplings(before: Sequence[Coupling | FamilyCoupling], after: Sequence[Coupling | FamilyCoupling]) -> bool:
-    return all(_same(one, other) for one, other in zip(before, after, strict=True))
-
-
-def _same(one: Coupling | FamilyCoupling, other: Coupling | FamilyCoupling) -> bool:
-    if isinstance(one, FamilyCoupling) or isinstance(other, FamilyCoupling):
-        if not (isinstance(one, FamilyCoupling) and isinstance(other, FamilyCoupling)):
-            return False
-        pairs = one.members.keys()
-        return pairs == other.members.keys() and all(_same(one.members[p], other.members[p]) for p in pairs)
-    if one.index is not None and other.index is not None:
-        return bool(torch.equal(one.index.cpu(), other.index.cpu()))
-    return bool(torch.allclose(one.transport_plan(), other.transport_plan().to(one.transport_plan()), atol=1e-9))
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:

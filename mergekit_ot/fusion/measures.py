@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mergekit_ot.fusion.alignment import Alignment, transport_block
+from mergekit_ot.fusion.alignment import PAPER, Alignment, transport_block
 from mergekit_ot.graph.blocks import Block, blocks_of
-from mergekit_ot.graph.ir import IN
-from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.graph.ir import IN, OUT
+from mergekit_ot.graph.signs import gate_dimension
+from mergekit_ot.transport.measure import NeuronMeasure, Signs
 from mergekit_ot.transport.solver import Scope
 
 
@@ -28,6 +29,7 @@ class GroupView:
         read: Gives a parameter of a source: ``read(source, name)``.
         wants_structure: Whether a group that does not refer to itself gets the distances between its neurons.
         responses: Gives, per source, the neurons' responses to calibration data, or None where there are none.
+        members: ``all``, or ``first`` to describe neurons by the first layer that makes them alone.
     """
 
     group: str
@@ -36,6 +38,7 @@ class GroupView:
     read: Callable[[int, str], Tensor]
     wants_structure: bool = False
     responses: Callable[[str, bool], list[Tensor] | None] | None = None
+    members: str = "all"
 
     @property
     def count(self) -> int:
@@ -52,46 +55,108 @@ class GroupView:
         Rows of readers (role IN) are scaled to densities, so that groups of different size compare.
         """
         rows = []
-        fused = self.alignment.target.groups[self.group].size
+        for name, block, place, role in self._described(source):
+            moved = transport_block(block, name, self.alignment, source, frozenset([place]))
+            row = moved.movedim(place, 0).reshape(self.size(source), -1)
+            is_density = role == IN and self.alignment.scaling != PAPER
+            rows.append(row * self._density(source) if is_density else row)
+        return torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 0)
+
+    def structure(self, source: int) -> Float[Tensor, "s n n"] | None:
+        """Returns the matrices in which the group refers to itself, or distances between neurons, or None."""
+        found = []
+        size = self.size(source)
+        for name, block, places in self._self_referring(source):
+            moved = transport_block(block, name, self.alignment, source, frozenset(places))
+            found.append(moved.movedim(places, (0, 1)).reshape(size, size, -1).movedim(2, 0))
+        if found:
+            structure = torch.cat(found, 0)
+            # The paper compares the numbers themselves; a solver compares densities, which this undoes.
+            return structure / self._density(source) if self.alignment.scaling == PAPER else structure
+        return self._distances(source)[None] if self.wants_structure else None
+
+    def signs(self) -> Signs | None:
+        """Returns what changes sign with a neuron, as `weights` and `structure` are ordered; None where nothing may."""
+        if self.group not in self.alignment.signs:
+            return None
+        columns, rows, readers = [], [], []
+        for name, block, place, _ in self._described(0):
+            columns.append(self._answers(name, block, place, [place], self._fused_sizes(block)).flatten())
+        for name, block, places in self._self_referring(0):
+            sizes = [dimension.size for dimension in block.dimensions]
+            for answers, place in zip((rows, readers), places, strict=True):
+                answers.append(self._answers(name, block, place, places, sizes).flatten())
+        none = torch.zeros(1 if self.wants_structure and not rows else 0, dtype=torch.bool)
+        return Signs(*(torch.cat(found) if found else none for found in (columns, rows, readers)))
+
+    def _described(self, source: int) -> Iterator[tuple[str, Block, int, str]]:
+        """Yields (parameter, block, dimension of the group, role) for every block that describes a neuron."""
+        found = []
         for name, block in self.blocks(source):
             places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
             others = [d.group for p, d in enumerate(block.dimensions) if p not in places]
             if len(places) != 1 or not all(self.alignment.is_aligned(other) for other in others):
                 continue
             role = self._role(source, name, block, places[0])
-            if role == IN and self.scope is Scope.INCOMING:
-                continue
-            moved = transport_block(block, name, self.alignment, source, frozenset(places))
-            row = moved.movedim(places[0], 0).reshape(self.size(source), -1)
-            rows.append(row * (self.size(source) / fused) if role == IN else row)
-        return torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 0)
+            if role == OUT or self.scope is not Scope.INCOMING:
+                found.append((name, block, places[0], role))
+        deciding = self._first_layer(found) if self.members == "first" else None
+        for name, block, place, role in found:
+            if deciding is None or role == IN or name.rpartition(".")[0] == deciding:
+                yield name, block, place, role
 
-    def structure(self, source: int) -> Float[Tensor, "s n n"] | None:
-        """Returns the matrices in which the group refers to itself, or distances between neurons, or None."""
-        found = []
+    def _first_layer(self, found: list[tuple[str, Block, int, str]]) -> str | None:
+        """Returns the path of the first module, in order of definition, with a weight that makes the neurons."""
+        makers = {name for name, block, _, role in found if role != IN and len(block.dimensions) > 1}
+        return next((name.rpartition(".")[0] for name in self.alignment.target.layouts if name in makers), None)
+
+    def _self_referring(self, source: int) -> Iterator[tuple[str, Block, list[int]]]:
+        """Yields (parameter, block, [owning dimension, reading dimension]) where the group stands twice."""
         for name, block in self.blocks(source):
             places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
             others = [d.group for p, d in enumerate(block.dimensions) if p not in places]
             if len(places) == 2 and all(self.alignment.is_aligned(other) for other in others):
                 places.sort(key=lambda p: self._role(source, name, block, p) == IN)
-                moved = transport_block(block, name, self.alignment, source, frozenset(places))
-                size = self.size(source)
-                found.append(moved.movedim(places, (0, 1)).reshape(size, size, -1).movedim(2, 0))
-        if found:
-            return torch.cat(found, 0)
-        return self._distances(source)[None] if self.wants_structure else None
+                yield name, block, places
+
+    def _answers(self, name: str, block: Block, place: int, without: list[int], sizes: list[int]) -> Bool[Tensor, ...]:
+        """Returns whether each number beside a neuron changes sign with it: a mask over the other dimensions."""
+        answers = self.alignment.sign_answers(name, block.dimensions[place].axis, self.group)
+        gates = gate_dimension(block, place, answers)
+        shape = [len(answers) if p == gates else 1 for p in range(len(sizes)) if p not in without]
+        full = [size for p, size in enumerate(sizes) if p not in without]
+        return torch.tensor(answers).reshape(shape).expand(full)
+
+    def _fused_sizes(self, block: Block) -> list[int]:
+        groups = self.alignment.target.groups
+        return [d.size if d.group is None else groups[d.group].size for d in block.dimensions]
+
+    def _density(self, source: int) -> float:
+        """Returns what makes a number that reads a neuron a density over the fused group's neurons."""
+        return self.size(source) / self.alignment.target.groups[self.group].size
 
     def _distances(self, source: int) -> Float[Tensor, "n n"]:
-        """Returns the distances between the neurons' own incoming weights: they need no alignment of another group."""
-        rows = []
+        """Returns the distances between the neurons' own incoming weights: they need no alignment of another group.
+
+        Where a neuron may be negated, the smaller of its distances with either sign.
+        """
+        odd, even = [], []
         for name, block in self.blocks(source):
             places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
             if len(places) == 1 and self._role(source, name, block, places[0]) != IN:
-                rows.append(block.view.movedim(places[0], 0).reshape(self.size(source), -1))
-        own = torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 1)
+                row = block.view.movedim(places[0], 0).reshape(self.size(source), -1)
+                changes = any(self.alignment.sign_answers(name, block.dimensions[places[0]].axis, self.group))
+                (odd if changes else even).append(row)
+        squares = torch.zeros(self.size(source), self.size(source))
+        if even:
+            own = torch.cat(even, 1)
+            squares = torch.cdist(own, own).square()
+        if odd:
+            own = torch.cat(odd, 1)
+            squares = squares + torch.minimum(torch.cdist(own, own), torch.cdist(own, -own)).square().fill_diagonal_(0)
         fused = self.alignment.target.groups[self.group].size
         # Scaled so that the structure term is the mean over pairs of neurons, whatever the sizes are.
-        return torch.cdist(own, own) * (fused**0.5 / self.size(source))
+        return squares.sqrt() * (fused**0.5 / self.size(source))
 
     def activations(self, standardised: bool = False) -> list[Float[Tensor, "n d"]] | None:
         """Returns, per source, rows whose distances are those of the neurons' centred responses to calibration data.

@@ -45,6 +45,8 @@ class FusionResult:
         plan: The plan that was run.
         seconds: Wall time.
         warnings: Sentences the user should read.
+        objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
+            refinement`` and ``after refinement``.
     """
 
     state: dict[str, Tensor]
@@ -57,6 +59,7 @@ class FusionResult:
     warnings: tuple[str, ...]
     target: SourceModel
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
+    objectives: dict[str, float] = field(default_factory=dict)
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""

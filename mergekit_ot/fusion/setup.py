@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Samples per calibration batch: enough to fill the cores, small enough that all layers' responses fit.
 CALIBRATION_BATCH = 100
+# The registered solver that sweeps on from couplings in force.
+REFINEMENT = "refinement"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class FusionSetup:
     device: torch.device
     seed: int
     manager: PluginManager
+    refinement: AbstractBarycenterSolver | None = None
+    restarts: int = 1
 
 
 def prepare(
@@ -74,6 +78,8 @@ def prepare(
     seed: int,
     executor: str,
     manager: PluginManager,
+    refine: bool = False,
+    restarts: int = 1,
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
 ) -> FusionSetup:
@@ -82,7 +88,9 @@ def prepare(
         raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
     sources = tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(models))
     weights = checked_weights(model_weights, len(sources))
-    chosen = build_solver(solver, solver_options or {}, manager)
+    chosen = checked_solver(build_solver(solver, solver_options or {}, manager))
+    if restarts < 1:
+        raise RecipeError(f"restarts={restarts}: give how often to align, at least once.")
     seen_by = build(manager, "measure", measure or chosen.measure)
     mending = None if repair == "none" else build(manager, "repair", repair)
     for source in sources:
@@ -100,6 +108,7 @@ def prepare(
     return FusionSetup(
         sources, graphs, goal, goal_graph, weights, chosen, seen_by, mending,
         build(manager, "executor", executor), inputs, batches, where, seed, manager,
+        build_refinement(chosen, manager) if refine else None, restarts,
     )  # fmt: skip
 
 
@@ -140,6 +149,32 @@ def build_solver(
         return kind(**{name: _like_default(fields[name].default, value) for name, value in options.items()})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The options {dict(options)} do not fit solver '{solver}': {error}.") from error
+
+
+def checked_solver(solver: AbstractBarycenterSolver) -> AbstractBarycenterSolver:
+    """Returns a solver whose choices the engine knows.
+
+    Raises:
+        RecipeError: ``members`` or ``scaling`` has a value that there is not.
+    """
+    for option, known in (("members", ("all", "first")), ("scaling", ("density", "paper"))):
+        value = getattr(solver, option)
+        if value not in known:
+            raise RecipeError(f"Option {option}='{value}' of '{solver.name}' is unknown. Take {' or '.join(known)}.")
+    return solver
+
+
+def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -> AbstractBarycenterSolver:
+    """Returns the solver that refines what `solver` found, with the options that the two share.
+
+    Raises:
+        RecipeError: No plugin brings a solver named ``refinement``.
+    """
+    kind = manager.get("solver", REFINEMENT)
+    own = {"max_sweeps", "outgoing", "starts", "max_steps"}
+    shared = {field.name for field in dataclasses.fields(kind)} - own
+    given = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
+    return kind(**{field.name: getattr(solver, field.name) for field in given if field.name in shared})
 
 
 def _like_default(default: object, value: object) -> object:

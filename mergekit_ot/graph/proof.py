@@ -149,6 +149,11 @@ class Proof:
         pairs = zip(outputs, self.reference, strict=True)
         return max((float((a - b).abs().max()) / self.scale for a, b in pairs if a.numel()), default=0.0)
 
+    def change(self, state: State) -> float:
+        """Returns the largest relative change of the output when the model holds `state` instead of its own."""
+        distance = self._distance(self.run(state))
+        return distance if distance == distance else float("inf")
+
     def error(self, graph: ModelGraph, trials: int = 1, only: list[str] | None = None) -> float | None:
         """Returns the largest relative change of the output over random orders; None where no group is free."""
         if not graph.free_groups:
@@ -157,8 +162,7 @@ class Proof:
         for _ in range(trials):
             orders = random_orders(graph, self.generator)
             chosen = orders if only is None else {key: orders[key] for key in only}
-            distance = self._distance(self.run(reorder_state(self.state, graph, chosen)))
-            worst = max(worst, distance if distance == distance else float("inf"))
+            worst = max(worst, self.change(reorder_state(self.state, graph, chosen)))
         return worst
 
     def bisect(self, graph: ModelGraph, keys: list[str]) -> list[str]:

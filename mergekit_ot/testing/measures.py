@@ -18,7 +18,7 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.order import solve_order
 from mergekit_ot.graph.trace import trace_model
 from mergekit_ot.plugin_manager import PluginManager, default_manager
-from mergekit_ot.transport.ground_cost import independent_coupling
+from mergekit_ot.transport.fused import independent_coupling
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
 from mergekit_ot.transport.solver import Scope
 

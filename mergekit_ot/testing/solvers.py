@@ -10,7 +10,7 @@ import torch
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing.problems import SIZE as _SIZE
 from mergekit_ot.testing.problems import best_permutations, permuted, random_problem
-from mergekit_ot.transport.ground_cost import barycenter_cost, fused_measure
+from mergekit_ot.transport.fused import barycenter_cost, fused_measure
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem
 
@@ -302,4 +302,5 @@ def _tensors(measure: NeuronMeasure) -> list[torch.Tensor]:
 
 
 def _copy(measure: NeuronMeasure) -> NeuronMeasure:
-    return NeuronMeasure(*(tensor.clone() for tensor in _tensors(measure)))
+    structure = None if measure.structure is None else measure.structure.clone()
+    return NeuronMeasure(measure.support.clone(), measure.mass.clone(), structure, measure.signs)

@@ -1,9 +1,8 @@
-"""What several solvers share: the ground cost, exact couplings, and the fused measure that couplings imply."""
+"""What several solvers share: the ground cost, and exact couplings."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -12,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
-from mergekit_ot.transport.solver import Barycenter, BarycenterProblem, Status
+from mergekit_ot.transport.measure import Coupling, uniform_mass
+from mergekit_ot.transport.solver import Status
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000
@@ -28,7 +27,7 @@ def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> F
         >>> ground_cost(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])).tolist()
         [[9.0, 1.0], [4.0, 0.0]]
     """
-    target, source = _at_least_single(target), _at_least_single(source)
+    target, source = at_least_single(target), at_least_single(source)
     norms = _squared_norms(target)[:, None] + _squared_norms(source)
     if target.shape[1] == 0:
         return norms
@@ -67,175 +66,8 @@ def couple(
     return found
 
 
-def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> NeuronMeasure:
-    """Returns the barycenter for fixed couplings, in closed form.
-
-    Supports are averaged, ``Σ_i λ_i Ā_i V_i``; structures are averaged on their rows and split on their columns,
-    ``Σ_i λ_i Ā_i H_i S̄_i``. Both minimise the objective of arXiv:2210.06671 for these couplings.
-
-    Raises:
-        SolverError: Some sources have a structure and others have none.
-
-    Example:
-        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
-        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> swapped = Coupling(index=torch.tensor([1, 0]))
-        >>> fused_measure(problem, (Coupling.identity(2), swapped)).support.tolist()
-        [[0.0], [3.0]]
-    """
-    first = problem.measures[0]
-    support = torch.zeros(
-        problem.size, first.support.shape[1], dtype=_single(first.support), device=first.support.device
-    )
-    structure = None
-    if problem.has_structure:
-        slices = _structure_slices(problem)
-        structure = support.new_zeros(slices, problem.size, problem.size)
-    for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
-        # A zero weight must not let a source's infinities through.
-        if weight == 0:
-            continue
-        support.add_(_averaged(coupling, _at_least_single(measure.support)), alpha=weight)
-        if structure is not None and measure.structure is not None:
-            structure.add_(_on_both_axes(coupling, _at_least_single(measure.structure)), alpha=weight)
-    dtype = first.support.dtype
-    return NeuronMeasure(
-        support.to(dtype),
-        uniform_mass(problem.size, first.mass),
-        None if structure is None else structure.to(dtype),
-    )
-
-
-def transport_cost(coupling: Coupling, target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> float:
-    """Returns ``⟨Π, C⟩`` for the squared Euclidean ground cost; no matrix product for a permutation.
-
-    Example:
-        >>> transport_cost(Coupling.identity(2), torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
-        2.0
-    """
-    target, source = _at_least_single(target), _at_least_single(source)
-    if coupling.index is not None:
-        return _squared_sum(source[coupling.index].sub_(target)) / max(coupling.target_size, 1)
-    return float((coupling.transport_plan(target) * ground_cost(target, source)).sum())
-
-
-def barycenter_cost(problem: BarycenterProblem, couplings: Sequence[Coupling], support: Float[Tensor, "m d"]) -> float:
-    """Returns the objective ``Σ_i λ_i ⟨Π_i, C_i⟩`` of supports alone; sources of zero weight are not looked at.
-
-    Example:
-        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
-        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> couplings = (Coupling.identity(2), Coupling(index=torch.tensor([1, 0])))
-        >>> barycenter_cost(problem, couplings, torch.tensor([[0.0], [3.0]]))
-        0.5
-    """
-    return sum(
-        weight * transport_cost(coupling, support, measure.support)
-        for weight, coupling, measure in zip(problem.model_weights, couplings, problem.measures, strict=True)
-        if weight > 0
-    )
-
-
-def rounding_error(problem: BarycenterProblem) -> float:
-    """Returns the size below which a difference of two objectives of this problem is rounding.
-
-    Example:
-        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
-        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> 0 < rounding_error(problem) < 1e-4
-        True
-    """
-    epsilon = torch.finfo(_single(problem.measures[0].support)).eps
-    moments = (
-        weight * _squared_sum(_at_least_single(measure.support)) / max(measure.size, 1)
-        for weight, measure in zip(problem.model_weights, problem.measures, strict=True)
-        if weight > 0
-    )
-    return 8 * epsilon * sum(moments)
-
-
-def in_order_of(couplings: Sequence[Coupling], source: int) -> tuple[Coupling, ...]:
-    """Returns the couplings with the fused neurons put in the order of one source, where it has a permutation.
-
-    Example:
-        >>> couplings = (Coupling(index=torch.tensor([1, 0])), Coupling.identity(2))
-        >>> [coupling.index.tolist() for coupling in in_order_of(couplings, 0)]
-        [[0, 1], [1, 0]]
-    """
-    index = couplings[source].index
-    if index is None or couplings[source].is_identity:
-        return tuple(couplings)
-    order = torch.argsort(index)
-    return tuple(
-        Coupling(index=coupling.index[order]) if coupling.plan is None else Coupling(plan=coupling.plan[order])  # type: ignore[index]
-        for coupling in couplings
-    )
-
-
-def independent_coupling(target_mass: Float[Tensor, " m"], source_mass: Float[Tensor, " n"]) -> Coupling:
-    """Returns the coupling that knows nothing: every target neuron takes from every source neuron.
-
-    Example:
-        >>> independent_coupling(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).plan.tolist()
-        [[0.125, 0.375], [0.125, 0.375]]
-    """
-    return Coupling(plan=torch.outer(target_mass, source_mass))
-
-
-def unsolved(problem: BarycenterProblem) -> Barycenter | None:
-    """Returns the barycenter to hand back where a source is not finite, and None where all are.
-
-    Its couplings are those in force, or else the identity (sizes equal) or the independent coupling.
-
-    Example:
-        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
-        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> unsolved(problem) is None
-        True
-    """
-    tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
-    if all(tensor is None or _is_finite(tensor) for tensor in tensors):
-        return None
-    couplings = problem.initial or tuple(
-        Coupling.identity(problem.size, measure.support.device)
-        if measure.size == problem.size
-        else independent_coupling(uniform_mass(problem.size, measure.mass), measure.mass)
-        for measure in problem.measures
-    )
-    return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
-
-
 def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return torch.linalg.vector_norm(rows, dim=1).square()
-
-
-def _squared_sum(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # The sum settles almost every case without a second array of the tensor's size; it may overflow by itself.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def _averaged(coupling: Coupling, support: Tensor) -> Tensor:
-    return support[coupling.index] if coupling.index is not None else coupling.average_map(support) @ support
-
-
-def _on_both_axes(coupling: Coupling, structure: Float[Tensor, "s n n"]) -> Float[Tensor, "s m m"]:
-    if coupling.index is not None:
-        return structure[:, coupling.index][:, :, coupling.index]
-    return coupling.average_map(structure) @ structure @ coupling.split_map(structure)
-
-
-def _structure_slices(problem: BarycenterProblem) -> int:
-    slices = {None if measure.structure is None else measure.structure.shape[0] for measure in problem.measures}
-    if len(slices) != 1:
-        raise SolverError(
-            f"The sources' structures do not match: {sorted(map(str, slices))} matrices per source. "
-            "A barycenter needs the same structure matrices of every source; give all of them, or none."
-        )
-    return slices.pop() or 0
 
 
 def _assignment(cost: np.ndarray) -> np.ndarray:
@@ -259,14 +91,22 @@ def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | 
             f"Neurons cannot be coupled {cost.shape[0]} to {cost.shape[1]}: groups of different size (or mass) need "
             "the network simplex of POT, which is not installed. Install it with 'pip install POT'."
         )
-    target, source = (
-        np.full(size, 1.0 / size) if mass is None else _to_numpy(mass.double() / mass.double().sum())
-        for mass, size in zip((target_mass, source_mass), cost.shape, strict=True)
-    )
-    plan, log = transport.emd(target, source, _to_numpy(cost.double()), numItermax=_SIMPLEX_ITERATIONS, log=True)
+    rows, columns = cost.shape
+    if _is_uniform(target_mass) and _is_uniform(source_mass):
+        # Whole numbers: sums of 1/m and of 1/n differ in the last digit, which the network simplex calls infeasible.
+        target, source = np.full(rows, float(columns)), np.full(columns, float(rows))
+    else:
+        target, source = (
+            np.full(size, 1.0 / size) if mass is None else _to_numpy(mass.double() / mass.double().sum())
+            for mass, size in zip((target_mass, source_mass), cost.shape, strict=True)
+        )
+        source *= target.sum() / source.sum()
+    # A constant changes no plan; far from zero, it costs the simplex digits.
+    shifted = _to_numpy((cost - cost.min()).double())
+    plan, log = transport.emd(target, source, shifted, numItermax=_SIMPLEX_ITERATIONS, log=True)
     if log["warning"]:
         raise SolverError(f"The network simplex found no optimal plan: {log['warning']}. Look at the masses and costs.")
-    return torch.from_numpy(plan).to(cost)
+    return torch.from_numpy(plan / target.sum()).to(cost)
 
 
 def _is_no_worse(kept: Coupling, found: Coupling, cost: Tensor) -> bool:
@@ -291,9 +131,11 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
-def _single(tensor: Tensor) -> torch.dtype:
+def single_precision(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype that costs of a tensor are computed in: its own, and single where it is less."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.to(_single(tensor))
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Returns the tensor in `single_precision`."""
+    return tensor.to(single_precision(tensor))

@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Which numbers of a measure change sign when a neuron is negated without changing the network's function.
+
+    Attributes:
+        columns: Per column of the support. Shape ``[d]``.
+        rows: Per structure matrix, whether its rows do. Shape ``[s]``.
+        readers: Per structure matrix, whether its columns do. Shape ``[s]``.
+    """
+
+    columns: Bool[Tensor, " d"]
+    rows: Bool[Tensor, " s"]
+    readers: Bool[Tensor, " s"]
 
 
 @dataclass(frozen=True)
@@ -20,16 +35,24 @@ class NeuronMeasure:
             coordinates that all measures of one problem share. Shape ``[n, d]``; ``d`` may be 0.
         mass: Mass of each neuron, non-negative, summing to one. Shape ``[n]``.
         structure: Matrices in which the group refers to itself, asymmetric in general. Shape ``[s, n, n]``.
+        signs: What changes sign with a neuron, where the network allows one to be negated (an odd activation) and the
+            solver asks for it; None where the sign of a neuron means something.
     """
 
     support: Float[Tensor, "n d"]
     mass: Float[Tensor, " n"]
     structure: Float[Tensor, "s n n"] | None = None
+    signs: Signs | None = None
 
     @classmethod
-    def uniform(cls, support: Float[Tensor, "n d"], structure: Float[Tensor, "s n n"] | None = None) -> NeuronMeasure:
+    def uniform(
+        cls,
+        support: Float[Tensor, "n d"],
+        structure: Float[Tensor, "s n n"] | None = None,
+        signs: Signs | None = None,
+    ) -> NeuronMeasure:
         """Returns the measure in which every neuron has the same mass."""
-        return cls(support, uniform_mass(support.shape[0], support), structure)
+        return cls(support, uniform_mass(support.shape[0], support), structure, signs)
 
     @property
     def size(self) -> int:
@@ -48,14 +71,23 @@ class Coupling:
 
     Stored as ``index`` (target neuron j is source neuron ``index[j]``; a permutation, uniform masses) or as
     ``plan``, a transport plan of shape ``[target, source]`` whose entries sum to one. Exactly one is given.
+
+    Attributes:
+        index: Shape ``[n]``.
+        plan: Shape ``[target, source]``.
+        sign: -1 where a source neuron arrives negated, 1 elsewhere, in the shape of `index` or `plan`; None where
+            none does. Only numbers that a measure's `Signs` name change with it.
     """
 
     index: Int[Tensor, " n"] | None = None
     plan: Float[Tensor, "m n"] | None = None
+    sign: Float[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.index is None) == (self.plan is None):
             raise SolverError("A Coupling takes either a permutation index or a transport plan, and not both.")
+        if self.sign is not None and bool((self.sign > 0).all()):
+            object.__setattr__(self, "sign", None)
 
     @classmethod
     def identity(cls, size: int, device: torch.device | str = "cpu") -> Coupling:
@@ -69,9 +101,11 @@ class Coupling:
 
     @property
     def is_identity(self) -> bool:
-        """Whether every neuron is coupled with the one at the same place."""
-        return self.index is not None and bool(
-            torch.equal(self.index, torch.arange(self.index.numel(), device=self.index.device))
+        """Whether every neuron is coupled with the one at the same place, as it is."""
+        return (
+            self.index is not None
+            and self.sign is None
+            and bool(torch.equal(self.index, torch.arange(self.index.numel(), device=self.index.device)))
         )
 
     @property
@@ -101,15 +135,46 @@ class Coupling:
         """Returns the mass that leaves each source neuron."""
         return self.transport_plan(like).sum(0)
 
-    def average_map(self, like: Tensor | None = None) -> Float[Tensor, "m n"]:
-        """Returns the barycentric projection for axes that own neurons: rows sum to one."""
-        plan = self.transport_plan(like)
-        return plan / _nonzero(plan.sum(1, keepdim=True))
+    def presence(self, like: Tensor | None = None) -> Float[Tensor, " m"] | None:
+        """Returns 1 for fused neurons that have a partner in the source and 0 for those that have none.
 
-    def split_map(self, like: Tensor | None = None) -> Float[Tensor, "n m"]:
+        None where all have one, as in every coupling whose marginals are the masses.
+        """
+        if self.plan is None:
+            return None
+        found = self.plan.sum(1) > 0
+        if bool(found.all()):
+            return None
+        return found.to(torch.float32) if like is None else found.to(like)
+
+    def signed_plan(self, like: Tensor | None = None) -> Float[Tensor, "m n"]:
+        """Returns the dense plan with the entries of negated neurons negative."""
+        plan = self.transport_plan(like)
+        if self.sign is None:
+            return plan
+        sign = self.sign.to(plan)
+        return plan * (sign if self.index is None else sign[:, None])
+
+    def average_map(self, like: Tensor | None = None, is_signed: bool = False) -> Float[Tensor, "m n"]:
+        """Returns the barycentric projection for axes that own neurons: rows sum to one, up to signs."""
+        plan = self.transport_plan(like)
+        return (self.signed_plan(like) if is_signed else plan) / _nonzero(plan.sum(1, keepdim=True))
+
+    def split_map(self, like: Tensor | None = None, is_signed: bool = False) -> Float[Tensor, "n m"]:
         """Returns the map for axes that read neurons: what a source neuron sends is shared out, rows sum to one."""
         plan = self.transport_plan(like)
-        return (plan / _nonzero(plan.sum(0, keepdim=True))).T
+        return ((self.signed_plan(like) if is_signed else plan) / _nonzero(plan.sum(0, keepdim=True))).T
+
+    def in_order(self, order: Int[Tensor, " n"]) -> Coupling:
+        """Returns the coupling with its target neurons in another order: place j holds target neuron ``order[j]``."""
+        return Coupling(*(None if part is None else part[order] for part in (self.index, self.plan, self.sign)))
+
+    def negated(self, sign: Float[Tensor, " m"]) -> Coupling:
+        """Returns the coupling with target neurons negated where `sign` is -1."""
+        own = torch.ones_like(sign) if self.sign is None else self.sign.to(sign)
+        if self.index is not None:
+            return Coupling(index=self.index, sign=own * sign)
+        return Coupling(plan=self.plan, sign=torch.ones_like(self.plan) * own * sign[:, None])  # type: ignore[arg-type]
 
 
 def uniform_mass(size: int, like: Tensor) -> Float[Tensor, " n"]:

@@ -102,18 +102,30 @@ class AbstractBarycenterSolver(abc.ABC):
         measure: Name of the node measure used where the user names none.
         wants_structure: Whether groups that do not refer to themselves get a structure too (distances
             between a neuron's weight vector and the others').
+        uses_signs: Whether the solver negates neurons where a measure's `Signs` say that it may.
         is_order_random: Whether each sweep visits the groups in a new random order (seeded).
-        max_sweeps: Sweeps over the groups at most; the engine stops earlier when no sweep gains.
+        max_sweeps: Sweeps over the groups at most; the engine stops earlier when no sweep gains. From the second
+            sweep on, neurons are seen by every tensor that touches them.
+        members: Which tensors that own a group's neurons describe them: ``all``, or only the ``first``.
+        scaling: ``density`` (groups of different size compare as functions), or ``paper`` to compare and average the
+            numbers themselves.
+        structure_weight: Weight of the tensors in which a group refers to itself, in the objective of the whole.
+
+    All of these may be fields of the subclass, and so options; ``name``, ``summary`` and ``measure`` may not.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
-    scope: ClassVar[Scope] = Scope.INCOMING
-    start: ClassVar[Start] = Start.NOTHING
     measure: ClassVar[str] = "weights"
-    wants_structure: ClassVar[bool] = False
-    is_order_random: ClassVar[bool] = False
-    max_sweeps: ClassVar[int] = 1
+    scope: Scope = Scope.INCOMING
+    start: Start = Start.NOTHING
+    wants_structure: bool = False
+    uses_signs: bool = False
+    is_order_random: bool = False
+    max_sweeps: int = 1
+    members: str = "all"
+    scaling: str = "density"
+    structure_weight: float = 1.0
 
     @abc.abstractmethod
     def solve(self, problem: BarycenterProblem) -> Barycenter:

@@ -14,6 +14,7 @@ from mergekit_ot.evaluation import choose_device
 from mergekit_ot.files import check_writable, write_json, write_text
 from mergekit_ot.fusion.engine import fuse
 from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.setup import REFINEMENT
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.front_end import TraceLimits
 from mergekit_ot.plugin_manager import PluginManager
@@ -96,6 +97,8 @@ def run_fuse(
         data=data,
         calibration_size=recipe.calibration_size,
         repair=recipe.repair,
+        refine=recipe.refine,
+        restarts=recipe.restarts,
         device=recipe.device,
         seed=recipe.seed,
         front_end=recipe.front_end,
@@ -141,6 +144,8 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
     """
     choose_device(recipe.device)
     manager.get("solver", recipe.solver)
+    if recipe.refine:
+        manager.get("solver", REFINEMENT)
     if recipe.measure is not None:
         manager.get("measure", recipe.measure)
     if recipe.repair != "none":
@@ -191,6 +196,8 @@ def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Archi
         "solver_options": dict(recipe.solver_options),
         "measure": recipe.measure,
         "repair": recipe.repair,
+        "refine": recipe.refine,
+        "restarts": recipe.restarts,
         "seed": recipe.seed,
         "target": recipe.target,
         "arch": fused_as.name,

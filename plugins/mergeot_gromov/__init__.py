@@ -1,4 +1,4 @@
-"""Fused Gromov-Wasserstein barycenters of neuron measures that refer to themselves: `gwb`."""
+"""Fused Gromov-Wasserstein barycenters of neuron measures that refer to themselves: `gwb`, and `refinement`."""
 
 from __future__ import annotations
 
@@ -10,4 +10,7 @@ from mergekit_ot import hookimpl
 @hookimpl
 def mergeot_solvers() -> Mapping[str, str]:
     """Returns the solvers of this package by name."""
-    return {"gwb": "mergeot_gromov.solver:GromovBarycenterSolver"}
+    return {
+        "gwb": "mergeot_gromov.solver:GromovBarycenterSolver",
+        "refinement": "mergeot_gromov.refinement:RefinementSolver",
+    }

@@ -7,6 +7,9 @@ With densities ``F = structure / (column mass · sqrt(target size))`` the object
 
 so for equal sizes and a permutation, with α = 1, it is the squared Frobenius difference of supports and structures
 over the number of neurons. The square sums depend on the marginals alone, which is why only products are computed.
+
+Where neurons may be negated, a plan has a signed twin ``S = Π⁺ − Π⁻`` beside ``Π = Π⁺ + Π⁻``: numbers that change
+sign with a neuron meet ``S``, the others meet ``Π``, and the linear subproblem takes the better sign of every pair.
 """
 
 from __future__ import annotations
@@ -17,31 +20,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, NeuronMeasure, couple, ground_cost
+from mergekit_ot import Coupling, NeuronMeasure, Signs, couple, ground_cost, independent_coupling
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A linear function of a coupling: ``⟨even, Π⟩ + ⟨odd, S⟩``; `odd` is None where no neuron may be negated."""
+
+    even: Float[Tensor, "m n"]
+    odd: Float[Tensor, "m n"] | None = None
+
+    def plus(self, cost: Float[Tensor, "m n"]) -> Slope:
+        """Returns the function with a cost of the unsigned plan added."""
+        return Slope(self.even + cost, self.odd)
 
 
 @dataclass(frozen=True)
 class Point:
     """A coupling with its products ``forward = Σ F_t Π F_sᵀ`` and ``backward = Σ F_tᵀ Π F_s``.
 
-    Both are linear in the plan, so a mixture of two points needs no product.
+    Both are linear in the plan, so a mixture of two points needs no product. `signed` is the signed twin of the plan
+    (the plan itself where no neuron may be negated).
     """
 
     coupling: Coupling | None
     plan: Float[Tensor, "m n"]
-    forward: Float[Tensor, "m n"]
-    backward: Float[Tensor, "m n"]
+    signed: Float[Tensor, "m n"]
+    forward: Slope
+    backward: Slope
 
     def mixed(self, other: Point, step: float) -> Point:
         """Returns the point at `step` of the way to `other`."""
         if step == 1.0:
             return other
-        return Point(
-            None,
-            torch.lerp(self.plan, other.plan, step),
-            torch.lerp(self.forward, other.forward, step),
-            torch.lerp(self.backward, other.backward, step),
-        )
+        plan = torch.lerp(self.plan, other.plan, step)
+        signed = plan if self.signed is self.plan else torch.lerp(self.signed, other.signed, step)
+        forward = _lerp(self.forward, other.forward, step)
+        backward = forward if self.backward is self.forward else _lerp(self.backward, other.backward, step)
+        return Point(None, plan, signed, forward, backward)
 
 
 class FusedGromov:
@@ -57,16 +73,21 @@ class FusedGromov:
             is_half: Follow only the first half of the gradient, as the authors of arXiv:2210.06671 do.
         """
         dtype = torch.promote_types(source.support.dtype, torch.float32)
-        self.alpha, self.is_half = alpha, is_half
+        self.alpha, self.is_half, self.signs = alpha, is_half, source.signs
         self.target_mass, self.source_mass = target.mass.to(dtype), source.mass.to(dtype)
-        self.linear = ground_cost(target.support, source.support).to(dtype)
+        self.linear = _linear(target, source, dtype)
         self.target_density = _density(target, target.size, dtype)
         self.source_density = _density(source, target.size, dtype)
-        # A shift common to both cancels in their difference; without it distances, all positive, lose digits.
-        shift = (_mean(self.target_density, self.target_mass) + _mean(self.source_density, self.source_mass)) / 2
-        self.target_density, self.source_density = self.target_density - shift, self.source_density - shift
+        if self.signs is None:
+            # A shift common to both cancels in their difference; without it distances, all positive, lose digits.
+            shift = (_mean(self.target_density, self.target_mass) + _mean(self.source_density, self.source_mass)) / 2
+            self.target_density, self.source_density = self.target_density - shift, self.source_density - shift
         # Distances, the structure of groups that do not refer to themselves, need one product instead of two.
-        self.is_symmetric = _is_symmetric(self.target_density) and _is_symmetric(self.source_density)
+        self.is_symmetric = (
+            (self.signs is None or not bool((self.signs.rows | self.signs.readers).any()))
+            and _is_symmetric(self.target_density)
+            and _is_symmetric(self.source_density)
+        )
         self.constant = float(self._squares(self.target_density, self.target_mass)) + float(
             self._squares(self.source_density, self.source_mass)
         )
@@ -77,56 +98,129 @@ class FusedGromov:
         return self.alpha > 0 and self.target_density.shape[0] > 0 and self.source_density.shape[0] > 0
 
     @property
+    def has_signs(self) -> bool:
+        """Whether neurons may be negated."""
+        return self.signs is not None
+
+    @property
     def scale(self) -> float:
         """A typical entry of the gradient, to which the entropic `epsilon` is relative."""
-        return float(self.linear.mean()) / 2 + self.alpha * self.constant / 2
+        return float(self.linear.even.mean()) / 2 + self.alpha * self.constant / 2
 
     @property
     def slack(self) -> float:
         """Differences of the objective below this are rounding."""
-        moments = float(self.linear.mean()) + self.alpha * self.constant
-        return 8 * torch.finfo(self.linear.dtype).eps * moments
+        moments = float(self.linear.even.mean()) + self.alpha * self.constant
+        return 8 * torch.finfo(self.linear.even.dtype).eps * moments
+
+    def uniform(self) -> Point:
+        """Returns the independent coupling, in which both signs are as likely."""
+        plan = independent_coupling(self.target_mass, self.source_mass).plan
+        return self.between(plan, torch.zeros_like(plan) if self.has_signs else plan)  # type: ignore[arg-type]
 
     def at(self, coupling: Coupling) -> Point:
         """Returns the point of a coupling; a permutation is applied by gather."""
-        plan = coupling.transport_plan(self.linear)
-        forward = self._product(coupling, plan, self.target_density, self.source_density)
-        if self.is_symmetric or self.is_half:
-            return Point(coupling, plan, forward, forward)
-        transposed = (self.target_density.transpose(1, 2), self.source_density.transpose(1, 2))
-        return Point(coupling, plan, forward, self._product(coupling, plan, *transposed))
+        plan = coupling.transport_plan(self.linear.even)
+        signed = coupling.signed_plan(self.linear.even) if self.has_signs else plan
+        return self._point(coupling, plan, signed)
+
+    def between(self, plan: Float[Tensor, "m n"], signed: Float[Tensor, "m n"]) -> Point:
+        """Returns the point of a plan and its signed twin, which need not be those of one coupling."""
+        return self._point(None, plan, signed)
 
     def objective(self, point: Point) -> float:
         """Returns the objective at a point."""
-        structure = self.constant - 2 * float((point.forward * point.plan).sum())
-        return float((self.linear * point.plan).sum()) + self.alpha * structure
+        structure = self.constant - 2 * _pair(point.forward, point.plan, point.signed)
+        return _pair(self.linear, point.plan, point.signed) + self.alpha * structure
 
-    def gradient(self, point: Point) -> Float[Tensor, "m n"]:
+    def gradient(self, point: Point) -> Slope:
         """Returns the gradient up to terms that the marginals fix; the half gradient where asked for."""
-        if self.is_half:
-            return self.linear - 2 * self.alpha * point.forward
-        return self.linear - 2 * self.alpha * (point.forward + point.backward)
+        even, odd = point.forward.even, point.forward.odd
+        if not self.is_half:
+            even = even + point.backward.even
+            odd = None if odd is None or point.backward.odd is None else odd + point.backward.odd
+        if self.linear.odd is None or odd is None:
+            return Slope(self.linear.even - 2 * self.alpha * even, self.linear.odd)
+        return Slope(self.linear.even - 2 * self.alpha * even, self.linear.odd - 2 * self.alpha * odd)
 
-    def corner(self, cost: Float[Tensor, "m n"], prefer: Coupling | None = None) -> Point:
-        """Returns the vertex of the transport polytope that is cheapest for a linear cost."""
-        return self.at(couple(cost, self.target_mass, self.source_mass, prefer))
+    def corner(self, slope: Slope, prefer: Coupling | None = None) -> Point:
+        """Returns the vertex of the transport polytope that is cheapest, each pair of neurons at its better sign."""
+        if slope.odd is None:
+            return self.at(couple(slope.even, self.target_mass, self.source_mass, prefer))
+        found = couple(slope.even - slope.odd.abs(), self.target_mass, self.source_mass, prefer)
+        sign = torch.where(slope.odd > 0, -1.0, 1.0).to(slope.odd)
+        if found.index is None:
+            return self.at(Coupling(plan=found.plan, sign=torch.where(found.plan > 0, sign, torch.ones_like(sign))))  # type: ignore[operator]
+        rows = torch.arange(found.index.numel(), device=sign.device)
+        return self.at(Coupling(index=found.index, sign=sign[rows, found.index]))
 
     def line(self, start: Point, end: Point) -> tuple[float, float]:
         """Returns slope and curvature of the objective on the way from one point to another."""
-        way, change = end.plan - start.plan, end.forward - start.forward
-        slope = (self.linear * way).sum() - 2 * self.alpha * ((start.forward * way).sum() + (change * start.plan).sum())
-        return float(slope), float(-2 * self.alpha * (change * way).sum())
+        way = end.plan - start.plan
+        signed_way = way if start.signed is start.plan else end.signed - start.signed
+        change = _lerp(start.forward, end.forward, 1.0, is_difference=True)
+        slope = _pair(self.linear, way, signed_way) - 2 * self.alpha * (
+            _pair(start.forward, way, signed_way) + _pair(change, start.plan, start.signed)
+        )
+        return slope, -2 * self.alpha * _pair(change, way, signed_way)
 
-    def _product(self, coupling: Coupling, plan: Tensor, target: Tensor, source: Tensor) -> Float[Tensor, "m n"]:
+    def _point(self, coupling: Coupling | None, plan: Tensor, signed: Tensor) -> Point:
+        target, source = self.target_density, self.source_density
+        if self.signs is None:
+            forward = Slope(self._product(coupling, plan, target, source))
+            if self.is_symmetric or self.is_half:
+                return Point(coupling, plan, plan, forward, forward)
+            transposed = (target.transpose(1, 2), source.transpose(1, 2))
+            return Point(coupling, plan, plan, forward, Slope(self._product(coupling, plan, *transposed)))
+        rows, readers = self.signs.rows, self.signs.readers
+        forward = self._signed_product(plan, signed, target, source, rows, readers)
+        if self.is_symmetric or self.is_half:
+            return Point(coupling, plan, signed, forward, forward)
+        transposed = (target.transpose(1, 2), source.transpose(1, 2))
+        return Point(coupling, plan, signed, forward, self._signed_product(plan, signed, *transposed, readers, rows))
+
+    def _product(self, coupling: Coupling | None, plan: Tensor, target: Tensor, source: Tensor) -> Float[Tensor, "m n"]:
         # [s, m, n]: row j of Π Fᵀ gathers the columns of F that j is coupled with
-        if coupling.index is not None:
+        if coupling is not None and coupling.index is not None:
             carried = source[:, :, coupling.index].transpose(1, 2) / coupling.target_size
         else:
             carried = plan @ source.transpose(1, 2)
         return (target @ carried).sum(0)
 
+    def _signed_product(
+        self, plan: Tensor, signed: Tensor, target: Tensor, source: Tensor, owners: Tensor, readers: Tensor
+    ) -> Slope:
+        """Returns ``Σ F_t Y F_sᵀ``, apart by whether the owning neuron changes sign; `Y` by whether the reading one."""
+        parts = [torch.zeros_like(plan), torch.zeros_like(plan)]
+        for target_slice, source_slice, owner, reader in zip(target, source, owners, readers, strict=True):
+            parts[int(owner)] += target_slice @ ((signed if reader else plan) @ source_slice.T)
+        return Slope(*parts)
+
     def _squares(self, density: Tensor, mass: Tensor) -> Tensor:
         return torch.einsum("j,sjk,k->", mass, density.square(), mass)
+
+
+def _linear(target: NeuronMeasure, source: NeuronMeasure, dtype: torch.dtype) -> Slope:
+    cost = ground_cost(target.support, source.support).to(dtype)
+    signs: Signs | None = source.signs
+    if signs is None:
+        return Slope(cost)
+    # |o_j − s o_k|² = |o_j|² + |o_k|² − 2 s ⟨o_j, o_k⟩: what the unsigned cost holds of the product is taken out.
+    product = (target.support[:, signs.columns] @ source.support[:, signs.columns].T).to(dtype)
+    return Slope(cost + 2 * product, -2 * product)
+
+
+def _pair(slope: Slope, plan: Tensor, signed: Tensor) -> float:
+    value = float((slope.even * plan).sum())
+    return value if slope.odd is None else value + float((slope.odd * signed).sum())
+
+
+def _lerp(one: Slope, other: Slope, step: float, is_difference: bool = False) -> Slope:
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        return b - a if is_difference else torch.lerp(a, b, step)
+
+    odd = None if one.odd is None or other.odd is None else mix(one.odd, other.odd)
+    return Slope(mix(one.even, other.even), odd)
 
 
 def _density(measure: NeuronMeasure, target_size: int, dtype: torch.dtype) -> Float[Tensor, "s n n"]:

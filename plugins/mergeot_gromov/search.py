@@ -6,14 +6,14 @@ networks; so both are run from several starts, polished, and the best objective 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, independent_coupling
-from mergeot_gromov.pairwise import FusedGromov, Point
+from mergeot_gromov.pairwise import FusedGromov, Point, Slope
 
 _BAPG_STEPS = 50
 
@@ -65,41 +65,58 @@ def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
     """
     log_target = problem.target_mass.clamp_min(1e-30).log()[:, None]
     log_source = problem.source_mass.clamp_min(1e-30).log()
-    logarithm = log_target + log_source
+    logarithm = (log_target + log_source)[None]
+    if problem.has_signs:
+        # One layer of the plan for each sign.
+        logarithm = logarithm.repeat(2, 1, 1) - math.log(2.0)
     rate = 1.0 / (epsilon * max(problem.scale, 1e-30))
-    point = problem.at(independent_coupling(problem.target_mass, problem.source_mass))
+    point = problem.uniform()
     for _ in range(_BAPG_STEPS):
-        logarithm = logarithm - rate * problem.gradient(point)
-        logarithm = logarithm - torch.logsumexp(logarithm, 1, keepdim=True) + log_target
-        point = problem.at(Coupling(plan=logarithm.exp()))
-        logarithm = logarithm - rate * problem.gradient(point)
-        logarithm = logarithm - torch.logsumexp(logarithm, 0, keepdim=True) + log_source
-        before, point = point, problem.at(Coupling(plan=logarithm.exp()))
+        logarithm = logarithm - rate * _layers(problem.gradient(point))
+        logarithm = logarithm - torch.logsumexp(logarithm, (0, 2), keepdim=True) + log_target
+        point = _between(problem, logarithm.exp())
+        logarithm = logarithm - rate * _layers(problem.gradient(point))
+        logarithm = logarithm - torch.logsumexp(logarithm, (0, 1), keepdim=True) + log_source
+        before, point = point, _between(problem, logarithm.exp())
         if float((point.plan - before.plan).abs().sum()) < 1e-4:
             break
-    return Point(None, point.plan, point.forward, point.backward)
+    return point
+
+
+def _layers(slope: Slope) -> Float[Tensor, "signs m n"]:
+    if slope.odd is None:
+        return slope.even[None]
+    return torch.stack([slope.even + slope.odd, slope.even - slope.odd])
+
+
+def _between(problem: FusedGromov, layers: Float[Tensor, "signs m n"]) -> Point:
+    if layers.shape[0] == 1:
+        return problem.between(layers[0], layers[0])
+    return problem.between(layers[0] + layers[1], layers[0] - layers[1])
 
 
 def starting_points(problem: FusedGromov) -> Iterator[Point]:
     """Yields the uniform coupling, that of the supports alone, and that of the sorted structure profiles."""
-    yield problem.at(independent_coupling(problem.target_mass, problem.source_mass))
-    if bool(problem.linear.any()):
+    yield problem.uniform()
+    if bool(problem.linear.even.any()):
         yield problem.corner(problem.linear)
-    yield problem.corner(problem.linear + problem.alpha * _profile_cost(problem))
+    yield problem.corner(problem.linear.plus(problem.alpha * _profile_cost(problem)))
 
 
 def _profile_cost(problem: FusedGromov) -> Float[Tensor, "m n"]:
     """Returns the least structure cost each pair of neurons could have: sorted rows and columns compared.
 
-    The third lower bound of Gromov-Wasserstein; for unequal sizes on a common grid of quantiles.
+    The third lower bound of Gromov-Wasserstein; for unequal sizes on a common grid of quantiles. Numbers that change
+    sign are compared by their size.
     """
-    grid = max(problem.linear.shape)
-    cost = torch.zeros_like(problem.linear)
+    grid = max(problem.linear.even.shape)
+    cost = torch.zeros_like(problem.linear.even)
+    densities = [problem.target_density, problem.source_density]
+    if problem.signs is not None:
+        is_odd = (problem.signs.rows | problem.signs.readers)[:, None, None].to(cost.device)
+        densities = [torch.where(is_odd, density.abs(), density) for density in densities]
     for axis in (1, 2):
-        target, source = (
-            _quantiles(density.sort(axis).values.movedim(axis, 2), grid)
-            for density in (problem.target_density, problem.source_density)
-        )
+        target, source = (_quantiles(density.sort(axis).values.movedim(axis, 2), grid) for density in densities)
         for target_profile, source_profile in zip(target, source, strict=True):
             cost += torch.cdist(target_profile, source_profile).square() / grid
     return cost

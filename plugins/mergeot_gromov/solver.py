@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from mergekit_ot import (
     AbstractBarycenterSolver,
@@ -15,10 +16,10 @@ from mergekit_ot import (
     Coupling,
     NeuronMeasure,
     RecipeError,
+    Scope,
     Status,
     fused_measure,
     in_order_of,
-    transport_cost,
     unsolved,
 )
 from mergeot_gromov.pairwise import FusedGromov
@@ -32,29 +33,60 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
     The structure is an arbitrary, asymmetric matrix (recurrent weights), or the distances between the neurons' own
     weight vectors where a group does not refer to itself. The objective never rises.
 
+    Where the network allows neurons to be negated (tanh, and the cells of RNN, LSTM and GRU), each is coupled at its
+    better sign.
+
     Attributes:
-        alpha: Weight of the structure; 1 is plain squared Frobenius matching of both.
+        alpha: Weight of the structure; 1 is plain squared Frobenius matching of both, about 4 is what the authors of
+            arXiv:2210.06671 take for recurrent layers.
         gradient: ``full``, or ``half`` for only the first of its two terms, as the paper's authors use.
         epsilon: Regularisation of the BAPG start, relative to a typical entry of the gradient; 0 leaves it out.
         max_steps: Steps at most, of the barycenter and of each Frank-Wolfe run in it.
         starts: How many sources to start from, the best is kept; 0 tries each in turn.
+        signs: Whether neurons may be negated where the network allows it.
+        outgoing: Whether a neuron is seen by what reads it too, where that is aligned (the outputs, in one sweep).
+        max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
+        members: Which layers of a residual stream describe its neurons: ``all``, or the ``first`` (the authors').
+        scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
     name: ClassVar[str] = "gwb"
     summary: ClassVar[str] = "fused Gromov-Wasserstein barycenter with asymmetric structure (arXiv:2210.06671)"
     wants_structure: ClassVar[bool] = True
 
-    alpha: float = 1.0
+    alpha: float = 4.0
     gradient: str = "full"
     epsilon: float = 0.1
     max_steps: int = 100
     starts: int = 0
+    signs: bool = True
+    outgoing: bool = True
+    max_sweeps: int = 1
+    members: str = "all"
+    scaling: str = "density"
 
     def __post_init__(self) -> None:
         if self.gradient not in ("full", "half"):
             raise RecipeError(f"Option gradient='{self.gradient}' of 'gwb' is unknown. Take 'full' or 'half'.")
-        if min(self.alpha, self.epsilon, self.starts) < 0 or self.max_steps < 1:
-            raise RecipeError(f"Options of 'gwb' are out of range: {self}. Take none below 0, and max_steps >= 1.")
+        if min(self.alpha, self.epsilon, self.starts) < 0 or min(self.max_steps, self.max_sweeps) < 1:
+            raise RecipeError(
+                f"Options of 'gwb' are out of range: {self}. Take none below 0, max_steps and max_sweeps >= 1."
+            )
+
+    @property
+    def scope(self) -> Scope:
+        """Which tensors describe a neuron in the first sweep."""
+        return Scope.INCIDENT if self.outgoing else Scope.INCOMING
+
+    @property
+    def structure_weight(self) -> float:
+        """Weight of recurrent weights in the objective of the whole alignment."""
+        return self.alpha
+
+    @property
+    def uses_signs(self) -> bool:
+        """Whether the solver negates neurons."""
+        return self.signs
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:
         """Returns the best barycenter over all starts, its neurons in the order of the first source that counts."""
@@ -99,13 +131,27 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         for _ in range(self.max_steps - 1):
             couplings = list(best.couplings)
             for place in counting:
-                pair = self._pair(best.measure, problem.measures[place])
-                couplings[place] = self._improved(pair, couplings[place])
+                target = self._target(problem, couplings, place, best)
+                couplings[place] = self._improved(self._pair(target, problem.measures[place]), couplings[place])
             found = self._barycenter(problem, tuple(couplings), best.stats["objective"])  # type: ignore[arg-type]
             if not found.cost < best.cost - _slack(best):
                 return replace(best, status=Status.CONVERGED)
             best = found
         return best
+
+    def _target(
+        self, problem: BarycenterProblem, couplings: Sequence[Coupling], place: int, best: Barycenter
+    ) -> NeuronMeasure:
+        """Returns what a source is coupled with: the barycenter, or of permutations the mean of the other sources.
+
+        The barycenter is drawn to where the source lies already. For permutations, leaving the source out changes the
+        objective by a constant and a factor only, and lets it move.
+        """
+        others = [1.0 * (other != place) * weight for other, weight in enumerate(problem.model_weights)]
+        total = sum(others)
+        if total == 0 or not all(coupling.is_permutation for coupling in couplings):
+            return best.measure
+        return fused_measure(replace(problem, model_weights=tuple(each / total for each in others)), couplings)
 
     def _search(self, target: NeuronMeasure, source: NeuronMeasure, current: Coupling | None = None) -> Coupling:
         """Returns the best coupling from all starting points; the identity, or `current`, where none is better."""
@@ -115,7 +161,7 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         if not pair.has_structure:
             found = pair.corner(pair.linear, current).coupling
             return found if found is not None else Coupling(plan=pair.corner(pair.linear).plan)
-        needs_vertex = target.size == source.size and source.is_uniform
+        needs_vertex = pair.has_signs or (target.size == source.size and source.is_uniform)
         best = None if current is None else pair.at(current)
         value = float("inf") if best is None else pair.objective(best)
         runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair)]
@@ -135,7 +181,7 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         if not pair.has_structure:
             found = pair.corner(pair.linear, coupling)
         else:
-            needs_vertex = coupling.is_permutation
+            needs_vertex = coupling.is_permutation or pair.has_signs
             found = polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
         if not pair.objective(found) < pair.objective(start) - pair.slack:
             return coupling
@@ -164,15 +210,19 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
 
     def _cost(self, coupling: Coupling, target: NeuronMeasure, source: NeuronMeasure) -> float:
         """Returns the fused cost of one coupling; summed as differences where it is a permutation, to keep digits."""
-        linear = transport_cost(coupling, target.support, source.support)
-        if source.structure is None or target.structure is None or self.alpha == 0:
-            return linear
         if coupling.index is None:
             pair = self._pair(target, source)
             return pair.objective(pair.at(coupling))
-        moved = source.structure[:, coupling.index][:, :, coupling.index]
-        difference = (target.structure - moved).to(torch.promote_types(moved.dtype, torch.float32))
-        return linear + self.alpha * float(difference.square().sum()) / max(target.size, 1)
+        moved = fused_measure(BarycenterProblem((source,), (1.0,), target.size), (coupling,))
+        cost = _squared_distance(target.support, moved.support)
+        if self.alpha > 0 and target.structure is not None and moved.structure is not None:
+            cost += self.alpha * _squared_distance(target.structure, moved.structure)
+        return cost / max(target.size, 1)
+
+
+def _squared_distance(one: Tensor, other: Tensor) -> float:
+    dtype = torch.promote_types(one.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(one.to(dtype) - other.to(dtype))) ** 2
 
 
 def _starts(problem: BarycenterProblem, counting: Sequence[int]) -> Iterator[tuple[NeuronMeasure, int | None]]:
@@ -185,7 +235,10 @@ def _starts(problem: BarycenterProblem, counting: Sequence[int]) -> Iterator[tup
             fitting = [max(fitting, key=lambda place: float(problem.measures[place].support.square().sum()))]
         for place in fitting:
             measure = problem.measures[place]
-            yield NeuronMeasure.uniform(measure.support, measure.structure), place if measure.is_uniform else None
+            yield (
+                NeuronMeasure.uniform(measure.support, measure.structure, measure.signs),
+                place if measure.is_uniform else None,
+            )
         return
     for place in sorted(counting, key=lambda place: abs(problem.measures[place].size - problem.size)):
         yield _resampled(problem.measures[place], problem.size), None
@@ -197,7 +250,7 @@ def _resampled(measure: NeuronMeasure, size: int) -> NeuronMeasure:
     if structure is not None:
         # Columns are read, so the sum over them is kept.
         structure = structure[:, rows][:, :, rows] * (measure.size / size)
-    return NeuronMeasure.uniform(measure.support[rows], structure)
+    return NeuronMeasure.uniform(measure.support[rows], structure, measure.signs)
 
 
 def _slack(barycenter: Barycenter) -> float:

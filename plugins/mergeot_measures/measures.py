@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -35,7 +36,7 @@ class WeightsAndActivationsMeasure(AbstractNodeMeasure):
         if responses is None:
             return _with_structure(view, weights)
         rows = [torch.cat(pair, 1) for pair in zip(_scaled(responses), weights, strict=True)]
-        return _with_structure(view, rows)
+        return _with_structure(view, rows, responses[0].shape[1])
 
 
 class ActivationsMeasure(WeightsAndActivationsMeasure):
@@ -53,8 +54,12 @@ class CorrelationsMeasure(ActivationsMeasure):
     is_standardised = True
 
 
-def _with_structure(view: GroupView, rows: list[Tensor]) -> tuple[NeuronMeasure, ...]:
-    return tuple(NeuronMeasure.uniform(support, view.structure(i)) for i, support in enumerate(rows))
+def _with_structure(view: GroupView, rows: list[Tensor], responses: int = 0) -> tuple[NeuronMeasure, ...]:
+    signs = view.signs()
+    if signs is not None:
+        # Responses stand before the weights, and a negated neuron responds with the opposite sign.
+        signs = replace(signs, columns=torch.cat([torch.ones(responses, dtype=torch.bool), signs.columns]))
+    return tuple(NeuronMeasure.uniform(support, view.structure(i), signs) for i, support in enumerate(rows))
 
 
 def _scaled(rows: list[Tensor], norm: float = 1.0) -> list[Tensor]:

@@ -17,7 +17,8 @@ from mergeot_matching.solver import ActivationMatchingSolver, WeightMatchingSolv
 
 from mergekit_ot.errors import MergeotError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
-from mergekit_ot.transport.ground_cost import barycenter_cost, couple, fused_measure, ground_cost
+from mergekit_ot.transport.fused import barycenter_cost, fused_measure
+from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure
 from mergekit_ot.transport.solver import BarycenterProblem, Scope, Start, Status
 

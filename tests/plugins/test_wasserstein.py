@@ -20,7 +20,8 @@ from mergeot_wasserstein.solver import WassersteinBarycenterSolver
 
 from mergekit_ot.errors import MergeotError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
-from mergekit_ot.transport.ground_cost import barycenter_cost, fused_measure, ground_cost, transport_cost
+from mergekit_ot.transport.fused import barycenter_cost, fused_measure, transport_cost
+from mergekit_ot.transport.ground_cost import ground_cost
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure
 from mergekit_ot.transport.solver import BarycenterProblem, Status
 

@@ -17,16 +17,15 @@ from scipy.optimize import linear_sum_assignment
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing import permuted, random_problem
 from mergekit_ot.transport import ground_cost as module
-from mergekit_ot.transport.ground_cost import (
+from mergekit_ot.transport.fused import (
     barycenter_cost,
-    couple,
     fused_measure,
-    ground_cost,
     in_order_of,
     independent_coupling,
     transport_cost,
     unsolved,
 )
+from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import Coupling, NeuronMeasure
 from mergekit_ot.transport.solver import Status
 

@@ -1,0 +1,144 @@
+"""The tensors of a fusion: those of the sources while they are needed, and the fused ones as they are completed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.fusion.alignment import Alignment, fused_shape, transport_parameter
+from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.ir import IN, leaf_groups
+
+
+class SourceTensors:
+    """Reads parameters of the sources onto the device, and keeps them until they are released."""
+
+    def __init__(self, sources: Sequence[SourceModel], device: torch.device) -> None:
+        self.sources, self.device = sources, device
+        self._held: dict[tuple[int, str], Tensor] = {}
+        self._lock = threading.Lock()
+
+    def read(self, source: int, name: str) -> Tensor:
+        """Returns a parameter of a source on the device, in single precision where it is less."""
+        with self._lock:
+            if (source, name) not in self._held:
+                tensor = self.sources[source].state[name].detach().to(self.device)
+                half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+                self._held[source, name] = tensor.float() if half else tensor
+            return self._held[source, name]
+
+    def release(self, names: Iterable[str] | None = None) -> None:
+        """Lets go of parameters, of all where no names are given."""
+        with self._lock:
+            if names is None:
+                self._held.clear()
+                return
+            for name in names:
+                for source in range(len(self.sources)):
+                    self._held.pop((source, name), None)
+
+    def fused(self, name: str, alignment: Alignment, model_weights: Sequence[float]) -> Tensor:
+        """Returns the weighted mean of a parameter over the aligned sources.
+
+        A fused neuron that has no partner in some source is the mean over the others.
+        """
+        total: Tensor | None = None
+        shares: list[tuple[float, Tensor | None]] = []
+        for source, weight in enumerate(model_weights):
+            if weight == 0:
+                continue
+            moved = transport_parameter(self.read(source, name), name, alignment, source)
+            shares.append((weight, presence_of(name, alignment, source, moved)))
+            total = moved * weight if total is None else total.add_(moved, alpha=weight)
+        if total is None or all(here is None for _, here in shares):
+            return torch.empty(0) if total is None else total
+        share = torch.zeros_like(total)
+        for weight, here in shares:
+            share += weight if here is None else weight * here
+        return total / torch.where(share > 0, share, torch.ones_like(share))
+
+
+def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> Tensor | None:
+    """Returns 1 where a fused parameter has a counterpart in a source and 0 elsewhere; None where all of it has one.
+
+    Only axes that own neurons count: what reads a neuron that a source lacks reads nothing from that source.
+    """
+    layouts = alignment.target.layouts[name]
+    present: dict[tuple[int, str], Tensor] = {}
+    for axis, layout in enumerate(layouts):
+        for group in leaf_groups(layout):
+            if group not in alignment.couplings or alignment.target.groups[group].context:
+                continue
+            here = alignment.coupling(group, source).presence(like)
+            if here is not None and alignment.role(source, name, axis, group) != IN:
+                present[axis, group] = here
+    if not present:
+        return None
+    result = torch.ones_like(like)
+    for block in blocks_of(result, layouts):
+        for place, dimension in enumerate(block.dimensions):
+            here = present.get((dimension.axis, dimension.group or ""))
+            if here is not None:
+                shape = [1] * len(block.dimensions)
+                shape[place] = -1
+                block.view.mul_(here.reshape(shape))
+    return result
+
+
+def alignment_objective(
+    tensors: SourceTensors, alignment: Alignment, model_weights: Sequence[float], structure_weight: float = 1.0
+) -> float | None:
+    """Returns what all couplings together leave apart: ``Σ λ_i |θ_i − θ̄|²`` over aligned sources and their mean.
+
+    For couplings that are no permutations it is the transport cost under the product of the couplings, so that a
+    blurred source does not count as a near one. None where some neurons are kept apart.
+
+    Args:
+        tensors: Gives the sources' parameters.
+        alignment: The couplings.
+        model_weights: One per source.
+        structure_weight: Weight of parameters in which a group refers to itself (``alpha``).
+    """
+    total = 0.0
+    for name in alignment.target.layouts:
+        if name in alignment.target.buffers:
+            continue
+        if any(
+            presence_of(name, alignment, source, torch.empty(fused_shape(alignment.target, name))) is not None
+            for source in range(len(model_weights))
+        ):
+            return None
+        spread = -_squared(tensors.fused(name, alignment, model_weights))
+        for source, weight in enumerate(model_weights):
+            if weight > 0:
+                spread += weight * _moved_squares(tensors.read(source, name), name, alignment, source)
+        total += spread * (structure_weight if _refers_to_itself(name, alignment) else 1.0)
+    return total
+
+
+def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int) -> float:
+    """Returns the squared norm of a source's parameter in the fused model's scale."""
+    graph, fused = alignment.graphs[source], alignment.target.groups
+    total = 0.0
+    for block in blocks_of(tensor, graph.layouts[name]):
+        factor = 1.0
+        for dimension in block.dimensions:
+            if dimension.group is not None and dimension.group in alignment.couplings:
+                ratio = fused[dimension.group].size / graph.groups[dimension.group].size
+                is_reader = alignment.role(source, name, dimension.axis, dimension.group) == IN
+                factor *= 1 / ratio if is_reader else ratio
+        total += factor * _squared(block.view)
+    return total
+
+
+def _refers_to_itself(name: str, alignment: Alignment) -> bool:
+    held = [key for layout in alignment.target.layouts[name] for key in leaf_groups(layout)]
+    return any(held.count(key) > 1 for key in held if key in alignment.couplings)
+
+
+def _squared(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double())) ** 2
