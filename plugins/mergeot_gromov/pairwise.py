@@ -143,6 +143,21 @@ class FusedGromov:
             return Slope(self.linear.even - 2 * self.alpha * even, self.linear.odd)
         return Slope(self.linear.even - 2 * self.alpha * even, self.linear.odd - 2 * self.alpha * odd)
 
+    def pair_cost(self, point: Point) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"] | None]:
+        """Returns what each pair of neurons would cost beside the others of a coupling, and at which sign.
+
+        The gradient with the terms that fixed marginals make constant: they matter where neurons may stay alone.
+        """
+        slope = self.gradient(point)
+        rows, columns = (
+            (density.square() @ mass + density.transpose(1, 2).square() @ mass).sum(0)
+            for density, mass in ((self.target_density, self.target_mass), (self.source_density, self.source_mass))
+        )
+        even = slope.even + self.alpha * (rows[:, None] + columns)
+        if slope.odd is None:
+            return even, None
+        return even - slope.odd.abs(), torch.where(slope.odd > 0, -1.0, 1.0).to(even)
+
     def corner(self, slope: Slope, prefer: Coupling | None = None) -> Point:
         """Returns the vertex of the transport polytope that is cheapest, each pair of neurons at its better sign."""
         if slope.odd is None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from mergeot_gromov.pairwise import FusedGromov, Point, Slope
 
 _BAPG_STEPS = 50
+# How far from the uniform coupling random starts lie: at a vertex, the first gradient would say little.
+_RANDOM_STEP = 0.3
 
 
 def frank_wolfe(problem: FusedGromov, start: Point, max_steps: int) -> Point:
@@ -95,12 +97,21 @@ def _between(problem: FusedGromov, layers: Float[Tensor, "signs m n"]) -> Point:
     return problem.between(layers[0] + layers[1], layers[0] - layers[1])
 
 
-def starting_points(problem: FusedGromov) -> Iterator[Point]:
-    """Yields the uniform coupling, that of the supports alone, and that of the sorted structure profiles."""
-    yield problem.uniform()
+def starting_points(problem: FusedGromov, random_starts: int = 0) -> Iterator[Point]:
+    """Yields the uniform coupling, that of the supports alone, that of the sorted structure profiles, random ones.
+
+    Random ones lie between the uniform coupling and a random vertex. Symmetric structure (distances) has few optima,
+    and gets none of them.
+    """
+    uniform = problem.uniform()
+    yield uniform
     if bool(problem.linear.even.any()):
         yield problem.corner(problem.linear)
     yield problem.corner(problem.linear.plus(problem.alpha * _profile_cost(problem)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(0 if problem.is_symmetric else random_starts):
+        even, odd = (torch.randn(uniform.plan.shape, generator=generator).to(uniform.plan) for _ in range(2))
+        yield uniform.mixed(problem.corner(Slope(even, odd if problem.has_signs else None)), _RANDOM_STEP)
 
 
 def _profile_cost(problem: FusedGromov) -> Float[Tensor, "m n"]:

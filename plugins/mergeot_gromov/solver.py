@@ -18,10 +18,12 @@ from mergekit_ot import (
     RecipeError,
     Scope,
     Status,
+    barycenter_cost,
     fused_measure,
     in_order_of,
     unsolved,
 )
+from mergeot_gromov.apart import kept_apart
 from mergeot_gromov.pairwise import FusedGromov
 from mergeot_gromov.search import alternating_gradient, frank_wolfe, polish, starting_points
 
@@ -37,12 +39,14 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
     better sign.
 
     Attributes:
-        alpha: Weight of the structure; 1 is plain squared Frobenius matching of both, about 4 is what the authors of
-            arXiv:2210.06671 take for recurrent layers.
+        alpha: Weight of the structure. 1 is plain squared Frobenius matching; 2 counts a recurrent weight at both of
+            the neurons that it connects; about 4 is what the authors of arXiv:2210.06671 take.
         gradient: ``full``, or ``half`` for only the first of its two terms, as the paper's authors use.
         epsilon: Regularisation of the BAPG start, relative to a typical entry of the gradient; 0 leaves it out.
         max_steps: Steps at most, of the barycenter and of each Frank-Wolfe run in it.
+        random_starts: Random starting points beside the others, for asymmetric structure.
         starts: How many sources to start from, the best is kept; 0 tries each in turn.
+        keep_apart: Whether, in a group larger than every source, neurons without a partner are kept apart.
         signs: Whether neurons may be negated where the network allows it.
         outgoing: Whether a neuron is seen by what reads it too, where that is aligned (the outputs, in one sweep).
         max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
@@ -54,11 +58,13 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
     summary: ClassVar[str] = "fused Gromov-Wasserstein barycenter with asymmetric structure (arXiv:2210.06671)"
     wants_structure: ClassVar[bool] = True
 
-    alpha: float = 4.0
+    alpha: float = 2.0
     gradient: str = "full"
     epsilon: float = 0.1
     max_steps: int = 100
+    random_starts: int = 8
     starts: int = 0
+    keep_apart: bool = True
     signs: bool = True
     outgoing: bool = True
     max_sweeps: int = 1
@@ -68,7 +74,10 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
     def __post_init__(self) -> None:
         if self.gradient not in ("full", "half"):
             raise RecipeError(f"Option gradient='{self.gradient}' of 'gwb' is unknown. Take 'full' or 'half'.")
-        if min(self.alpha, self.epsilon, self.starts) < 0 or min(self.max_steps, self.max_sweeps) < 1:
+        if (
+            min(self.alpha, self.epsilon, self.starts, self.random_starts) < 0
+            or min(self.max_steps, self.max_sweeps) < 1
+        ):
             raise RecipeError(
                 f"Options of 'gwb' are out of range: {self}. Take none below 0, max_steps and max_sweeps >= 1."
             )
@@ -93,6 +102,8 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         failure = unsolved(problem)
         if failure is not None:
             return failure
+        if self.keep_apart and problem.size > max(measure.size for measure in problem.measures):
+            return self._kept_apart(problem)
         counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
         best: Barycenter | None = None
         if problem.initial is not None:
@@ -111,6 +122,25 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
             couplings = in_order_of(self._complete(problem, best, counting), counting[0])
         stats = {**best.stats, "starts": min(limit, len(starts)), "steps": len(best.stats["objective"])}  # type: ignore[arg-type]
         return replace(best, couplings=couplings, measure=fused_measure(problem, couplings), stats=stats)
+
+    def _kept_apart(self, problem: BarycenterProblem) -> Barycenter:
+        def search(target: NeuronMeasure, source: NeuronMeasure) -> tuple[FusedGromov, Coupling]:
+            return self._pair(target, source), self._search(target, source)
+
+        dtype = problem.measures[0].support
+        couplings = tuple(
+            Coupling(
+                plan=coupling.transport_plan(dtype), sign=None if coupling.sign is None else coupling.sign.to(dtype)
+            )
+            for coupling in kept_apart(problem, search)
+        )
+        if problem.initial is not None:
+            in_force = barycenter_cost(problem, problem.initial, fused_measure(problem, problem.initial).support)
+            if in_force <= barycenter_cost(problem, couplings, fused_measure(problem, couplings).support):
+                couplings = problem.initial
+        measure = fused_measure(problem, couplings)
+        cost = barycenter_cost(problem, couplings, measure.support)
+        return Barycenter(measure, couplings, cost, Status.CONVERGED, {"objective": [cost]})
 
     def _from_start(
         self, problem: BarycenterProblem, target: NeuronMeasure, anchor: int | None, counting: Sequence[int]
@@ -164,7 +194,7 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         needs_vertex = pair.has_signs or (target.size == source.size and source.is_uniform)
         best = None if current is None else pair.at(current)
         value = float("inf") if best is None else pair.objective(best)
-        runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair)]
+        runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair, self.random_starts)]
         if self.epsilon > 0:
             # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
             near = alternating_gradient(pair, self.epsilon)

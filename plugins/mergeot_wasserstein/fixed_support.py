@@ -26,12 +26,16 @@ class FixedSupportSolver(AbstractBarycenterSolver):
 
     Attributes:
         epsilon: Entropic regularisation relative to the mean ground cost; 0 gives exact couplings.
+        members: Which layers of a residual stream describe its neurons: ``all``, or the ``first``.
+        scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
     name: ClassVar[str] = "otfusion"
     summary: ClassVar[str] = "couplings of every source with the first one (OTFusion, arXiv:1910.05653)"
 
     epsilon: float = 0.0
+    members: str = "all"
+    scaling: str = "density"
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:
         """Returns the barycenter whose couplings lead to the fixed support.

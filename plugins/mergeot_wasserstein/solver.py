@@ -20,9 +20,11 @@ from mergekit_ot import (
     SolverError,
     Status,
     barycenter_cost,
+    couple_apart,
     fused_measure,
     in_order_of,
     rounding_error,
+    support_merge_cost,
     unsolved,
 )
 from mergeot_wasserstein.entropic import couple_measure
@@ -47,6 +49,11 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         epsilon: Entropic regularisation relative to the mean ground cost; 0 gives exact couplings.
         max_steps: Steps (couplings, then support) at most, for each start.
         starts: How many starts to try, the best is kept; 0 tries each source in turn.
+        keep_apart: Whether, in a group larger than every source, neurons without a partner are kept apart; otherwise
+            the masses of all sources are spread over it.
+        max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
+        members: Which layers of a residual stream describe its neurons: ``all``, or the ``first`` (the authors').
+        scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
     name: ClassVar[str] = "wb"
@@ -55,11 +62,16 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
     epsilon: float = 0.0
     max_steps: int = 100
     starts: int = 0
+    keep_apart: bool = True
+    max_sweeps: int = 1
+    members: str = "all"
+    scaling: str = "density"
 
     def __post_init__(self) -> None:
-        if self.epsilon < 0 or self.max_steps < 1 or self.starts < 0:
+        if min(self.epsilon, self.starts) < 0 or min(self.max_steps, self.max_sweeps) < 1:
             raise RecipeError(
-                f"Options of 'wb' are out of range: {self}. Take epsilon >= 0, max_steps >= 1, starts >= 0."
+                f"Options of 'wb' are out of range: {self}. "
+                "Take epsilon and starts >= 0, max_steps and max_sweeps >= 1."
             )
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:
@@ -67,6 +79,8 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         failure = unsolved(problem)
         if failure is not None:
             return failure
+        if self.keep_apart and problem.size > max(measure.size for measure in problem.measures):
+            return _kept_apart(problem)
         counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
         starts = list(_starts(problem, counting))
         best: Barycenter | None = None
@@ -131,6 +145,19 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
             coupling if place in counting else couple_measure(best.measure.support, measure, self.epsilon)
             for place, (coupling, measure) in enumerate(zip(best.couplings, problem.measures, strict=True))
         )
+
+
+def _kept_apart(problem: BarycenterProblem) -> Barycenter:
+    sizes = [measure.size for measure in problem.measures]
+    couplings = couple_apart(sizes, problem.size, support_merge_cost(problem))
+    if problem.measures[0].support.device.type != "cpu" or problem.measures[0].support.dtype != torch.float32:
+        like = problem.measures[0].support
+        couplings = tuple(Coupling(plan=coupling.transport_plan(like)) for coupling in couplings)
+    best = _barycenter(problem, couplings, [], Status.CONVERGED)
+    if problem.initial is not None:
+        in_force = _barycenter(problem, problem.initial, [], Status.CONVERGED)
+        best = in_force if in_force.cost <= best.cost + rounding_error(problem) else best
+    return replace(best, measure=fused_measure(problem, best.couplings))
 
 
 def _barycenter(
