@@ -128,6 +128,8 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         return
     show_table(content["groups"], ("name", "size", "cost", "status"), title="Neuron groups")
     error = content["aligned_sources_max_error"]
+    for when, objective in outcome.result.objectives.items():
+        note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
     if outcome.is_exact:
         note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")

@@ -13,6 +13,7 @@ def mergeot_node_measures() -> Mapping[str, str]:
     home = "mergeot_measures.measures"
     return {
         "weights": f"{home}:WeightsMeasure",
+        "importance": f"{home}:ImportanceMeasure",
         "activations": f"{home}:ActivationsMeasure",
         "correlations": f"{home}:CorrelationsMeasure",
         "weights+activations": f"{home}:WeightsAndActivationsMeasure",

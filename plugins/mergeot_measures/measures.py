@@ -22,6 +22,24 @@ class WeightsMeasure(AbstractNodeMeasure):
         return _with_structure(view, [view.weights(i) for i in range(view.count)])
 
 
+class ImportanceMeasure(AbstractNodeMeasure):
+    """Weights, with a neuron's mass in proportion to the norm of its weights (importance, arXiv:1910.05653).
+
+    The fused neurons have equal masses all the same, so an important neuron is spread over several of them and
+    couplings are no permutations, not even of a network with itself.
+    """
+
+    def measure(self, view: GroupView) -> tuple[NeuronMeasure, ...]:
+        """Returns one measure per source; neurons without weights in scope keep equal masses."""
+        measures = []
+        for plain in WeightsMeasure().measure(view):
+            norms = plain.support.norm(dim=1)
+            total = norms.sum()
+            mass = norms / total if float(total) > 0 else plain.mass
+            measures.append(replace(plain, mass=mass.to(plain.mass)))
+        return tuple(measures)
+
+
 class WeightsAndActivationsMeasure(AbstractNodeMeasure):
     """Both, each scaled to the same mean squared norm."""
 
