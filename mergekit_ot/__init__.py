@@ -23,6 +23,7 @@ _HOMES = {
     "barycenter_cost": "mergekit_ot.transport.fused",
     "couple": "mergekit_ot.transport.ground_cost",
     "couple_apart": "mergekit_ot.transport.apart",
+    "has_room": "mergekit_ot.transport.apart",
     "placed_measure": "mergekit_ot.transport.apart",
     "support_merge_cost": "mergekit_ot.transport.apart",
     "averaged_support": "mergekit_ot.transport.fused",
@@ -118,7 +119,7 @@ if TYPE_CHECKING:
     from mergekit_ot.pictures import plot_barrier
     from mergekit_ot.plugin_manager import PluginManager, default_manager
     from mergekit_ot.specs import Architecture, resolve_architecture
-    from mergekit_ot.transport.apart import couple_apart, placed_measure, support_merge_cost
+    from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.fused import (
         averaged_support,
         barycenter_cost,

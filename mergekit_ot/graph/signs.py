@@ -54,7 +54,7 @@ def find_signs(
     return {key: places for key, places in found.items() if places is not None}
 
 
-def negate(block: Block, place: int, sign: Float[Tensor, " n"], answers: tuple[bool, ...], view: Tensor) -> Tensor:
+def _negated(block: Block, place: int, sign: Float[Tensor, " n"], answers: tuple[bool, ...], view: Tensor) -> Tensor:
     """Returns `view` with the neurons on one of its dimensions multiplied by their signs, where `answers` say so.
 
     Args:
@@ -120,7 +120,7 @@ def _negated_state(graph: ModelGraph, key: str, places: SignPlaces, proof: Proof
             view = block.view
             for place, dimension in enumerate(block.dimensions):
                 if dimension.group == key and (name, dimension.axis) in places:
-                    view = negate(block, place, sign, places[name, dimension.axis], view)
+                    view = _negated(block, place, sign, places[name, dimension.axis], view)
             block.view.copy_(view)
         state[name] = moved
     for other, described in graph.aliases.items():

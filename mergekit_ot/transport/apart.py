@@ -1,4 +1,4 @@
-"""Couplings into a group larger than every source: neurons without a partner are kept apart."""
+"""Couplings into a group with room to spare: neurons without a partner are kept apart."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ MergeCost = Callable[
 ]
 
 _ROUNDS = 20
+
+
+def has_room(problem: BarycenterProblem) -> bool:
+    """Whether every source fits into the fused group neuron by neuron, and at least one leaves some of it free.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.zeros(size, 1)) for size in (2, 3))
+        >>> [has_room(BarycenterProblem(measures, (0.5, 0.5), size)) for size in (2, 3, 4)]
+        [False, True, True]
+    """
+    sizes = [measure.size for measure in problem.measures]
+    return max(sizes) <= problem.size and min(sizes) < problem.size
 
 
 def couple_apart(sizes: Sequence[int], size: int, merge_cost: MergeCost) -> tuple[Coupling, ...]:

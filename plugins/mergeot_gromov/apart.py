@@ -14,7 +14,7 @@ Search = Callable[[NeuronMeasure, NeuronMeasure], tuple[FusedGromov, Coupling]]
 
 
 def kept_apart(problem: BarycenterProblem, search: Search) -> tuple[Coupling, ...]:
-    """Returns partial couplings into a group larger than every source.
+    """Returns partial couplings into a group with room to spare.
 
     Which neurons come together is read off the best coupling of the fused neurons so far with the next source: the
     cost of a pair is its share of the fused cost there.

@@ -20,6 +20,7 @@ from mergekit_ot import (
     Status,
     barycenter_cost,
     fused_measure,
+    has_room,
     in_order_of,
     unsolved,
 )
@@ -46,7 +47,7 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         max_steps: Steps at most, of the barycenter and of each Frank-Wolfe run in it.
         random_starts: Random starting points beside the others, for asymmetric structure.
         starts: How many sources to start from, the best is kept; 0 tries each in turn.
-        keep_apart: Whether, in a group larger than every source, neurons without a partner are kept apart.
+        keep_apart: Whether neurons without a partner are kept apart where the fused group has room.
         signs: Whether neurons may be negated where the network allows it.
         outgoing: Whether a neuron is seen by what reads it too, where that is aligned (the outputs, in one sweep).
         max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
@@ -102,7 +103,7 @@ class GromovBarycenterSolver(AbstractBarycenterSolver):
         failure = unsolved(problem)
         if failure is not None:
             return failure
-        if self.keep_apart and problem.size > max(measure.size for measure in problem.measures):
+        if self.keep_apart and has_room(problem):
             return self._kept_apart(problem)
         counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
         best: Barycenter | None = None

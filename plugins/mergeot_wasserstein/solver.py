@@ -22,6 +22,7 @@ from mergekit_ot import (
     barycenter_cost,
     couple_apart,
     fused_measure,
+    has_room,
     in_order_of,
     rounding_error,
     support_merge_cost,
@@ -49,8 +50,8 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         epsilon: Entropic regularisation relative to the mean ground cost; 0 gives exact couplings.
         max_steps: Steps (couplings, then support) at most, for each start.
         starts: How many starts to try, the best is kept; 0 tries each source in turn.
-        keep_apart: Whether, in a group larger than every source, neurons without a partner are kept apart; otherwise
-            the masses of all sources are spread over it.
+        keep_apart: Whether neurons without a partner are kept apart where the fused group has room; otherwise the
+            masses of all sources are spread over it.
         max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
         members: Which layers of a residual stream describe its neurons: ``all``, or the ``first`` (the authors').
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
@@ -79,7 +80,7 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         failure = unsolved(problem)
         if failure is not None:
             return failure
-        if self.keep_apart and problem.size > max(measure.size for measure in problem.measures):
+        if self.keep_apart and has_room(problem):
             return _kept_apart(problem)
         counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
         starts = list(_starts(problem, counting))
