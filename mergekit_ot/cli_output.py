@@ -130,7 +130,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     error = content["aligned_sources_max_error"]
     for when, objective in outcome.result.objectives.items():
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
-    if outcome.is_exact:
+    if outcome.is_exact or (error is not None and error < 1e-5):
         note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     print(outcome.output)

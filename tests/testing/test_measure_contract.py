@@ -12,7 +12,7 @@ from mergekit_ot import AbstractNodeMeasure, GroupView, NeuronMeasure, PluginMan
 from mergekit_ot.errors import PluginError, RecipeError
 from mergekit_ot.testing import check_measure
 
-OURS = ("weights", "activations", "correlations", "weights+activations")
+OURS = ("weights", "importance", "activations", "correlations", "weights+activations")
 
 
 @pytest.mark.parametrize("name", OURS)
