@@ -144,7 +144,7 @@ class GroupView:
         for name, block in self.blocks(source):
             places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
             if len(places) == 1 and self._role(source, name, block, places[0]) != IN:
-                row = block.view.movedim(places[0], 0).reshape(self.size(source), -1)
+                row = self._as_density(source, name, block).movedim(places[0], 0).reshape(self.size(source), -1)
                 changes = any(self.alignment.sign_answers(name, block.dimensions[places[0]].axis, self.group))
                 (odd if changes else even).append(row)
         squares = torch.zeros(self.size(source), self.size(source))
@@ -157,6 +157,17 @@ class GroupView:
         fused = self.alignment.target.groups[self.group].size
         # Scaled so that the structure term is the mean over pairs of neurons, whatever the sizes are.
         return squares.sqrt() * (fused**0.5 / self.size(source))
+
+    def _as_density(self, source: int, name: str, block: Block) -> Tensor:
+        """Returns a block with its norm kept where the layers that it reads have another width in the fused model."""
+        view = block.view
+        for dimension in block.dimensions:
+            key = dimension.group
+            if key is None or key == self.group:
+                continue
+            if self.alignment.graphs[source].roles.get((name, dimension.axis, key)) == IN:
+                view = view * (dimension.size / self.alignment.target.groups[key].size) ** 0.5
+        return view
 
     def activations(self, standardised: bool = False) -> list[Float[Tensor, "n d"]] | None:
         """Returns, per source, rows whose distances are those of the neurons' centred responses to calibration data.

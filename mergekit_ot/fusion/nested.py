@@ -35,7 +35,9 @@ def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
         SolverError: No source has the fused sizes.
     """
     fused = view.alignment.target.groups
-    keys = [view.group, *(k for k, g in fused.items() if view.group in g.context), *fused[view.group].context]
+    held = {view.group, *fused[view.group].context}
+    # All families of a head share its anchor, or they would be coupled by different heads.
+    keys = held | {key for key, group in fused.items() if held & set(group.context)}
     fitting = [
         i
         for i, graph in enumerate(view.alignment.graphs)
@@ -150,7 +152,10 @@ def _slices(view: GroupView, source: int) -> list[list[Tensor]]:
         ordered = moved.movedim([place, *held], list(range(1 + len(held))))
         inner = 1
         for p in held:
-            inner *= block.dimensions[p].size
+            dimension = block.dimensions[p]
+            inner *= dimension.size
+            if alignment.graphs[source].roles[name, dimension.axis, dimension.group or ""] == IN:
+                ordered = ordered * (dimension.size / alignment.target.groups[dimension.group or ""].size)
         found.append(list(ordered.reshape(view.size(source), inner, -1)))
     return found
 
@@ -165,5 +170,8 @@ def _rows(view: GroupView, source: int, context: tuple[str, ...], pairs: Pairs) 
         outer = {context_place(block.dimensions, place, key): pair for key, pair in zip(context, pairs, strict=True)}
         moved = transport_block(block, name, view.alignment, source, frozenset([place]), outer)
         order = [p for p in range(len(block.dimensions)) if p not in outer]
-        rows.append(moved.movedim(order.index(place), 0).reshape(view.size(source), -1))
+        row = moved.movedim(order.index(place), 0).reshape(view.size(source), -1)
+        if view.alignment.graphs[source].roles[name, block.dimensions[place].axis, view.group] == IN:
+            row = row * (view.size(source) / view.alignment.target.groups[view.group].size)
+        rows.append(row)
     return torch.cat(rows, 1) if rows else torch.zeros(view.size(source), 0)

@@ -47,7 +47,7 @@ def find_signs(
     try:
         proof = Proof(make, inputs, seed)
         again = proof.again()
-    except (RuntimeError, ValueError, TypeError):
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         # A model that cannot run on random weights in float64 keeps its signs, which loses freedom and harms nothing.
         return {}
     found = {key: _proven(graph, key, (proof, again)) for key in keys}
@@ -153,7 +153,7 @@ def _subsets(count: int) -> Iterator[tuple[bool, ...]]:
 
 def _is_eligible(graph: ModelGraph, key: str) -> bool:
     group = graph.groups[key]
-    if group.context or any(key in other.context for other in graph.groups.values()):
+    if group.context or any(key in other.context for other in graph.free_groups.values()):
         return False
     if any(slot.parameter in graph.buffers for slot in group.members):
         return False

@@ -82,7 +82,8 @@ def placed_measure(
     weights = tuple(weight for _, weight, _ in held)
     if sum(weights) == 0:
         weights = tuple(1.0 for _ in held)
-    part = replace(problem, measures=tuple(measure for measure, _, _ in held), model_weights=weights, initial=None)
+    shares = tuple(weight / sum(weights) for weight in weights)
+    part = replace(problem, measures=tuple(measure for measure, _, _ in held), model_weights=shares, initial=None)
     fused = fused_measure(part, [coupling for _, _, coupling in held])
     total = torch.zeros(problem.size, dtype=fused.support.dtype, device=fused.support.device)
     for weight, (_, _, coupling) in zip(weights, held, strict=True):

@@ -171,10 +171,10 @@ class Coupling:
 
     def negated(self, sign: Float[Tensor, " m"]) -> Coupling:
         """Returns the coupling with target neurons negated where `sign` is -1."""
-        own = torch.ones_like(sign) if self.sign is None else self.sign.to(sign)
         if self.index is not None:
-            return Coupling(index=self.index, sign=own * sign)
-        return Coupling(plan=self.plan, sign=torch.ones_like(self.plan) * own * sign[:, None])  # type: ignore[arg-type]
+            return Coupling(index=self.index, sign=sign if self.sign is None else self.sign.to(sign) * sign)
+        own = torch.ones_like(self.plan) if self.sign is None else self.sign  # type: ignore[arg-type]
+        return Coupling(plan=self.plan, sign=own * sign.to(own)[:, None])
 
 
 def uniform_mass(size: int, like: Tensor) -> Float[Tensor, " n"]:

@@ -10,7 +10,7 @@ from mergekit_ot import Coupling, NeuronMeasure, couple, ground_cost, uniform_ma
 
 _TOLERANCE = 1e-7
 _ITERATIONS_PER_SCALE = 50
-_FINAL_ITERATIONS = 500
+_FINAL_ITERATIONS = 2000
 
 
 def couple_measure(
@@ -76,5 +76,5 @@ def round_to_marginals(
 def _scales(epsilon: float) -> list[float]:
     scales = [epsilon]
     while scales[-1] < 0.5:
-        scales.append(scales[-1] * 4)
+        scales.append(scales[-1] * 2)
     return scales[::-1]

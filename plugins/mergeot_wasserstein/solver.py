@@ -72,7 +72,7 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         if min(self.epsilon, self.starts) < 0 or min(self.max_steps, self.max_sweeps) < 1:
             raise RecipeError(
                 f"Options of 'wb' are out of range: {self}. "
-                "Take epsilon and starts >= 0, max_steps and max_sweeps >= 1."
+                "Take epsilon >= 0, starts >= 0, max_steps >= 1, max_sweeps >= 1."
             )
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:

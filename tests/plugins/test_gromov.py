@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mergeot_gromov import mergeot_solvers
 from mergeot_gromov.pairwise import FusedGromov
-from mergeot_gromov.search import frank_wolfe, polish, starting_points
 from mergeot_gromov.refinement import RefinementSolver
+from mergeot_gromov.search import frank_wolfe, polish, starting_points
 from mergeot_gromov.solver import GromovBarycenterSolver
 
 from mergekit_ot.errors import MergeotError
