@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mergekit_ot import Coupling, NeuronMeasure, couple, ground_cost, uniform_mass
 
-_TOLERANCE = 1e-7
+_TOLERANCE = 1e-6
 _ITERATIONS_PER_SCALE = 50
 _FINAL_ITERATIONS = 2000
 

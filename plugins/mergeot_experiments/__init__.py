@@ -1,0 +1,25 @@
+"""The paper's experiments: trains (once), fuses, and prints tables with mean and standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mergekit_ot import hookimpl
+
+if TYPE_CHECKING:
+    import typer
+
+
+@hookimpl
+def mergeot_architectures() -> Mapping[str, str]:
+    """Return the networks of this package by name."""
+    return {"rows": "mergeot_experiments.networks:rows"}
+
+
+@hookimpl
+def mergeot_commands(app: typer.Typer) -> None:
+    """Adds ``mergeot experiments``."""
+    from mergeot_experiments.command import app as experiments
+
+    app.add_typer(experiments, name="experiments")

@@ -1,0 +1,143 @@
+"""What ``mergeot experiments`` takes and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure fusions over several seeds: trains (once), fuses, and prints tables with mean and deviation.",
+    epilog="Example: mergeot experiments run mlp --seeds 2",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+
+
+@app.command("list", epilog="Example: mergeot experiments list")
+def list_experiments(as_json: Json = False) -> None:
+    """List the experiments, their scales and how many sets of sources each has."""
+    from mergeot_experiments.registry import EXPERIMENTS
+
+    rows = [
+        {
+            "name": experiment.name, "title": experiment.title, "summary": experiment.summary,
+            "sets": {scale: make().repetitions for scale, make in experiment.designs.items()},
+            "methods": [method.name for method in experiment.designs["quick"]().all_methods],
+        }
+        for experiment in EXPERIMENTS.values()
+    ]  # fmt: skip
+    if as_json:
+        print(json.dumps({"experiments": rows}))
+        return
+    for row in rows:
+        sets = ", ".join(f"{count} at {scale}" for scale, count in row["sets"].items())
+        _note(f"{row['name']}: {row['title']}\n    {row['summary']}\n    sets of sources: {sets}")
+
+
+@app.command("run", epilog="Example: mergeot experiments run recurrent --solver gwb --solver-option alpha=4 --seeds 2")
+def run_experiments(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", show_default=False, help="Experiments, or 'all'.")],
+    is_quick: Annotated[
+        bool, typer.Option("--quick/--full", help="Minutes to an hour on two cores, or the size of the paper.")
+    ] = True,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, metavar="N", help="Sets of sources. Default: all there are.")
+    ] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option("--solver", metavar="NAME", help="Instead of the experiment's; repeatable.")
+    ] = None,
+    solver_option: Annotated[
+        list[str] | None, typer.Option("--solver-option", metavar="KEY=VALUE", help="For every --solver; repeatable.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option("--measure", metavar="NAME", help="What a neuron is seen by, for every --solver.")
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Sweep on from the couplings, for every --solver.")] = False,
+    restarts: Annotated[
+        int, typer.Option("--restarts", min=1, metavar="N", help="Align so often, for every --solver.")
+    ] = 1,
+    is_again: Annotated[bool, typer.Option("--again", help="Measure also what is stored already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train what is missing, fuse and score what was not measured yet, and print the tables.
+
+    Every measurement is kept in the cache folder (MERGEOT_CACHE), so a run that was stopped goes on where it was.
+    """
+    options = _options(solver_option)
+    for flag, is_given in (
+        ("--solver-option", options), ("--measure", measure), ("--refine", refine), ("--restarts", restarts > 1),
+    ):  # fmt: skip
+        if is_given and not solver:
+            raise typer.BadParameter("name the --solver it belongs to", param_hint=flag)
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        from mergekit_ot import default_manager
+        from mergeot_experiments.descriptions import Method
+        from mergeot_experiments.progress import ProgressLine
+        from mergeot_experiments.registry import choose_scale, find_experiments
+        from mergeot_experiments.rendering import show
+        from mergeot_experiments.runner import Order
+        from mergeot_experiments.workflow import run_orders
+
+        methods = tuple(Method(name, options, refine, restarts, measure) for name in solver or ())
+        orders = [
+            Order(experiment, choose_scale(experiment, not is_quick), methods, seeds, is_again)
+            for experiment in find_experiments(names)
+        ]
+        tables, refused = [], []
+        for table, sentences in run_orders(orders, default_manager(), ProgressLine()):
+            refused += sentences
+            if table is not None:
+                tables.append(table)
+                show(table)
+            for sentence in sentences:
+                _note(f"not possible: {sentence}")
+    if as_json:
+        content = {"experiments": [table.as_json() for table in tables], "not_possible": refused}
+        print(json.dumps({**content, "seconds": time.perf_counter() - started}, allow_nan=False))
+
+
+@app.command("table", epilog="Example: mergeot experiments table --output results.md")
+def show_table(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", show_default=False, help="Experiments. Default: all.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the page there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Render all stored results as a page of markdown, each row with the command that made it."""
+    with contextlib.redirect_stdout(sys.stderr):
+        from mergekit_ot import default_manager
+        from mergeot_experiments.rendering import as_markdown
+        from mergeot_experiments.workflow import stored_tables, write_page
+
+        tables = stored_tables(names or [], default_manager())
+        if output is not None:
+            write_page(tables, output)
+    if as_json:
+        print(json.dumps({"experiments": [table.as_json() for table in tables]}, allow_nan=False))
+    else:
+        print(as_markdown(tables) if output is None else output)
+
+
+def _options(texts: list[str] | None) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise typer.BadParameter(f"'{text}' is not KEY=VALUE", param_hint="--solver-option")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

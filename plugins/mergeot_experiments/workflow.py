@@ -1,0 +1,98 @@
+"""What the commands do: run orders and give their tables, collect what is stored, write the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mergekit_ot import MergeotError, PluginManager, RecipeError
+from mergekit_ot.errors import unknown_name
+from mergeot_experiments.data import VARIABLE
+from mergeot_experiments.descriptions import DIGITS, Method
+from mergeot_experiments.progress import ProgressLine
+from mergeot_experiments.registry import ALL, find_experiments
+from mergeot_experiments.rendering import as_markdown
+from mergeot_experiments.runner import Order, run
+from mergeot_experiments.store import Store
+from mergeot_experiments.tables import ResultTable, Selection, make_table
+from mergeot_experiments.training import cache_folder
+
+
+def run_orders(
+    orders: Sequence[Order], manager: PluginManager, line: ProgressLine
+) -> Iterator[tuple[ResultTable | None, tuple[str, ...]]]:
+    """Runs orders one after the other.
+
+    Yields:
+        After each, the table of what was ordered, and sentences on what cannot be combined.
+
+    Raises:
+        MergeotError: The data, a solver or an option is missing or wrong.
+    """
+    store = _store()
+    for order in orders:
+        _check(order, manager)
+    for order in orders:
+        if order.scale == DIGITS:
+            line.stay(
+                f"{VARIABLE} is not set: '{order.experiment.name}' runs on scikit-learn's digits with small networks. "
+                "Its numbers say nothing about MNIST."
+            )
+        refused = run(order, store, manager, line)
+        chosen = Selection(order.all_methods, order.sets)
+        yield make_table(order.experiment, order.scale, store, manager, chosen), refused
+
+
+def stored_tables(names: Sequence[str], manager: PluginManager) -> list[ResultTable]:
+    """Returns a table for each of the experiments and scales of which something is stored.
+
+    Raises:
+        MergeotError: Nothing is, or a name is unknown.
+    """
+    store, tables = _store(), []
+    for experiment in find_experiments(names or [ALL]):
+        shown: set[int] = set()
+        for scale in experiment.designs:
+            table = make_table(experiment, scale, store, manager)
+            found = set() if table is None else {id(cell) for cell in table.cells}
+            # A larger scale may share sets with a smaller one: it is shown once it has something of its own.
+            if table is not None and not found <= shown:
+                tables.append(table)
+            shown |= found
+    if not tables:
+        raise MergeotError(
+            f"Nothing is measured yet of {', '.join(names) or 'any experiment'} (looked in '{cache_folder()}'). "
+            f"Run: mergeot experiments run {names[0] if names else 'mlp'}"
+        )
+    return tables
+
+
+def write_page(tables: Sequence[ResultTable], path: Path) -> None:
+    """Writes the tables as a page of markdown.
+
+    Raises:
+        MergeotError: It cannot be written.
+    """
+    try:
+        path.write_text(as_markdown(tables), encoding="utf-8")
+    except OSError as error:
+        raise MergeotError(f"Cannot write '{path}': {error.strerror}. Choose another --output.") from error
+
+
+def _store() -> Store:
+    return Store(cache_folder() / "results")
+
+
+def _check(order: Order, manager: PluginManager) -> None:
+    """Finds what is wrong with an order before an hour of training does."""
+    _ = order.sets
+    for method in order.all_methods:
+        _check_options(method, manager)
+
+
+def _check_options(method: Method, manager: PluginManager) -> None:
+    known = [field.name for field in dataclasses.fields(manager.get("solver", method.solver))]
+    for name in method.options:
+        if name not in known:
+            raise RecipeError(unknown_name(f"option of solver '{method.solver}'", name, known))
