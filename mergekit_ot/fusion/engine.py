@@ -131,7 +131,7 @@ class FusionRun:
     def run(self) -> None:
         """Runs the plan: alignment, refinement, transport, average, repair."""
         setup = self.setup
-        if setup.solver.uses_signs:
+        if any(solver is not None and solver.uses_signs for solver in (setup.solver, setup.refinement)):
             signs = find_signs(setup.target_graph, setup.target.make, setup.inputs)
             self.alignment = replace(self.alignment, signs=signs)
         if setup.measure.needs_data:

@@ -145,8 +145,10 @@ class GroupView:
             places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
             if len(places) == 1 and self._role(source, name, block, places[0]) != IN:
                 row = self._as_density(source, name, block).movedim(places[0], 0).reshape(self.size(source), -1)
-                changes = any(self.alignment.sign_answers(name, block.dimensions[places[0]].axis, self.group))
-                (odd if changes else even).append(row)
+                sizes = [dimension.size for dimension in block.dimensions]
+                changes = self._answers(name, block, places[0], places, sizes).flatten()
+                odd.append(row[:, changes])
+                even.append(row[:, ~changes])
         squares = torch.zeros(self.size(source), self.size(source))
         if even:
             own = torch.cat(even, 1)

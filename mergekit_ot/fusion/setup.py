@@ -227,6 +227,10 @@ def _limited(data: Iterable[Any], size: int) -> Iterable[Any]:
             return
 
 
+# Lists of weights and of their names that recurrent modules keep beside their parameters.
+_DERIVED = frozenset({"_all_weights", "_flat_weights", "_flat_weights_names", "_flat_weight_refs"})
+
+
 def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules differ in the values of their tensors at most, so that one trace serves both."""
     ours, theirs = dict(one.named_modules()), dict(other.named_modules())
@@ -247,7 +251,7 @@ def _settings(module: nn.Module) -> dict[str, object]:
     return {
         name: value if isinstance(value, plain) else id(value)
         for name, value in vars(module).items()
-        if name not in nn.Module().__dict__ and not isinstance(value, nn.Module)
+        if name not in nn.Module().__dict__ and name not in _DERIVED and not isinstance(value, nn.Module)
     }
 
 

@@ -42,7 +42,7 @@ def couple_apart(sizes: Sequence[int], size: int, merge_cost: MergeCost) -> tupl
     Sources share as few fused neurons as the size allows, and those where it costs least; with as many fused neurons
     as all sources have together, the fused model is their ensemble. One source after the other is placed by an
     assignment in which an empty fused neuron costs nothing; rounds of taking one out and placing it anew follow,
-    until nothing moves.
+    until nothing moves. (Neurons that cost nothing together may share a fused neuron though there is room.)
 
     Args:
         sizes: Neurons of each source.

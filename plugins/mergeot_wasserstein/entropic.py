@@ -9,8 +9,11 @@ from torch import Tensor
 from mergekit_ot import Coupling, NeuronMeasure, couple, ground_cost, uniform_mass
 
 _TOLERANCE = 1e-6
-_ITERATIONS_PER_SCALE = 50
-_FINAL_ITERATIONS = 2000
+# A round is one step on logarithms, and so many scalings by products with the same kernel.
+_SCALINGS = 20
+_ROUNDS_PER_SCALE = 5
+_FINAL_ROUNDS = 200
+_LARGEST, _SMALLEST = 1e30, 1e-300
 
 
 def couple_measure(
@@ -29,8 +32,9 @@ def sinkhorn(
 ) -> Float[Tensor, "m n"]:
     """Returns the entropic transport plan; `epsilon` is relative to the mean of the cost.
 
-    Works on logarithms, because plain scaling underflows at a useful `epsilon`, and approaches `epsilon` from
-    above, because starting there takes thousands of iterations. What marginal error is left is repaired by
+    Plain scaling underflows at a useful `epsilon`, and logarithms are slow: so scaling runs for some iterations, and
+    is then absorbed into potentials (arXiv:1610.06519). `epsilon` is approached from above, because starting there
+    takes thousands of iterations. What marginal error is left is repaired by
     `round_to_marginals`, so that a support averaged with the plan is not rescaled.
     """
     # A float32 logarithm of size 1 / epsilon has lost the digits that the marginals need.
@@ -41,20 +45,45 @@ def sinkhorn(
     log_target, log_source = target.clamp_min(1e-300).log(), source.clamp_min(1e-300).log()
     # Potentials are kept in units of the cost: they carry over from one scale to the next.
     row_potential, column_potential = torch.zeros_like(target), torch.zeros_like(source)
-    scale = epsilon
     for scale in _scales(epsilon):
-        iterations = _FINAL_ITERATIONS if scale == epsilon else _ITERATIONS_PER_SCALE
-        for _ in range(iterations):
+        rounds = _FINAL_ROUNDS if scale == epsilon else _ROUNDS_PER_SCALE
+        for _ in range(rounds):
             row_potential = scale * (log_target - torch.logsumexp((column_potential - scaled) / scale, 1))
             exponent = (row_potential[:, None] - scaled) / scale
-            updated = scale * (log_source - torch.logsumexp(exponent, 0))
-            # With the rows just made right, the error left is that of the columns, at the old potential.
-            error = (((column_potential - updated) / scale).exp() - 1).mul(source).abs().sum()
-            column_potential = updated
-            if float(error) < _TOLERANCE:
+            column_potential = scale * (log_source - torch.logsumexp(exponent, 0))
+            row_scaling, column_scaling, error = _scaled(
+                ((row_potential[:, None] + column_potential - scaled) / scale).exp(), target, source
+            )
+            row_potential = row_potential + scale * row_scaling.log()
+            column_potential = column_potential + scale * column_scaling.log()
+            if error < _TOLERANCE:
                 break
-    plan = ((row_potential[:, None] + column_potential - scaled) / scale).exp()
+    plan = ((row_potential[:, None] + column_potential - scaled) / epsilon).exp()
     return round_to_marginals(plan, target, source)
+
+
+def _scaled(
+    kernel: Float[Tensor, "m n"], target: Float[Tensor, " m"], source: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"], float]:
+    """Returns what rows and columns of a kernel are to be multiplied by, and the error left in the column sums.
+
+    Stops early where a factor grows so large that the kernel's digits would be lost.
+    """
+    rows, columns = torch.ones_like(target), torch.ones_like(source)
+    error = float("inf")
+    for _ in range(_SCALINGS):
+        more_rows = target / (kernel @ columns).clamp_min(_SMALLEST)
+        sums = kernel.T @ more_rows
+        error = float((columns * sums - source).abs().sum())
+        more_columns = source / sums.clamp_min(_SMALLEST)
+        largest = max(float(each.max()) for each in (more_rows, more_columns))
+        smallest = min(float(each.min()) for each in (more_rows, more_columns))
+        if not (largest < _LARGEST and smallest > 1 / _LARGEST):
+            break
+        rows, columns = more_rows, more_columns
+        if error < _TOLERANCE:
+            break
+    return rows, columns, error
 
 
 def round_to_marginals(

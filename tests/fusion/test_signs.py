@@ -63,21 +63,12 @@ def is_signed(couplings: tuple[object, ...]) -> bool:
     return any(isinstance(coupling, Coupling) and coupling.sign is not None for coupling in couplings)
 
 
-GATES_APART = [
-    *(name for name in PLANTED if name != "lstm, projected"),
-    pytest.param(
-        "lstm, projected",
-        marks=pytest.mark.xfail(strict=True, reason="distances between neurons negate all gates where only one may be"),
-    ),
-]
-
-
 def parameter_of(model: nn.Module, _: int, name: str) -> Tensor:
     return model.get_parameter(name).detach()
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-@pytest.mark.parametrize("name", GATES_APART)
+@pytest.mark.parametrize("name", PLANTED)
 def test_what_a_moved_group_is_seen_by_is_what_its_measure_becomes(name: str, scope: Scope) -> None:
     """The numbers that a measure says change sign, and only they, change sign with the neurons of a network."""
     make, inputs = PLANTED[name]

@@ -10,16 +10,16 @@ from nets import Cnn, Mlp, ResNet
 from signed import ROWS, SEQUENCES, Recurrent, TanhStream, planted_signs, randomised, relative_error, traced_once
 from torch import Tensor, nn
 
-from mergekit_ot import FusionResult, RecipeError, fuse
+from mergekit_ot import Coupling, FusionResult, RecipeError, fuse
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 
-IMAGES = torch.randn(2, 1, 8, 8)
+IMAGES, ROWS6 = torch.randn(2, 1, 8, 8), torch.randn(3, 6)
 
 pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 # Each takes how much wider its groups are.
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Tensor]] = {
-    "mlp": (lambda more=0: Mlp((6, 8 + more, 7 + more, 3)), torch.randn(3, 6)),
+    "mlp": (lambda more=0: Mlp((6, 8 + more, 7 + more, 3)), ROWS6),
     "cnn": (lambda more=0: Cnn(6 + more, 8 + more, 7 + more), IMAGES),
     "resnet": (lambda more=0: ResNet(4 + more), torch.randn(2, 3, 8, 8)),
     "residual": (lambda: TanhStream(), ROWS),
@@ -58,6 +58,28 @@ def test_the_objective_is_the_squared_distance_of_aligned_sources_to_their_mean(
             spread = sum(float((state[key] - mean).square().sum()) for state in states) / len(states)
             expected += spread * (weight if key.startswith("cell.weight_hh") else 1.0)
         assert objective(result, weight) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_between_widths_it_is_the_transport_cost_of_densities(target: int) -> None:
+    models = [randomised(Mlp((6, width, 3)), width) for width in (8, 5)]
+    result = fuse(models, solver="wb", solver_options={"keep_apart": False}, example_inputs=ROWS6, target=target)
+    size, expected = (8, 5)[target], 0.0
+    for number, model in enumerate(models):
+        state, (coupling,) = model.state_dict(), [each[number] for each in result.alignment.couplings.values()]
+        assert isinstance(coupling, Coupling)
+        plan = coupling.transport_plan()
+        for j in range(size):
+            for k in range(plan.shape[1]):
+                made = torch.cat([state["layers.0.weight"][k], state["layers.0.bias"][k, None]])
+                fused_made = torch.cat([result.state["layers.0.weight"][j], result.state["layers.0.bias"][j, None]])
+                read = state["layers.1.weight"][:, k] * plan.shape[1] / size
+                apart = (made - fused_made).square().sum() + (
+                    read - result.state["layers.1.weight"][:, j]
+                ).square().sum()
+                expected += 0.5 * size * float(plan[j, k] * apart)
+        expected += 0.5 * float((state["layers.1.bias"] - result.state["layers.1.bias"]).square().sum())
+    assert objective(result) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,21 @@ def test_the_mean_of_the_sources_placed_is_a_mean() -> None:
     fused, weight = placed_measure(problem, [Coupling.identity(3), None])
     torch.testing.assert_close(fused.support, problem.measures[0].support)
     torch.testing.assert_close(weight, torch.full_like(weight, problem.model_weights[0]))
+
+
+@LAW
+@given(SEEDS)
+def test_what_sharing_costs_is_what_it_adds_to_the_spread(seed: int) -> None:
+    problem = problem_of([3, 2, 2], 4, seed)
+    first, second = (Coupling(plan=torch.eye(4)[:, places] / len(places)) for places in ([0, 1, 2], [3, 0]))
+    cost, sign = support_merge_cost(problem)([first, second, None], 2, torch.arange(4))
+    assert sign is None
+    before = spread(problem, [[0, 1, 2], [3, 0], []])
+    for place, neuron in itertools.product(range(4), range(2)):
+        alone = NeuronMeasure.uniform(problem.measures[2].support[neuron][None])
+        with_it = replace(problem, measures=(*problem.measures[:2], alone))
+        rise = spread(with_it, [[0, 1, 2], [3, 0], [place]]) - before
+        assert float(cost[place, neuron]) == pytest.approx(rise, abs=1e-9)
 
 
 def test_three_sources_are_never_worse_than_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
