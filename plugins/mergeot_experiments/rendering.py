@@ -37,7 +37,7 @@ def _section(table: ResultTable) -> str:
     what = f"`{table.experiment.name}`, {_scale(table)}, {table.repetitions} sets of sources"
     if table.scale == DIGITS:
         what += ", small networks in place of these"
-    grid = [head, ["---" if name in ("", "network", "command") else "---:" for name in head], *lines]
+    grid = [head, ["---" if name in ("sources", "network", "command") else "---:" for name in head], *lines]
     return "\n".join(
         [
             f"## {table.experiment.title}\n",

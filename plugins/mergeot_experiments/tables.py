@@ -157,11 +157,14 @@ class _Rows:
         """Returns the methods that are shown: those of the design, then the others by name."""
         if chosen is not None:
             return list(chosen)
-        stored = (cell.method for setting in self.settings for cell in self._cells(setting))
-        others = {
-            method.name: method for method in stored if method is not None and method not in self.design.all_methods
-        }
-        return [*self.design.all_methods, *(others[name] for name in sorted(others))]
+        own = self.design.all_methods
+        # Experiments share cells: what another one measured in a column or two is no row of this one.
+        shared = set.intersection(
+            *({cell.method.name for cell in self._cells(setting) if cell.method} for setting in self.settings)
+        )
+        stored = [cell.method for setting in self.settings for cell in self._cells(setting) if cell.method]
+        others = {method.name: method for method in stored if method not in own and method.name in shared}
+        return [*own, *(others[name] for name in sorted(others))]
 
     def of_sources(self) -> Iterable[tuple[Row, list[Cell]]]:
         """Yields the rows of the sources, one for each role, and of their ensemble."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from mergekit_ot import MergeotError, PluginManager, RecipeError
 from mergekit_ot.errors import unknown_name
 from mergeot_experiments.data import VARIABLE
-from mergeot_experiments.descriptions import DIGITS, Method
+from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Method
 from mergeot_experiments.progress import ProgressLine
-from mergeot_experiments.registry import ALL, find_experiments
+from mergeot_experiments.registry import ALL, EXPERIMENTS, find_experiments
 from mergeot_experiments.rendering import as_markdown
 from mergeot_experiments.runner import Order, run
 from mergeot_experiments.store import Store
@@ -50,16 +50,17 @@ def stored_tables(names: Sequence[str], manager: PluginManager) -> list[ResultTa
     Raises:
         MergeotError: Nothing is, or a name is unknown.
     """
-    store, tables = _store(), []
-    for experiment in find_experiments(names or [ALL]):
-        shown: set[int] = set()
-        for scale in experiment.designs:
-            table = make_table(experiment, scale, store, manager)
-            found = set() if table is None else {id(cell) for cell in table.cells}
-            # A larger scale may share sets with a smaller one: it is shown once it has something of its own.
-            if table is not None and not found <= shown:
-                tables.append(table)
-            shown |= found
+    store = _store()
+    chosen = find_experiments(names or [ALL])
+    # Scales share networks, also across experiments: a larger one is shown where it has something of its own.
+    shown: set[int] = set()
+    tables: list[ResultTable] = []
+    for scale in (QUICK, DIGITS, FULL):
+        made = [make_table(one, scale, store, manager) for one in EXPERIMENTS.values() if scale in one.designs]
+        fresh = [table for table in made if table is not None and any(id(cell) not in shown for cell in table.cells)]
+        tables += [table for table in fresh if table.experiment in chosen]
+        shown |= {id(cell) for table in fresh for cell in table.cells}
+    tables.sort(key=lambda table: chosen.index(table.experiment))
     if not tables:
         raise MergeotError(
             f"Nothing is measured yet of {', '.join(names) or 'any experiment'} (looked in '{cache_folder()}'). "

@@ -252,7 +252,11 @@ def test_a_damaged_cell_is_measured_again(mergeot: Any, fusions: list[str], cach
     assert len(fusions) == 4
 
 
-def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path) -> None:
+def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What this one has at full scale is that of 'tiny', and nobody ran its own.
+    alone = Design((Setting("", "even", seeded([TINY, TINY], [(8, 9)])),), (Method("average"),))
+    other = Experiment("other", "Never run", "for tests", {QUICK: lambda: alone, FULL: _tiny})
+    monkeypatch.setitem(EXPERIMENTS, "other", other)
     assert mergeot("run", "tiny", "--seeds", "2", "--solver", "wb")[0] == 0
     # Digits and full hold nothing of their own here: they share the cells of quick.
     assert mergeot("run", "tiny", "--full", "--seeds", "2", "--solver", "wb")[0] == 0
@@ -260,6 +264,8 @@ def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path) -
     assert (status, out.strip()) == (0, str(tmp_path / "results.md")), err
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "## Tiny perceptrons\n" in page
+    assert "Never run" not in page
+    assert "otfusion" not in page
     assert "`mlp` (sizes 64-8-10, bias False) on `digits`: 2 epochs, sgd at 0.1, momentum 0.9, batches of 64" in page
     lines = [line for line in page.splitlines() if line.startswith("| wb")]
     assert lines, page
