@@ -60,6 +60,7 @@ _HOMES = {
     "Step": "mergekit_ot.fusion.plan",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
+    "RepairSource": "mergekit_ot.fusion.repair",
     "SourceModel": "mergekit_ot.fusion.source",
     "Checkpoint": "mergekit_ot.checkpoint",
     "load_checkpoint": "mergekit_ot.checkpoint",
@@ -106,7 +107,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.engine import fuse
     from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
     from mergekit_ot.fusion.plan import AbstractExecutor, Step
-    from mergekit_ot.fusion.repair import AbstractRepair, RepairContext
+    from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
     from mergekit_ot.fusion.result import FusionResult, StepReport
     from mergekit_ot.fusion.source import SourceModel
     from mergekit_ot.graph.capture import ExportFrontEnd

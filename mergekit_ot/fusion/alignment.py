@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.graph.blocks import Block, blocks_of, context_place
-from mergekit_ot.graph.ir import IN, OUT, ModelGraph, layout_size
+from mergekit_ot.graph.ir import IN, OUT, Fixed, ModelGraph, layout_size
 from mergekit_ot.graph.signs import SignPlaces, gate_dimension
 from mergekit_ot.transport.measure import Coupling
 
@@ -253,6 +253,32 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
     for old, new in zip(blocks_of(tensor, mine), blocks_of(result, fused), strict=True):
         new.view.copy_(transport_block(old, name, alignment, source))
     return result
+
+
+def transport_values(
+    values: Tensor, axis: int, parameter: str, parameter_axis: int, alignment: Alignment, source: int
+) -> Tensor:
+    """Returns values that a source's neurons have, in the order and number of the fused model (averaged: role OUT).
+
+    Args:
+        values: One entry per neuron along `axis`.
+        axis: Where the neurons are.
+        parameter: A parameter that owns these neurons on `parameter_axis`.
+        parameter_axis: Which of its axes that is.
+        alignment: The couplings.
+        source: Number of the source.
+    """
+    rows = values.movedim(axis, 0)
+    # As many empty axes before as in the parameter, so that roles and signs are looked up at its axis.
+    before, rest = [Fixed(1)] * parameter_axis, [Fixed(size) for size in rows.shape[1:]]
+    mine, fused = (side.layouts[parameter][parameter_axis] for side in (alignment.graphs[source], alignment.target))
+    result = torch.empty((layout_size(fused), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    for _ in before:
+        rows = rows[None]
+    view = result[(None,) * parameter_axis]
+    for old, new in zip(blocks_of(rows, [*before, mine, *rest]), blocks_of(view, [*before, fused, *rest]), strict=True):
+        new.view.copy_(transport_block(old, parameter, alignment, source))
+    return result.movedim(0, axis)
 
 
 def fused_shape(graph: ModelGraph, name: str) -> tuple[int, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment, transport_parameter
 from mergekit_ot.fusion.plan import FusionPlan
+from mergekit_ot.fusion.repair import Progress, RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.transport.solver import Status
 
@@ -64,6 +66,26 @@ class FusionResult:
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
         return aligned_state(self.sources[source], self.target, self.alignment, source)
+
+    def repair_context(
+        self,
+        fused: Mapping[str, Tensor],
+        model_weights: Sequence[float],
+        batches: Iterable[tuple[Tensor, ...]],
+        progress: Progress | None = None,
+    ) -> RepairContext:
+        """Returns what a repair of `fused`, a mean of the aligned sources, works with.
+
+        Args:
+            fused: A state of the fused architecture.
+            model_weights: With which the sources were averaged.
+            batches: Calibration inputs, in batches of the size that the sources were traced with.
+            progress: Told what is done.
+        """
+        aligned = [self.aligned_state(number) for number in range(len(self.sources))]
+        return repair_context(
+            fused, aligned, self.target, self.sources, self.alignment, model_weights, batches, progress
+        )
 
     def model(self) -> nn.Module:
         """Returns a module that holds the fused state, in evaluation mode."""

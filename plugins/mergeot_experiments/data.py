@@ -1,4 +1,4 @@
-"""The images that the experiments train and test on: MNIST out of a folder, or scikit-learn's bundled digits."""
+"""The images that the experiments train and test on: MNIST and CIFAR-10 out of a folder, or scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mergekit_ot import DataError, resolve_data
 from mergekit_ot.errors import unknown_name
+from mergeot_experiments.mosaics import read_mosaics
 
 VARIABLE = "MERGEOT_DATA"
-Images = tuple[Float[Tensor, "n 1 height width"], Int[Tensor, " n"]]
+Images = tuple[Float[Tensor, "n channel height width"], Int[Tensor, " n"]]
 
 _TEST_BATCH = 1000
 _CALIBRATION = 2000
@@ -34,9 +35,9 @@ class ImageSet:
 
     Attributes:
         name: What a training calls its data; it decides the trained network's place in the cache.
-        source: ``mnist`` (a file of the data folder) or ``digits`` (bundled with scikit-learn).
+        source: ``mnist`` or ``cifar10`` (in the data folder), or ``digits`` (bundled with scikit-learn).
         count: The first so many training images are taken; all of them where it is None.
-        mean: Taken from every pixel, which is in [0, 1] before.
+        mean: Taken from every pixel, which is in [0, 1] before; one for all channels, or one each.
         deviation: Divides every pixel after that.
         part: ``all`` training images, ``special`` (all of one digit and a tenth of the others), or ``rest``.
     """
@@ -44,8 +45,8 @@ class ImageSet:
     name: str
     source: str
     count: int | None = None
-    mean: float = 0.0
-    deviation: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    deviation: float | tuple[float, ...] = 1.0
     part: str = "all"
 
     def training_images(self) -> Images:
@@ -80,13 +81,15 @@ class ImageSet:
         pixels, digits = (array[:_CALIBRATION] for array in _arrays(self.source, "train"))
         return [(self._scaled(pixels), torch.from_numpy(digits).long())]
 
-    def _scaled(self, pixels: np.ndarray) -> Float[Tensor, "n 1 height width"]:
+    def _scaled(self, pixels: np.ndarray) -> Float[Tensor, "n channel height width"]:
         inputs = torch.from_numpy(np.ascontiguousarray(pixels)).float()
+        inputs = inputs.movedim(-1, 1).contiguous() if inputs.ndim == 4 else inputs[:, None]
         if pixels.dtype == np.uint8:
-            inputs = inputs.div(255)
+            inputs = inputs.div_(255)
         if self.mean == 0 and self.deviation == 1:
-            return inputs[:, None]
-        return ((inputs - self.mean) / self.deviation)[:, None]
+            return inputs
+        mean, deviation = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.mean, self.deviation))
+        return inputs.sub_(mean).div_(deviation)
 
 
 def _of_mnist(name: str, **options: object) -> ImageSet:
@@ -99,6 +102,7 @@ _SETS = (
     _of_mnist("mnist-normalised-54000", **_NORMALISED),
     _of_mnist("mnist-normalised-54000-special", **_NORMALISED, part="special"),
     _of_mnist("mnist-normalised-54000-rest", **_NORMALISED, part="rest"),
+    ImageSet("cifar10", "cifar10", mean=(0.4914, 0.4822, 0.4465), deviation=(0.2023, 0.1994, 0.2010)),
     ImageSet("digits", "digits"),
     ImageSet("digits-special", "digits", part="special"),
     ImageSet("digits-rest", "digits", part="rest"),
@@ -154,6 +158,8 @@ def _read_archive(source: str, split: str) -> tuple[np.ndarray, np.ndarray]:
             "or take '--quick' without it, which runs on scikit-learn's digits."
         )
     path = Path(os.environ[VARIABLE]) / f"{source}.npz"
+    if not path.exists() and path.with_suffix("").is_dir():
+        return read_mosaics(path.with_suffix(""), split)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[f"x_{split}"], archive[f"y_{split}"]

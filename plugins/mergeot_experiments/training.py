@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,11 @@ from mergekit_ot.errors import unknown_name
 # Raised whenever the same description would no longer give the same network.
 _VERSION = 1
 _OPTIMIZERS = ("sgd", "adam")
+_SCHEDULES = ("steps", "cosine")
+# Later than the first cached networks: at these values, a description means what it meant without them.
+_LATER = {"schedule": "steps", "augment": 0, "precision": "float32", "start": "default"}
+# Rows that are moved together when images are augmented.
+_MOVED_AT_ONCE = 16
 Images = tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]
 
 
@@ -43,6 +49,11 @@ class Training:
         decay: Weight decay.
         batch: Samples per step.
         milestones: The rate is divided by ten after each of these fractions of the training.
+        schedule: ``steps`` (the milestones) or ``cosine`` (down to zero, after a first epoch of rising rates).
+        augment: Images are moved by up to so many pixels and mirrored at random.
+        precision: ``float32``, or ``bfloat16`` for the products.
+        start: First weights: the modules' ``default``, or ``he`` (arXiv:1502.01852), which keeps the scale of values
+            through many layers without normalisation.
     """
 
     architecture: str
@@ -56,15 +67,22 @@ class Training:
     decay: float = 0.0
     batch: int = 64
     milestones: tuple[float, ...] = field(default=())
+    schedule: str = "steps"
+    augment: int = 0
+    precision: str = "float32"
+    start: str = "default"
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
             raise RecipeError(unknown_name("optimizer", self.optimizer, _OPTIMIZERS))
+        if self.schedule not in _SCHEDULES:
+            raise RecipeError(unknown_name("schedule", self.schedule, _SCHEDULES))
 
     @property
     def key(self) -> str:
         """A name that no other training has."""
-        text = json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True)
+        said = {name: value for name, value in asdict(self).items() if _LATER.get(name, ...) != value}
+        text = json.dumps({"version": _VERSION, **said}, sort_keys=True)
         return f"{self.architecture}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
@@ -82,9 +100,11 @@ class Training:
             if value
         )
         falls = " and ".join(f"{part:g}" for part in self.milestones)
+        more = ", the rate falling as a cosine" if self.schedule == "cosine" else ""
+        more += f", images mirrored and moved by up to {self.augment} pixels" if self.augment else ""
         return (
             f"`{self.architecture}` ({arguments}) on `{self.data}`: {self.epochs} epochs, {rule}, "
-            f"batches of {self.batch}" + (f", the rate divided by ten after {falls} of them" if falls else "")
+            f"batches of {self.batch}" + (f", the rate divided by ten after {falls} of them" if falls else "") + more
         )
 
 
@@ -127,15 +147,19 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = make().train()
+        if training.start == "he":
+            _start_as_he(model)
         optimizer = _optimizer(training, model)
-        milestones = [round(part * training.epochs) for part in training.milestones]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        schedule = _schedule(training, optimizer, len(inputs) // training.batch)
         for epoch in range(training.epochs):
             for rows in _batches(len(inputs), training.batch):
+                images = inputs[rows] if not training.augment else augmented(inputs[rows], training.augment)
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+                    outputs = model(images)
+                nn.functional.cross_entropy(outputs.float(), targets[rows]).backward()
                 optimizer.step()
-            schedule.step()
+                schedule.step()
             seconds = time.monotonic() - started
             left = seconds / (epoch + 1) * (training.epochs - epoch - 1)
             notify(
@@ -145,12 +169,50 @@ def _train(
     return model.eval()
 
 
+def _start_as_he(model: nn.Module) -> None:
+    for module in model.modules():
+        # What an architecture starts at zero (the end of a residual branch) stays there.
+        if isinstance(module, nn.Linear | nn.Conv2d) and bool(module.weight.any()):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     if training.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=training.rate, weight_decay=training.decay)
     return torch.optim.SGD(
         model.parameters(), lr=training.rate, momentum=training.momentum, weight_decay=training.decay
     )
+
+
+def _schedule(training: Training, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Returns the rule by which the rate changes, told after every step of `steps` in an epoch."""
+    if training.schedule == "cosine":
+        total = steps * training.epochs
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / steps, 0.5 * (1 + math.cos(math.pi * step / total)))
+        )
+    milestones = [round(part * training.epochs) * steps for part in training.milestones]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
+def augmented(images: Float[Tensor, "n c h w"], reach: int) -> Float[Tensor, "n c h w"]:
+    """Returns images moved by up to `reach` pixels, zeros coming in at the edge, and half of them mirrored.
+
+    Example:
+        >>> tuple(augmented(torch.ones(2, 3, 8, 8), 2).shape)
+        (2, 3, 8, 8)
+    """
+    height, width = images.shape[2:]
+    images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+    padded = nn.functional.pad(images, (reach, reach, reach, reach))
+    moved = [
+        part[:, :, row : row + height, column : column + width]
+        for part in padded.split(_MOVED_AT_ONCE)
+        for row, column in [torch.randint(2 * reach + 1, (2,)).tolist()]
+    ]
+    return torch.cat(moved)
 
 
 def _batches(count: int, size: int) -> Iterator[Tensor]:

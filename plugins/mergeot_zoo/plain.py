@@ -70,12 +70,12 @@ class ConvolutionalNetwork(nn.Module):
 
 
 class Vgg(nn.Module):
-    """Convolutions and poolings in ``features``, one linear layer ``classifier``."""
+    """Convolutions and poolings in ``features``, linear layers in ``classifier``."""
 
-    def __init__(self, features: list[nn.Module], inputs: int, classes: int, bias: bool) -> None:
+    def __init__(self, features: list[nn.Module], classifier: nn.Module) -> None:
         super().__init__()
         self.features = nn.Sequential(*features)
-        self.classifier = nn.Linear(inputs, classes, bias)
+        self.classifier = classifier
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch output"]:
         """Returns the class scores."""
@@ -142,8 +142,9 @@ def vgg11(
     image: int = 32,
     bias: bool = True,
     batch_norm: bool = False,
+    hidden: int = 0,
 ) -> nn.Module:
-    """Builds VGG11 for small images, with one linear layer behind the convolutions; arXiv:1409.1556.
+    """Builds VGG11 for small images, with one linear layer behind the convolutions or three; arXiv:1409.1556.
 
     Args:
         width: Neurons of the first convolution; the others have 2, 4, 8 and 8 times as many.
@@ -152,6 +153,7 @@ def vgg11(
         image: Height and width of an image; it is halved up to five times, down to one pixel.
         bias: Whether the layers have biases.
         batch_norm: Whether a BatchNorm follows each convolution.
+        hidden: Neurons of each of two hidden linear layers; 0 for none.
 
     Raises:
         ArchitectureError: A size is not a positive integer.
@@ -170,4 +172,12 @@ def vgg11(
             features.append(nn.BatchNorm2d(outputs))
         features.append(nn.ReLU())
         channels = outputs
-    return Vgg(features, channels * side * side, positive(classes, "classes"), bias)
+    sizes = [
+        channels * side * side,
+        *([positive(hidden, "hidden")] * 2 if hidden else []),
+        positive(classes, "classes"),
+    ]
+    linear = [nn.Linear(inputs, outputs, bias) for inputs, outputs in pairwise(sizes)]
+    if not hidden:
+        return Vgg(features, linear[0])
+    return Vgg(features, nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2]))
