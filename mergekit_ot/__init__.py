@@ -66,8 +66,10 @@ _HOMES = {
     "load_checkpoint": "mergekit_ot.checkpoint",
     "save_checkpoint": "mergekit_ot.checkpoint",
     "evaluate": "mergekit_ot.evaluation",
-    "barrier": "mergekit_ot.evaluation",
+    "barrier": "mergekit_ot.interpolation",
+    "plane": "mergekit_ot.landscape",
     "plot_barrier": "mergekit_ot.pictures",
+    "plot_plane": "mergekit_ot.plane_picture",
     "Architecture": "mergekit_ot.specs",
     "resolve_architecture": "mergekit_ot.specs",
     "resolve_data": "mergekit_ot.datasets",
@@ -103,7 +105,7 @@ if TYPE_CHECKING:
         RecipeError,
         SolverError,
     )
-    from mergekit_ot.evaluation import barrier, evaluate
+    from mergekit_ot.evaluation import evaluate
     from mergekit_ot.fusion.engine import fuse
     from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
     from mergekit_ot.fusion.plan import AbstractExecutor, Step
@@ -117,7 +119,10 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
     from mergekit_ot.graph.trace import trace_model
     from mergekit_ot.graph.verify import check_model
+    from mergekit_ot.interpolation import barrier
+    from mergekit_ot.landscape import plane
     from mergekit_ot.pictures import plot_barrier
+    from mergekit_ot.plane_picture import plot_plane
     from mergekit_ot.plugin_manager import PluginManager, default_manager
     from mergekit_ot.specs import Architecture, resolve_architecture
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost

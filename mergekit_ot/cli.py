@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergekit_ot import cli_output as output
+from mergekit_ot.cli_barrier import barrier
 from mergekit_ot.cli_options import (
     Arch,
     Data,
@@ -30,6 +31,7 @@ from mergekit_ot.cli_options import (
     SolverOption,
     Target,
     TraceSeconds,
+    installed_plugins,
     parse_options,
     parse_target,
     parse_weights,
@@ -38,12 +40,6 @@ from mergekit_ot.errors import MergeotError
 
 if TYPE_CHECKING:
     from mergekit_ot.plugin_manager import PluginManager
-
-
-def _manager() -> PluginManager:
-    from mergekit_ot.plugin_manager import default_manager
-
-    return default_manager()
 
 
 def fuse(
@@ -102,7 +98,7 @@ def fuse(
             calibration_size=calibration_size, repair=repair, refine=refine, restarts=restarts, device=device,
             seed=seed, report=report, front_end=front_end, trace_seconds=trace_seconds,
         )  # fmt: skip
-        outcome = run_fuse(made, _manager(), output.note, step, dry_run=dry_run)
+        outcome = run_fuse(made, installed_plugins(), output.note, step, dry_run=dry_run)
     output.show_fusion(outcome, as_json=as_json)
 
 
@@ -134,7 +130,7 @@ def align(
             measure=measure, data=data, calibration_size=calibration_size, device=device, seed=seed,
             front_end=front_end, trace_seconds=trace_seconds,
         )  # fmt: skip
-        written = run_align(recipe, to, _manager(), output.note, step)
+        written = run_align(recipe, to, installed_plugins(), output.note, step)
     output.show_aligned(reference, recipe.solver, written, as_json=as_json)
 
 
@@ -153,7 +149,7 @@ def check(
         from mergekit_ot.workflow.looking import make_tracing, run_check
 
         tracing = make_tracing(front_end, trace_seconds)
-        report = run_check(model, arch or (), input_shape, data, seed, tracing, _manager(), output.note)
+        report = run_check(model, arch or (), input_shape, data, seed, tracing, installed_plugins(), output.note)
     output.show_check(report, as_json=as_json)
 
 
@@ -177,7 +173,7 @@ def inspect(
 
         tracing = make_tracing(front_end, trace_seconds)
         pictures = {"dot": dot, "svg": svg, "modules": modules}
-        graph = run_inspect(model, arch or (), input_shape, data, tracing, _manager(), output.note, pictures)
+        graph = run_inspect(model, arch or (), input_shape, data, tracing, installed_plugins(), output.note, pictures)
     output.show_graph(graph, as_json=as_json)
 
 
@@ -194,46 +190,13 @@ def evaluate(
     with output.working():
         from mergekit_ot.workflow.looking import run_eval
 
-        scores = run_eval(models, arch or (), data, device or "cpu", _manager(), output.note)
+        scores = run_eval(models, arch or (), data, device or "cpu", installed_plugins(), output.note)
     output.show_scores(models, scores, as_json=as_json)
-
-
-def barrier(
-    model_a: Annotated[str, typer.Argument(metavar="A.pt", show_default=False, help="The model at t = 0.")],
-    model_b: Annotated[str, typer.Argument(metavar="B.pt", show_default=False, help="The model at t = 1.")],
-    data: Annotated[str, typer.Option("--data", metavar="SPEC", show_default=False, help="Data to measure on.")],
-    arch: Arch = None,
-    solver: Annotated[
-        str | None, typer.Option("--align", metavar="SOLVER", help="Also measure it after aligning B to A.")
-    ] = None,
-    points: Annotated[int, typer.Option("--points", min=2, help="Points on the path, both ends included.")] = 11,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves (.png, .pdf, .svg).")
-    ] = None,
-    solver_option: SolverOption = None,
-    input_shape: Shape = None,
-    calibration_size: Size = None,
-    device: Device = "cpu",
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the loss and error barrier on the straight path between two models."""
-    options = parse_options(solver_option)
-    with output.working(), output.StepLine() as step:
-        from mergekit_ot.recipe import make_recipe
-        from mergekit_ot.workflow.looking import run_barrier
-
-        recipe = make_recipe(
-            models=[model_a, model_b], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
-            data=data, calibration_size=calibration_size, device=device, seed=seed,
-        )  # fmt: skip
-        naive, aligned = run_barrier(recipe, points, _manager(), output.note, step, align=solver is not None, plot=plot)
-    output.show_barrier(naive, aligned, recipe.solver, plot, as_json=as_json)
 
 
 def plugins(as_json: Json = False) -> None:
     """List the installed plugins, and the solvers, measures, repairs, rules, networks and data that they bring."""
-    output.show_plugins(_manager(), as_json=as_json)
+    output.show_plugins(installed_plugins(), as_json=as_json)
 
 
 _COMMANDS = (
@@ -281,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = output.show_warning
-            app = build_app(_manager())
+            app = build_app(installed_plugins())
             app(args=None if arguments is None else list(arguments), prog_name="mergeot")
     except MergeotError as error:
         output.report_error(error)

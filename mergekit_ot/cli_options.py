@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from mergekit_ot.plugin_manager import PluginManager
+
 _SPEC = "package.module:name, path/file.py:name or a registered name, with ?key=value&key=value"
+
+
+def installed_plugins() -> PluginManager:
+    """Returns the manager of the installed plugins."""
+    from mergekit_ot.plugin_manager import default_manager
+
+    return default_manager()
 
 
 def _numbers(text: str, kind: type, what: str) -> tuple[Any, ...]:

@@ -209,14 +209,13 @@ def percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f} %"
 
 
-def show_barrier(naive: Any, aligned: Any, solver: str, plot: object, *, as_json: bool) -> None:
-    """Prints the path between two models, as they are and aligned."""
+def show_barrier(found: Any, pictures: Sequence[object], *, as_json: bool) -> None:
+    """Prints the paths between two models: as they are, aligned, repaired."""
     if as_json:
-        show_json({**naive, "aligned": aligned})
+        show_json(found.as_json())
         return
-    curves = {"naive": naive, **({f"aligned ({solver})": aligned} if aligned else {})}
-    rows = []
-    for index, t in enumerate(naive["t"]):
+    curves, rows = found.curves(), []
+    for index, t in enumerate(found.naive["t"]):
         row: dict[str, Any] = {"t": f"{t:.2f}"}
         for label, curve in curves.items():
             row[f"loss, {label}"] = curve["loss"][index]
@@ -227,8 +226,8 @@ def show_barrier(naive: Any, aligned: Any, solver: str, plot: object, *, as_json
     for label, curve in curves.items():
         height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"
         note(f"{label}: loss barrier {shown(curve['loss_barrier'])}{height}")
-    if plot is not None:
-        print(plot)
+    for path in pictures:
+        print(path)
 
 
 def show_plugins(manager: Any, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from mergekit_ot.errors import RecipeError
 from mergekit_ot.files import replacing
 
 if TYPE_CHECKING:
-    from mergekit_ot.evaluation import BarrierCurve
+    from mergekit_ot.interpolation import BarrierCurve
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito); the naive curve is grey.
 _NAIVE = "#7f7f7f"

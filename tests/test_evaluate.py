@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
-from mergekit_ot.evaluation import Evaluation, barrier, choose_device, evaluate, interpolate
+from mergekit_ot.evaluation import Evaluation, choose_device, evaluate
+from mergekit_ot.interpolation import barrier, interpolate
 from mergekit_ot.pictures import plot_barrier
 
 

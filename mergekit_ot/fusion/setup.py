@@ -203,12 +203,7 @@ def _calibration(
     if data is not None and (needs_batches or example_inputs is None):
         if not needs_batches:
             return (), inputs_of(next(iter(data)))
-        held = list(_limited(data, size))
-        count = min(size, sum(inputs_of(item)[0].shape[0] for item in held))
-        batch = min(CALIBRATION_BATCH, count)
-        if batch < 2:
-            raise DataError(f"The calibration data hold {count} samples; at least 2 are needed.")
-        batches = tuple(calibration_batches(held, size, batch))
+        batches = calibration_inputs(data, size)
         return batches, batches[0]
     if example_inputs is None:
         raise ArchitectureError(
@@ -216,6 +211,20 @@ def _calibration(
             "Pass example_inputs=… (--input-shape on the command line), or data."
         )
     return (), as_inputs(example_inputs)
+
+
+def calibration_inputs(data: Iterable[Any], size: int) -> tuple[tuple[Tensor, ...], ...]:
+    """Returns calibration inputs in batches of one size, at most `size` samples; trace the sources with the first.
+
+    Raises:
+        DataError: There are fewer than two samples, or a batch holds no tensor.
+    """
+    held = list(_limited(data, size))
+    count = min(size, sum(inputs_of(item)[0].shape[0] for item in held))
+    batch = min(CALIBRATION_BATCH, count)
+    if batch < 2:
+        raise DataError(f"The calibration data hold {count} samples; at least 2 are needed.")
+    return tuple(calibration_batches(held, size, batch))
 
 
 def _limited(data: Iterable[Any], size: int) -> Iterable[Any]:

@@ -116,6 +116,8 @@ def align_pair(
         measure=recipe.measure,
         data=data,
         calibration_size=recipe.calibration_size,
+        refine=recipe.refine,
+        restarts=recipe.restarts,
         device=recipe.device,
         seed=recipe.seed,
         front_end=recipe.front_end,

@@ -1,4 +1,4 @@
-"""Look at checkpoints without changing them: check, inspect, evaluate, and the barrier between two."""
+"""Look at checkpoints without changing them: check, inspect, evaluate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mergekit_ot.datasets import TRAIN, resolve_data
-from mergekit_ot.errors import RecipeError
-from mergekit_ot.evaluation import BarrierCurve, Evaluation, barrier, evaluate
+from mergekit_ot.datasets import resolve_data
+from mergekit_ot.evaluation import Evaluation, evaluate
 from mergekit_ot.files import check_writable, write_text
 from mergekit_ot.graph.capture import AUTO
 from mergekit_ot.graph.front_end import TraceLimits
@@ -20,12 +19,9 @@ from mergekit_ot.graph.module_picture import module_svg
 from mergekit_ot.graph.picture import group_dot
 from mergekit_ot.graph.trace import trace_model
 from mergekit_ot.graph.verify import CheckReport, check_model
-from mergekit_ot.pictures import check_picture_path, plot_barrier
 from mergekit_ot.plugin_manager import PluginManager
-from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources import ReadSource, example_inputs_of, read_sources
-from mergekit_ot.workflow.aligning import align_pair
-from mergekit_ot.workflow.fusing import Notify, Progress, check_methods
+from mergekit_ot.workflow.fusing import Notify
 
 
 @dataclass(frozen=True)
@@ -91,35 +87,3 @@ def run_eval(
     source = resolve_data(data, manager)
     models = [read.module() for read in read_sources(paths, arch, manager, notify)]
     return evaluate(models, source, device)
-
-
-def run_barrier(
-    recipe: FusionRecipe, points: int, manager: PluginManager, notify: Notify, progress: Progress | None = None,
-    *, align: bool = False, plot: Path | None = None,
-) -> tuple[BarrierCurve, BarrierCurve | None]:  # fmt: skip
-    """Evaluates the straight path between two checkpoints, as they are and, if asked, after alignment."""
-    if recipe.data is None:
-        raise RecipeError("A barrier is measured on data: pass --data SPEC.")
-    if align:
-        check_methods(recipe, manager)
-    if plot is not None:
-        check_picture_path(plot)
-        check_writable(plot)
-    test = resolve_data(recipe.data, manager)
-    first, second = read_sources(recipe.models, recipe.arch, manager, notify)
-    model, state_a, state_b = first.make(), first.module().state_dict(), second.module().state_dict()
-    naive = barrier(model, state_a, state_b, test, points, recipe.device)
-    curves, aligned = {"naive": naive}, None
-    if align:
-        inputs, _ = example_inputs_of(first, recipe.input_shape, test, notify)
-        calibration = resolve_data(recipe.data, manager, TRAIN)
-        result = align_pair(first, second, recipe, inputs, calibration, manager, progress)
-        one, other = (
-            {name: value.to(state_a[name].dtype) for name, value in result.aligned_state(number).items()}
-            for number in (0, 1)
-        )
-        aligned = barrier(first.make(), one, other, test, points, recipe.device)
-        curves[f"aligned ({recipe.solver})"] = aligned
-    if plot is not None:
-        plot_barrier(curves, plot)
-    return naive, aligned
