@@ -214,20 +214,24 @@ def show_barrier(found: Any, pictures: Sequence[object], *, as_json: bool) -> No
     if as_json:
         show_json(found.as_json())
         return
-    curves, rows = found.curves(), []
-    for index, t in enumerate(found.naive["t"]):
-        row: dict[str, Any] = {"t": f"{t:.2f}"}
-        for label, curve in curves.items():
-            row[f"loss, {label}"] = curve["loss"][index]
-            if curve["accuracy"] is not None:
-                row[f"accuracy, {label}"] = percent(curve["accuracy"][index])
-        rows.append(row)
-    show_table(rows)
+    curves = found.curves()
+    rows = [
+        {"t": f"{t:.2f}", **{label: _scores_at(curve, index) for label, curve in curves.items()}}
+        for index, t in enumerate(found.naive["t"])
+    ]
+    show_table(
+        rows, title="Loss and accuracy on the path" if found.naive["accuracy"] is not None else "Loss on the path"
+    )
     for label, curve in curves.items():
         height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"
         note(f"{label}: loss barrier {shown(curve['loss_barrier'])}{height}")
     for path in pictures:
         print(path)
+
+
+def _scores_at(curve: Any, index: int) -> str:
+    loss = shown(curve["loss"][index])
+    return loss if curve["accuracy"] is None else f"{loss:>9}  {percent(curve['accuracy'][index]):>8}"
 
 
 def show_plugins(manager: Any, *, as_json: bool) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _NAIVE = "#7f7f7f"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+# More markers on a curve run into each other.
+_MOST_MARKERS = 20
 _FORMATS = ("png", "pdf", "svg")
 
 
@@ -82,11 +84,11 @@ def _draw_curve(axes: Any, index: int, label: str, curve: BarrierCurve, panel: s
     height = curve["error_barrier"] if panel == "accuracy" else curve["loss_barrier"]
     shown = ""
     if height is not None and math.isfinite(height):
-        shown = f"  (barrier {height:.1f} points)" if panel == "accuracy" else f"  (barrier {height:.2f})"
+        shown = f"  (barrier {height:.1f} points)" if panel == "accuracy" else f"  (barrier {height:.2g})"
     colour = _NAIVE if index == 0 else _COLOURS[(index - 1) % len(_COLOURS)]
     axes.plot(
         curve["t"], values, color=colour, marker=_MARKERS[index % len(_MARKERS)], markersize=4, linewidth=1.6,
-        linestyle="--" if index == 0 else "-", label=f"{label}{shown}",
+        linestyle="--" if index == 0 else "-", label=f"{label}{shown}", markevery=1 + len(curve["t"]) // _MOST_MARKERS,
     )  # fmt: skip
 
 

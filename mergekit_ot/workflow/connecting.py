@@ -80,9 +80,9 @@ class Connectivity:
         """Returns the curves there are, by what a picture calls them."""
         labelled = {
             "naive": self.naive,
-            f"naive, repaired ({self.repair})": self.naive_repaired,
+            f"naive + {self.repair}": self.naive_repaired,
             f"aligned ({self.solver})": self.aligned,
-            f"aligned ({self.solver}), repaired ({self.repair})": self.aligned_repaired,
+            f"aligned ({self.solver}) + {self.repair}": self.aligned_repaired,
         }
         return {label: curve for label, curve in labelled.items() if curve is not None}
 
