@@ -118,10 +118,14 @@ def plane_frame(model: nn.Module, state_a: State, state_b: State, aligned_b: Sta
     across = float(towards_aligned @ towards_b) / distance if distance else 0.0
     up = float((towards_aligned - across / distance * towards_b).norm()) if distance else 0.0
     if distance == 0 or up <= _FLAT * distance:
+        why = "aligning B moved it along the line only, or not at all"
+        if distance == 0:
+            why = "A and B are equal"
+        elif float(towards_aligned.norm()) <= _FLAT * distance:
+            why = "B is A with its neurons in another order, so aligned B is A"
         raise DataError(
-            "A, B and aligned B lie on one line, so there is no plane through them: "
-            + ("A and B are equal." if distance == 0 else "aligning changed nothing beside the line.")
-            + " Measure the barrier alone, or align with another solver."
+            f"A, B and aligned B lie on one line, and no plane is theirs alone: {why}. Measure the barrier without a "
+            "plane, or align with another solver."
         )
     return PlaneFrame(state_a, state_b, aligned_b, distance, across, up)
 
