@@ -9,9 +9,9 @@ from typing import Any
 
 from mergekit_ot.checkpoint import save_checkpoint
 from mergekit_ot.datasets import TRAIN, resolve_data
-from mergekit_ot.errors import CheckpointError
+from mergekit_ot.errors import CheckpointError, MergeotError
 from mergekit_ot.evaluation import choose_device
-from mergekit_ot.files import check_writable, write_json, write_text
+from mergekit_ot.files import check_writable
 from mergekit_ot.fusion.engine import fuse
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import REFINEMENT
@@ -21,6 +21,7 @@ from mergekit_ot.plugin_manager import PluginManager
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources import ReadSource, check_target, example_inputs_of, read_sources
 from mergekit_ot.specs import Architecture, resolve_architecture
+from mergekit_ot.workflow.report.writing import write_report
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
@@ -121,8 +122,18 @@ def run_fuse(
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
-        write_report(Path(recipe.report), recipe, outcome)
+        _report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
     return outcome
+
+
+def _report(
+    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: list[ReadSource], fused_as: Architecture,
+    manager: PluginManager, notify: Notify, progress: Progress | None,
+) -> None:  # fmt: skip
+    try:
+        write_report(folder, recipe, outcome, sources, fused_as, manager, notify, progress)
+    except MergeotError as error:
+        raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
 
 
 def limits_of(recipe: FusionRecipe) -> TraceLimits:
@@ -206,25 +217,3 @@ def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Archi
             for source, weight in zip(sources, recipe.weights, strict=True)
         ],
     }
-
-
-def write_report(folder: Path, recipe: FusionRecipe, outcome: FusionOutcome) -> None:
-    """Writes what was asked for and what came out: ``recipe.yaml``, ``report.json`` and ``report.md``."""
-    folder.mkdir(exist_ok=True)
-    recipe.write(folder / "recipe.yaml")
-    content = {**outcome.as_json(), "warnings": list(outcome.result.warnings)}
-    write_json(folder / "report.json", content)
-    rows = ["| neuron group | neurons | cost | status |", "|---|---|---|---|"]
-    rows += [f"| {g['name']} | {g['size']} | {_number(g['cost'])} | {g['status']} |" for g in content["groups"]]
-    lines = [
-        f"# {', '.join(recipe.models)} → {outcome.output}", "",
-        f"Solver {recipe.solver}, model weights {', '.join(f'{weight:g}' for weight in recipe.weights)}, "
-        f"{outcome.result.seconds:.2f} s. Largest error of the aligned sources: "
-        f"{_number(outcome.result.aligned_sources_max_error)}.", "", *rows, "",
-        *[f"- {warning}" for warning in outcome.result.warnings],
-    ]  # fmt: skip
-    write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
