@@ -368,6 +368,8 @@ def test_pictures_of_couplings() -> None:
     assert signed_matrix(family).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0]]
     assert len(_pixels(Coupling.identity(1000), 96)) == 91
     assert _pixels(Coupling.identity(4), 2) == [[15, 0], [0, 15]]
+    both = Coupling(index=torch.arange(4), sign=torch.tensor([1.0, -1.0, -1.0, -1.0]))
+    assert _pixels(both, 2) == [[15, 0], [0, 30]]
     wide = Coupling(plan=torch.tensor([[0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25]]))
     assert _pixels(wide, 96) == [[15, 15, 0, 0], [0, 0, 15, 15]]
 
@@ -380,6 +382,14 @@ def _pixels(coupling: Coupling, cells: int) -> list[list[int]]:
     packed = png[start + 4 : start + 4 + int.from_bytes(png[start - 4 : start], "big")]
     rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, width + 1)
     return rows[:, 1:].tolist()
+
+
+def test_pictures_stop_before_the_page_is_too_large_to_send(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mergekit_ot.workflow.report.page_groups._ROOM", 1200)
+    page = fuse("a.pt", "b.pt")
+    assert "1 more group is not drawn, to keep the page small." in page.shown
+    assert len(page.of("img")) == 2
+    assert len(page.rows("groups")) == 2
 
 
 def test_charts_take_numbers_that_are_not_finite() -> None:

@@ -34,6 +34,8 @@ def groups_section(report: Report) -> Markup:
     caption = "Cost: what the solver minimised in this group, after its last step."
     if len(report.sources) > 1:
         caption += " Several numbers in a cell are those of the sources, in order."
+    if any(group.orders > 1 for group in report.groups):
+        caption += " 2 × 8: two orders of 8 neurons each, such as one per head; what moved is counted within each."
     table = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="groups")
     return tag(
         "section", head, tag("p", _summary(report)), scrolled(table, "Neuron groups"), _advice(report), id="groups"
@@ -68,8 +70,9 @@ def _columns(report: Report) -> list[tuple[str, str | None, Callable[[GroupFacts
         ("cost", "number", lambda group: number_text(group.report.cost)),
         ("status", None, lambda group: group.report.status.name.lower().replace("_", " ")),
         ("coupling", None, _kind),
-        ("moved", "number", lambda group: _each(group, lambda fact: fact.moved)),
     ]
+    if any(fact.moved is not None for fact in facts):
+        columns.append(("moved", "number", lambda group: _each(group, lambda fact: fact.moved)))
     if any(fact.negated for fact in facts):
         columns.append(("negated", "number", lambda group: _each(group, lambda fact: fact.negated)))
     if any(fact.alone for fact in facts):
@@ -124,7 +127,8 @@ def couplings_section(report: Report) -> Markup | None:
     if any(max(group.report.size * group.orders, *(f.size * group.orders for f in group.facts)) > cells
            for group in groups):  # fmt: skip
         axes += f" In groups of more than {cells} neurons several share a point."
-    more = tag("p", f"{left} more groups are not drawn, to keep the page small.") if left else None
+    count = "1 more group is" if left == 1 else f"{left} more groups are"
+    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
     return tag(
         "section", tag("h2", "Couplings"), tag("p", axes, class_="soft"),
         tag("div", *figures, class_="couplings"), more, id="couplings",

@@ -19,6 +19,8 @@ from mergekit_ot.transport.measure import Coupling
 _BLUE, _VERMILION = (31, 131, 196), (213, 94, 0)
 _LEVELS = 15
 _FAINTEST = 0.25
+# Less than this share of the largest mass is left blank.
+_VISIBLE = 0.01
 
 
 def coupling_picture(coupling: Coupling | FamilyCoupling, cells: int) -> tuple[str, int, int]:
@@ -30,11 +32,13 @@ def coupling_picture(coupling: Coupling | FamilyCoupling, cells: int) -> tuple[s
         coupling: Of a group, or of a family: its members then stand at the places of their contexts.
         cells: Pixels along an axis at most; several neurons share a pixel where there are more.
     """
-    matrix = _downsampled(signed_matrix(coupling), cells)
-    largest = float(matrix.abs().max()) or 1.0
-    level = (_LEVELS * (matrix.abs() / largest).sqrt()).ceil().clamp(0, _LEVELS)
-    level[matrix.abs() < 0.01 * largest] = 0
-    level[matrix < 0] += torch.where(level[matrix < 0] > 0, _LEVELS, 0)
+    signed = signed_matrix(coupling)
+    # Neurons of both signs may share a pixel: it shows the mass of all, in the colour of most.
+    mass, balance = _downsampled(signed.abs(), cells), _downsampled(signed, cells)
+    largest = float(mass.max()) or 1.0
+    level = (_LEVELS * (mass / largest).sqrt()).ceil().clamp(0, _LEVELS)
+    level[mass < _VISIBLE * largest] = 0
+    level[(balance < 0) & (level > 0)] += _LEVELS
     height, width = level.shape
     return "data:image/png;base64," + base64.b64encode(_png(level)).decode("ascii"), width, height
 
