@@ -1,4 +1,4 @@
-"""Repairs: statistics of the fused model, set right without labels or training."""
+"""Repairs: statistics and linear maps of the fused model, set right without labels or training."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from mergekit_ot import hookimpl
 @hookimpl
 def mergeot_repairs() -> Mapping[str, str]:
     """Return the repairs of this package."""
-    return {"reset": "mergeot_repair.reset:ResetRepair"}
+    return {"reset": "mergeot_repair.reset:ResetRepair", "refit": "mergeot_repair.refit:RefitRepair"}

@@ -1,0 +1,50 @@
+"""The control of a repair: the same procedure on an untouched source must leave its predictions as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mergekit_ot import DataError, RepairContext
+
+# Share of the predictions that the procedure may change in an untouched source.
+_TOLERATED = 0.02
+# A few batches tell whether the procedure is sound; the control must not cost as much as the repair.
+_BATCHES = 4
+
+
+def check_control(
+    context: RepairContext, name: str, procedure: Callable[[RepairContext], Mapping[str, Tensor]]
+) -> None:
+    """Repairs the heaviest source as if it were a fusion of itself, and compares its predictions.
+
+    Raises:
+        DataError: More of them change than noise explains.
+    """
+    heaviest = max(range(len(context.model_weights)), key=context.model_weights.__getitem__)
+    source, aligned = context.sources[heaviest], context.aligned[heaviest]
+    if not all(found[heaviest].is_permutation for found in source.alignment.couplings.values()):
+        return
+    batches = list(context.batches)[:_BATCHES]
+    control = replace(
+        context, fused=aligned, aligned=(aligned,), model_weights=(1.0,), sources=(source,), batches=batches,
+        progress=None,
+    )  # fmt: skip
+    before, after = context.instance(aligned), context.instance(procedure(control))
+    changed = total = 0
+    with torch.no_grad():
+        for inputs in batches:
+            one, other = before(*inputs), after(*inputs)
+            if not isinstance(one, Tensor) or one.ndim < 2:
+                return
+            changed += int((one.argmax(1) != other.argmax(1)).sum())
+            total += one.argmax(1).numel()
+    if changed > max(_TOLERATED * total, 1):
+        raise DataError(
+            f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions, so it "
+            "cannot be trusted with these networks and data. Give inputs with the sources' own preprocessing and more "
+            "of them (--calibration-size), or take --repair none."
+        )

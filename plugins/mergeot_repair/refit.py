@@ -1,0 +1,174 @@
+"""Refits the linear maps of a fused model to what the aligned sources compute: no labels, no gradients, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from mergekit_ot import AbstractRepair, RepairContext
+from mergeot_repair.control import check_control
+from mergeot_repair.maps import CONVOLUTION, LINEAR, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.regression import Sums
+from mergeot_repair.running import HeldBytes, StagedRun
+
+# Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
+_SAMPLES_PER_INPUT = 60
+_LEAST_SAMPLES = 20_000
+
+
+class RefitRepair(AbstractRepair):
+    """Fits each linear map, in order, to the mean of what the aligned sources compute there.
+
+    The inputs of the regression are the fused model's own, so a map also makes up for what the maps before it lack.
+    It is pulled towards the fused weights, by as much as cross-validation asks for. A BatchNorm behind a map is fitted
+    together with it. Where the result is added to a stream, the map is fitted to the stream that the sources have in
+    the mean, less what the fused model adds it to.
+
+    Linear layers and convolutions are fitted whose weights stand in one place of the model; others stay as they are.
+    """
+
+    needs_data = True
+
+    def repair(self, context: RepairContext) -> dict[str, Tensor]:
+        """Returns the fused state with new linear maps.
+
+        Raises:
+            DataError: The procedure changes an untouched source, which is its control.
+        """
+        check_control(context, "refit", lambda control: _Refit(control).run())
+        return _Refit(context).run()
+
+
+class _Refit:
+    """One pass over the maps of a fused model."""
+
+    def __init__(self, context: RepairContext) -> None:
+        self.context = context
+        self.state = {name: value.detach().clone() for name, value in context.fused.items()}
+        batches, room = list(context.batches), HeldBytes()
+        self.nodes = {node.name: node for node in context.program.graph.nodes}
+        self.runs = [StagedRun(context.program, self.state, inputs, room) for inputs in batches]
+        self.source_runs = [
+            [StagedRun(source.program, source.state, inputs, room) for inputs in batches] for source in context.sources
+        ]
+        self.generator = torch.Generator().manual_seed(0)
+        self.waiting: set[str] = set()
+
+    def run(self) -> dict[str, Tensor]:
+        """Fits every map and returns the new state."""
+        maps = [one for one in MapFinder(self.context.program).find() if one.kind in (LINEAR, CONVOLUTION)]
+        self.waiting = {one.node for one in maps}
+        for number, one in enumerate(maps, start=1):
+            self._fit(one)
+            self.waiting.discard(one.node)
+            if self.context.progress is not None:
+                self.context.progress(number, len(maps), f"refit {one.weight}")
+        return self.state
+
+    def _fit(self, one: LinearMap) -> None:
+        weight = self.state[one.weight]
+        rows = weight.flatten(1)
+        sums = Sums(rows.shape[1], rows.shape[0])
+        other = one.added[1] if one.added is not None and self._is_ready(one.added[1]) else None
+        for number, run in enumerate(self.runs):
+            values = run.values_of([one.source, *([other] if other is not None else [])])
+            target = self._target(one, number, other)
+            if other is not None:
+                target = target - taken_back(values[other], [self.nodes[name] for name in one.path])
+            inputs, targets = self._samples(one, values[one.source], target)
+            chosen = self._chosen(len(inputs), rows.shape[1])
+            sums.add(inputs[chosen], targets[chosen])
+            run.settle()
+        self._write(one, sums, weight)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether every map that a value depends on was fitted already."""
+        found: set[str] = set()
+        waiting = [self.nodes[name]]
+        while waiting:
+            node = waiting.pop()
+            if node.name not in found:
+                found.add(node.name)
+                waiting += node.all_input_nodes
+        return not found & self.waiting
+
+    def _target(self, one: LinearMap, number: int, other: str | None) -> Tensor:
+        """Returns what the map is to make, or the stream that it is added to."""
+        parts = []
+        for source, share, runs in zip(self.context.sources, self.context.model_weights, self.source_runs, strict=True):
+            if share == 0:
+                continue
+            nodes = runs[number].nodes
+            values = runs[number].values_of([one.output, *([other] if other is not None else [])])
+            made = values[one.output]
+            if other is not None:
+                made = made + taken_back(values[other], [nodes[name] for name in one.path])
+            axis = 1 if one.kind == CONVOLUTION else made.ndim - 1
+            parts.append(share * source.in_fused_order(made, axis, one.weight))
+            runs[number].settle()
+        return torch.stack(parts).sum(0)
+
+    def _samples(
+        self, one: LinearMap, values: Tensor, targets: Tensor
+    ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
+        """Returns what a map reads and what it is to make, a row per sample or place."""
+        if one.kind == LINEAR:
+            return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        rows = _patches(values, self.state[one.weight], named_arguments(self.nodes[one.node]))
+        return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
+
+    def _chosen(self, count: int, inputs: int) -> Tensor:
+        most = max(_LEAST_SAMPLES, _SAMPLES_PER_INPUT * inputs) // len(self.runs)
+        return torch.randperm(count, generator=self.generator)[:most]
+
+    def _write(self, one: LinearMap, sums: Sums, weight: Tensor) -> None:
+        state, rows = self.state, weight.flatten(1)
+        if one.norm is None:
+            solution = sums.solve(rows, has_shift=one.bias is not None)
+            state[one.weight] = solution.weight.reshape(weight.shape).to(weight.dtype)
+            if one.bias is not None:
+                state[one.bias] = solution.shift.to(weight.dtype)
+            return
+        scale, shift, mean, variance = one.norm
+        deviation = (state[variance] + one.epsilon).sqrt()
+        factor = 1 / deviation if scale is None else state[scale] / deviation
+        solution = sums.solve(rows * factor[:, None], has_shift=shift is not None)
+        # The BatchNorm keeps the statistics of what it reads, so that training can go on from here.
+        found = {variance: solution.variance, mean: solution.mean - solution.shift}
+        found[one.weight] = solution.weight.reshape(weight.shape)
+        if scale is not None:
+            found[scale] = (solution.variance + one.epsilon).sqrt()
+        else:
+            found[variance] = torch.full_like(solution.variance, 1 - one.epsilon)
+        if shift is not None:
+            found[shift] = solution.mean
+        else:
+            found[mean] = torch.zeros_like(solution.mean)
+        if one.bias is not None:
+            found[one.bias] = torch.zeros_like(state[one.bias])
+        for name, value in found.items():
+            state[name] = value.to(state[name].dtype)
+
+
+def _patches(values: Tensor, weight: Tensor, arguments: dict[str, Any]) -> Float[Tensor, "samples inputs"]:
+    """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
+    count = weight.ndim - 2
+    kernel = tuple(weight.shape[2:])
+    padding, stride, dilation = (_each(arguments[name], count) for name in ("padding", "stride", "dilation"))
+    padded = functional.pad(values, [size for side in reversed(padding) for size in (side, side)])
+    for axis in range(count):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        padded = padded.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+    # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]
+    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
+    return padded.permute(order).reshape(-1, weight[0].numel())
+
+
+def _each(value: int | Sequence[int], count: int) -> list[int]:
+    numbers = list(value) if isinstance(value, Iterable) else [value]
+    return numbers * count if len(numbers) == 1 else numbers
