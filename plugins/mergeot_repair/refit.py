@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import CONVOLUTION, LINEAR, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.maps import CONVOLUTION, LINEAR, RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.recurrent_refit import RecurrentRefit
 from mergeot_repair.regression import Sums
 from mergeot_repair.running import HeldBytes, StagedRun
 
@@ -29,7 +30,8 @@ class RefitRepair(AbstractRepair):
     together with it. Where the result is added to a stream, the map is fitted to the stream that the sources have in
     the mean, less what the fused model adds it to.
 
-    Linear layers and convolutions are fitted whose weights stand in one place of the model; others stay as they are.
+    Recurrent layers are fitted gate by gate on their input and the mean hidden states of the aligned sources. Weights
+    that stand in several places of the model, grouped and transposed convolutions and projected LSTMs stay as they are.
     """
 
     needs_data = True
@@ -61,10 +63,13 @@ class _Refit:
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
-        maps = [one for one in MapFinder(self.context.program).find() if one.kind in (LINEAR, CONVOLUTION)]
+        maps = MapFinder(self.context.program).find()
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
-            self._fit(one)
+            if one.kind == RECURRENT:
+                RecurrentRefit(self.context, self.state, self.runs, self.source_runs).fit(one)
+            else:
+                self._fit(one)
             self.waiting.discard(one.node)
             if self.context.progress is not None:
                 self.context.progress(number, len(maps), f"refit {one.weight}")

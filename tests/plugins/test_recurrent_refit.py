@@ -1,0 +1,116 @@
+"""Laws of the refit of recurrent layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mergeot_repair.recurrent import Cell, cells_of
+from torch import Tensor, nn
+
+from mergekit_ot import fuse
+
+KINDS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer and a linear one on its last state."""
+
+    def __init__(self, kind: str, hidden: int, seed: int, **options: object) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.recurrent = KINDS[kind](5, hidden, batch_first=True, **options)
+        self.classifier = nn.Linear(hidden * (2 if options.get("bidirectional") else 1), 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Returns the scores."""
+        return self.classifier(self.recurrent(steps)[0][:, -1])
+
+
+def _data(count: int = 300) -> Tensor:
+    return torch.randn(count, 7, 5, generator=torch.Generator().manual_seed(5))
+
+
+OPTIONS = [{}, {"num_layers": 2}, {"bidirectional": True}, {"bias": False}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_fused_with_itself_stays(kind: str, options: dict[str, object]) -> None:
+    net, data = Recurrent(kind, 6, 0, **options).eval(), _data()
+    fused = fuse([net, net], solver="gwb", data=[data], calibration_size=300, repair="refit", device="cpu").model()
+    with torch.no_grad():
+        assert torch.allclose(fused(data), net(data), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_fused_with_its_reordered_copy_stays(kind: str) -> None:
+    net, data = Recurrent(kind, 6, 0).eval(), _data()
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
+    other = Recurrent(kind, 6, 0).eval()
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[kind]
+    rows = torch.cat([order + 6 * gate for gate in range(gates)])
+    with torch.no_grad():
+        for name, value in other.recurrent.named_parameters():
+            value.copy_(value[rows][:, order] if "weight_hh" in name else value[rows])
+        other.classifier.weight.copy_(other.classifier.weight[:, order])
+        assert torch.allclose(other(data), net(data), atol=1e-5)
+    fused = fuse([net, other], solver="gwb", data=[data], calibration_size=300, repair="refit", device="cpu").model()
+    with torch.no_grad():
+        assert torch.allclose(fused(data), net(data), atol=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_nearer_to_the_mean_of_the_sources(kind: str, options: dict[str, object]) -> None:
+    nets = [Recurrent(kind, 8, seed, **options).eval() for seed in (1, 2)]
+    data, held_out = _data(600), torch.randn(200, 7, 5, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        goal = (nets[0](held_out) + nets[1](held_out)) / 2
+        errors = [
+            float((fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
+                held_out) - goal).square().mean())
+            for repair in ("none", "refit")
+        ]  # fmt: skip
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_widths_may_differ() -> None:
+    nets = [Recurrent("lstm", hidden, seed).eval() for seed, hidden in ((1, 8), (2, 12))]
+    data = _data(600)
+    with torch.no_grad():
+        goal = (nets[0](data) + nets[1](data)) / 2
+        errors = [
+            float((fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
+                data) - goal).square().mean())
+            for repair in ("none", "refit")
+        ]  # fmt: skip
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("is_reverse", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_parts_of_a_cell_make_its_states(kind: str, is_reverse: bool) -> None:
+    torch.manual_seed(0)
+    layer = KINDS[kind.removesuffix("_tanh")](5, 4, batch_first=True)
+    cell = Cell(kind, ("w", "u", "b", "c"), is_reverse)
+    tensors = [value.detach() for value in layer.parameters()]
+    inputs, start = torch.randn(3, 6, 5), [torch.randn(3, 4), torch.randn(3, 4)]
+    states = cell.states(tensors, inputs, start if kind == "lstm" else start[:1])
+    before = cell.before(states, start)
+    made, read = cell.parts(tensors, inputs, before)
+    if kind == "rnn_tanh":
+        assert torch.allclose(torch.tanh(made + read), states, atol=1e-6)
+    elif kind == "gru":
+        (mr, mz, mn), (rr, rz, rn) = made.chunk(3, 2), read.chunk(3, 2)
+        new, update = torch.tanh(mn + torch.sigmoid(mr + rr) * rn), torch.sigmoid(mz + rz)
+        assert torch.allclose((1 - update) * new + update * before, states, atol=1e-6)
+    else:
+        memory = start[1]
+        for step in reversed(range(6)) if is_reverse else range(6):
+            keep, forget, new, show = (made + read)[:, step].chunk(4, 1)
+            memory = torch.sigmoid(forget) * memory + torch.sigmoid(keep) * torch.tanh(new)
+            assert torch.allclose(torch.sigmoid(show) * torch.tanh(memory), states[:, step], atol=1e-6)
+
+
+def test_projections_are_left_alone() -> None:
+    assert cells_of("lstm", ["w", "u", "b", "c", "p"], 1, is_bidirectional=False) == []
