@@ -10,4 +10,9 @@ from mergekit_ot import hookimpl
 @hookimpl
 def mergeot_repairs() -> Mapping[str, str]:
     """Return the repairs of this package."""
-    return {"reset": "mergeot_repair.reset:ResetRepair", "refit": "mergeot_repair.refit:RefitRepair"}
+    return {
+        "reset": "mergeot_repair.reset:ResetRepair",
+        "repair": "mergeot_repair.moments:MomentsRepair",
+        "refit": "mergeot_repair.refit:RefitRepair",
+        "rescale": "mergeot_repair.rescale:RescaleRepair",
+    }

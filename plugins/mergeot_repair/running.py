@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,12 @@ class StagedRun:
                     if read in self.values and read not in wanted and self._is_spent(read):
                         del self.values[read]
         return {node.name: self._value(node) for node in wanted}
+
+    def change(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        """Changes a result that is held as its parameters were changed, so that nothing need be run again."""
+        node = self.nodes[name]
+        if node in self.values:
+            self.values[node] = function(self.values[node])
 
     def settle(self) -> None:
         """Lets go of what nothing later reads, and of all where there is no room for it."""

@@ -1,0 +1,40 @@
+"""Gives the neurons of a fused model the length of weights that averaging took from them; needs no data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergekit_ot import AbstractRepair, RepairContext
+from mergeot_repair.maps import MapFinder
+
+
+class RescaleRepair(AbstractRepair):
+    """Scales each row of a linear map to the mean length that this row has in the aligned sources.
+
+    The mean of two vectors that do not agree is shorter than they are, so the values of a fused neuron vary less: the
+    collapse of variance that arXiv:2211.08403 measures on data. Here it is read off the weights, as if the inputs of a
+    map were independent. Recurrent layers are scaled in their input and hidden weights.
+    """
+
+    needs_data = False
+
+    def repair(self, context: RepairContext) -> dict[str, Tensor]:
+        """Returns the fused state with rescaled rows; biases and BatchNorms stay as they are."""
+        state = {name: value.detach().clone() for name, value in context.fused.items()}
+        for one in MapFinder(context.program).find():
+            for name in one.parameters or (one.weight,):
+                if state[name].ndim >= 2:
+                    state[name] = _rescaled(context, name)
+        return state
+
+
+def _rescaled(context: RepairContext, name: str) -> Tensor:
+    rows = context.fused[name].flatten(1).double()
+    goals = [
+        share * aligned[name].flatten(1).double().norm(dim=1)
+        for share, aligned in zip(context.model_weights, context.aligned, strict=True)
+    ]
+    length = rows.norm(dim=1)
+    factor = torch.where(length > 0, torch.stack(goals).sum(0) / length, torch.ones_like(length))
+    return (rows * factor[:, None]).reshape(context.fused[name].shape).to(context.fused[name].dtype)
