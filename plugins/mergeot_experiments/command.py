@@ -62,6 +62,9 @@ def run_experiments(
     restarts: Annotated[
         int, typer.Option("--restarts", min=1, metavar="N", help="Align so often, for every --solver.")
     ] = 1,
+    repair: Annotated[
+        str | None, typer.Option("--repair", metavar="NAME", help="After the couplings, for every --solver.")
+    ] = None,
     is_again: Annotated[bool, typer.Option("--again", help="Measure also what is stored already.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +75,7 @@ def run_experiments(
     options = _options(solver_option)
     for flag, is_given in (
         ("--solver-option", options), ("--measure", measure), ("--refine", refine), ("--restarts", restarts > 1),
+        ("--repair", repair),
     ):  # fmt: skip
         if is_given and not solver:
             raise typer.BadParameter("name the --solver it belongs to", param_hint=flag)
@@ -85,7 +89,7 @@ def run_experiments(
         from mergeot_experiments.runner import Order
         from mergeot_experiments.workflow import run_orders
 
-        methods = tuple(Method(name, options, refine, restarts, measure) for name in solver or ())
+        methods = tuple(Method(name, options, refine, restarts, measure, repair) for name in solver or ())
         orders = [
             Order(experiment, choose_scale(experiment, not is_quick), methods, seeds, is_again)
             for experiment in find_experiments(names)

@@ -25,6 +25,7 @@ class Method:
         refine: Whether to sweep on from the solver's couplings.
         restarts: How often to align.
         measure: What a neuron is seen by; the solver's own choice where it is None.
+        repair: What is done after the couplings; the setting's own choice where it is None.
     """
 
     solver: str
@@ -32,6 +33,7 @@ class Method:
     refine: bool = False
     restarts: int = 1
     measure: str | None = None
+    repair: str | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +46,7 @@ class Method:
         parts = [self.solver, *(f"{key} {value}" for key, value in sorted(self.options.items()))]
         parts += [self.measure] if self.measure is not None else []
         parts += ["refined"] if self.refine else []
+        parts += [f"repair {self.repair}"] if self.repair is not None else []
         parts += [f"best of {self.restarts}"] if self.restarts > 1 else []
         return ", ".join(parts)
 
@@ -55,6 +58,7 @@ class Method:
             flags += ["--solver-option", f"{key}={_plain(value)}"]
         flags += ["--measure", self.measure] if self.measure is not None else []
         flags += ["--refine"] if self.refine else []
+        flags += ["--repair", self.repair] if self.repair is not None else []
         flags += ["--restarts", str(self.restarts)] if self.restarts > 1 else []
         return tuple(flags)
 

@@ -23,6 +23,7 @@ from mergeot_experiments.training import Training
 _SEEDS = (43, 348, 437, 82, 233, 31, 786, 234)
 _UNEVEN_SEEDS = (786, 234, 7, 12, 31)
 _REPETITIONS = 5
+_REFITTED = (Method("wb", repair="refit"), Method("weight-matching", repair="refit"))
 _SOLVERS = ("average", "otfusion", "wb", "gwb", "weight-matching")
 
 
@@ -62,7 +63,7 @@ def _several(frame: _Frame, widths: str, repetitions: int) -> Design:
         )
         for count in (2, 4, 6)
     )  # fmt: skip
-    return Design(settings, (*map(Method, _SOLVERS), Method("wb", refine=True)))
+    return Design(settings, (*map(Method, _SOLVERS), Method("wb", refine=True), *_REFITTED))
 
 
 MLP = Experiment(

@@ -31,6 +31,7 @@ _LESS = (
     Method("gwb", {"alpha": 1, "outgoing": False, "signs": False}),
     Method("gwb", {"signs": False}),
 )
+_REFITTED = Method("gwb", repair="refit")
 _DIGIT_ROWS = {"columns": 8}
 
 
@@ -39,7 +40,7 @@ def _cells(training: Training, cells: Mapping[str, Mapping[str, object]]) -> Des
         Setting("", title, seeded([replace(training, arguments=arguments)] * 2, windows(_SEEDS, 2, _REPETITIONS)))
         for title, arguments in cells.items()
     )
-    return Design(settings, (Method("average"), Method("wb"), *_LESS, Method("gwb")))
+    return Design(settings, (Method("average"), Method("wb"), *_LESS, Method("gwb"), _REFITTED))
 
 
 RECURRENT = Experiment(

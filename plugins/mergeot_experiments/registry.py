@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mergekit_ot import RecipeError
 from mergekit_ot.errors import unknown_name
 from mergeot_experiments.data import has_folder
+from mergeot_experiments.deep import RESIDUAL_WITHOUT_NORM, VGG
 from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Experiment
 from mergeot_experiments.feed_forward import GROWTH, HETEROGENEOUS, MLP, WIDTHS
 from mergeot_experiments.recurrent import RECURRENT, RECURRENT_GROWTH, RECURRENT_LONG, RECURRENT_WIDTHS
@@ -25,6 +26,8 @@ EXPERIMENTS = {
         RECURRENT_WIDTHS,
         RECURRENT_GROWTH,
         RESIDUAL,
+        VGG,
+        RESIDUAL_WITHOUT_NORM,
     )
 }
 

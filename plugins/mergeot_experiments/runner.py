@@ -197,7 +197,7 @@ def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[s
         fused = fuse(
             models, solver=method.solver, solver_options=method.options, refine=method.refine, restarts=method.restarts,
             measure=method.measure, example_inputs=test[0][0][:2], model_weights=setting.model_weights, target=goal,
-            data=calibration, repair=setting.repair, device="cpu", seed=task.number, manager=manager,
+            data=calibration, repair=method.repair or setting.repair, device="cpu", seed=task.number, manager=manager,
         )  # fmt: skip
     except (SolverError, DataError) as error:
         raise _RefusedError(str(error)) from error

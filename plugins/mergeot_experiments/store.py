@@ -117,12 +117,13 @@ class Store:
 def code_version(method: Method, manager: PluginManager) -> str:
     """Returns a hash of the code that decides a fusion by this method.
 
-    It covers the packages of the solver, of its measure and of the refinement, and transport and fusion of the core;
+    It covers the packages of the solver, its measure, refinement and repair, and transport and fusion of the core;
     comments, docstrings and layout do not count.
     """
     solver = manager.get("solver", method.solver)
     used = [solver, manager.get("measure", method.measure or solver.measure)]
     used += [manager.get("solver", _REFINEMENT)] if method.refine else []
+    used += [manager.get("repair", method.repair)] if method.repair not in (None, "none") else []
     packages = {kind.__module__.partition(".")[0] for kind in used}
     core = Path(mergekit_ot.__path__[0])
     files = [file for package in packages for file in _files_of(package)]
@@ -158,9 +159,14 @@ def _hash_of(files: tuple[Path, ...]) -> str:
 def _identity(content: Mapping[str, object], method: Method | None, version: str) -> dict[str, object]:
     return {
         "content": content,
-        "method": None if method is None else asdict(method),
+        "method": None if method is None else _described(method),
         "version": version,
     }
+
+
+def _described(method: Method) -> dict[str, object]:
+    """Returns a method as data; without a repair of its own it is what it was before methods had one."""
+    return {name: value for name, value in asdict(method).items() if name != "repair" or value is not None}
 
 
 def _digest(value: object) -> str:

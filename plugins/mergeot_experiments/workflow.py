@@ -90,6 +90,8 @@ def _check(order: Order, manager: PluginManager) -> None:
     _ = order.sets
     for method in order.all_methods:
         _check_options(method, manager)
+        if method.repair not in (None, "none"):
+            manager.get("repair", method.repair)
 
 
 def _check_options(method: Method, manager: PluginManager) -> None:

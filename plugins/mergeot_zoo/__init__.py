@@ -14,6 +14,7 @@ def mergeot_architectures() -> Mapping[str, str]:
         "mlp": "mergeot_zoo.plain:mlp",
         "cnn": "mergeot_zoo.plain:cnn",
         "vgg11": "mergeot_zoo.plain:vgg11",
+        "resnet18": "mergeot_zoo.residual:resnet18",
         "resnet20": "mergeot_zoo.residual:resnet20",
         "resnet56": "mergeot_zoo.residual:resnet56",
     }
