@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,25 +10,31 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_ot import AbstractRepair, RepairContext
+from mergekit_ot import AbstractRepair, ModelGraph, RepairContext
 from mergeot_repair.control import check_control
 from mergeot_repair.maps import CONVOLUTION, LINEAR, RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
 from mergeot_repair.recurrent_refit import RecurrentRefit
 from mergeot_repair.regression import Sums
 from mergeot_repair.running import HeldBytes, StagedRun
+from mergeot_repair.selection import MOST_INPUTS, Chosen, Layer, Needs, choose, layers_of
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
 _SAMPLES_PER_INPUT = 60
 _LEAST_SAMPLES = 20_000
+_CHOICE_SAMPLES_PER_INPUT = 4
 
 
 class RefitRepair(AbstractRepair):
-    """Fits each linear map, in order, to the mean of what the aligned sources compute there.
+    """Fits each linear map, in order, to what the sources compute there.
 
-    The inputs of the regression are the fused model's own, so a map also makes up for what the maps before it lack.
-    It is pulled towards the fused weights, by as much as cross-validation asks for. A BatchNorm behind a map is fitted
-    together with it. Where the result is added to a stream, the map is fitted to the stream that the sources have in
-    the mean, less what the fused model adds it to.
+    Neurons that are made by one linear map and read by linear maps alone are taken from the sources, chosen by what
+    their readers need (see `mergeot_repair.selection`); all others follow the couplings and are fitted to the mean of
+    the aligned sources. The results of the model are always fitted to the mean of the sources' results.
+
+    The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
+    pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind
+    a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
+    sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and the mean hidden states of the aligned sources. Weights
     that stand in several places of the model, grouped and transposed convolutions and projected LSTMs stay as they are.
@@ -60,10 +66,15 @@ class _Refit:
         ]
         self.generator = torch.Generator().manual_seed(0)
         self.waiting: set[str] = set()
+        self.maps = MapFinder(context.program).find()
+        self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
+        self.chosen: dict[str, Chosen] = {}
+        self.starts: dict[str, Tensor] = {}
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
-        maps = MapFinder(self.context.program).find()
+        maps = self.maps
+        self._choose()
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
             if one.kind == RECURRENT:
@@ -75,21 +86,95 @@ class _Refit:
                 self.context.progress(number, len(maps), f"refit {one.weight}")
         return self.state
 
+    def _choose(self) -> None:
+        """Chooses the neurons of every layer that is made and read by maps alone, from the last to the first."""
+        layers = [layer for layer in layers_of(self._graph(), self.maps, self.state) if self._has_choice(layer)]
+        needs = self._needs(layers)
+        for layer in reversed(layers):
+            sizes = [len(self.context.sources[number].state[layer.maker.weight]) for number in self.used]
+            count = len(self.state[layer.maker.weight])
+            found = [needs[reader.weight] for reader in layer.readers]
+            chosen, weights = choose(found, [self._goals(reader) for reader in layer.readers], sizes, count)
+            self.chosen[layer.maker.weight] = chosen
+            self.starts |= {reader.weight: rows for reader, rows in zip(layer.readers, weights, strict=True)}
+        for layer in layers:
+            if layer.maker.weight not in self.starts:
+                self.starts[layer.maker.weight] = self._own_rows(layer.maker)
+
+    def _graph(self) -> ModelGraph:
+        return self.context.sources[0].alignment.target
+
+    def _has_choice(self, layer: Layer) -> bool:
+        """Whether the sources have more neurons than fit, and no reader too many inputs."""
+        states = [self.context.sources[number].state for number in self.used]
+        total = sum(len(state[layer.maker.weight]) for state in states)
+        widest = max(sum(state[one.weight][0].numel() for state in states) for one in layer.readers)
+        return total > len(self.state[layer.maker.weight]) and widest <= MOST_INPUTS
+
+    def _needs(self, layers: Sequence[Layer]) -> dict[str, Needs]:
+        """Returns what every reader takes and makes in the sources, in one pass over the data."""
+        readers = {one.weight: one for layer in layers for one in layer.readers}
+        # In the order of the program, so that nothing runs twice.
+        ordered = [one for one in self.maps if one.weight in readers]
+        needs = {one.weight: Needs(self._has_shift(one)) for one in ordered}
+        for number in range(len(self.runs)):
+            for one in ordered:
+                pairs = []
+                for source in self.used:
+                    run, state = self.source_runs[source][number], self.context.sources[source].state
+                    values = run.values_of([one.source, one.output])
+                    pairs.append(self._samples(one, values[one.source], values[one.output], state[one.weight]))
+                inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+                rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
+                needs[one.weight].add(inputs[rows], outputs[rows])
+            for source in self.used:
+                self.source_runs[source][number].release()
+        return needs
+
+    def _has_shift(self, one: LinearMap) -> bool:
+        return (one.bias if one.norm is None else one.norm[1]) is not None
+
+    def _goals(self, reader: LinearMap) -> Float[Tensor, "outputs goals"]:
+        """Returns what a reader is to make as sums of its outputs in the sources: chosen ones, or their means."""
+        sources = [self.context.sources[number] for number in self.used]
+        sizes = [len(source.state[reader.weight]) for source in sources]
+        if reader.weight in self.chosen:
+            parts = torch.eye(sum(sizes)).split(sizes, 1)
+            return self.chosen[reader.weight].of(parts, 1)
+        shares = [self.context.model_weights[number] for number in self.used]
+        means = [
+            share * source.in_fused_order(torch.eye(size), 1, reader.weight)
+            for share, source, size in zip(shares, sources, sizes, strict=True)
+        ]
+        return torch.cat(means)
+
+    def _own_rows(self, one: LinearMap) -> Float[Tensor, "outputs inputs"]:
+        """Returns the rows that chosen neurons have in their sources, reading neurons in fused order."""
+        found = []
+        for number in self.used:
+            source, state = self.context.sources[number], self.context.aligned[number]
+            places = source.in_fused_order(torch.eye(len(source.state[one.weight])), 1, one.weight)
+            nearest = places.abs().argmax(1)
+            rows = _combined(one, state)[nearest]
+            found.append(rows * places.gather(1, nearest[:, None]).sign())
+        return self.chosen[one.weight].of(found, 0)
+
     def _fit(self, one: LinearMap) -> None:
         weight = self.state[one.weight]
-        rows = weight.flatten(1)
-        sums = Sums(rows.shape[1], rows.shape[0])
-        other = one.added[1] if one.added is not None and self._is_ready(one.added[1]) else None
+        inputs_of_one, outputs_of_one = weight[0].numel(), len(weight)
+        sums = Sums(inputs_of_one, outputs_of_one)
+        is_stream = one.added is not None and one.weight not in self.chosen
+        other = one.added[1] if is_stream and one.added is not None and self._is_ready(one.added[1]) else None
         for number, run in enumerate(self.runs):
             values = run.values_of([one.source, *([other] if other is not None else [])])
             target = self._target(one, number, other)
             if other is not None:
                 target = target - taken_back(values[other], [self.nodes[name] for name in one.path])
-            inputs, targets = self._samples(one, values[one.source], target)
-            chosen = self._chosen(len(inputs), rows.shape[1])
-            sums.add(inputs[chosen], targets[chosen])
+            inputs, targets = self._samples(one, values[one.source], target, weight)
+            rows = self._chosen_rows(len(inputs), inputs_of_one, _SAMPLES_PER_INPUT)
+            sums.add(inputs[rows], targets[rows])
             run.settle()
-        self._write(one, sums, weight)
+        self._write(one, sums)
 
     def _is_ready(self, name: str) -> bool:
         """Whether every map that a value depends on was fitted already."""
@@ -104,6 +189,13 @@ class _Refit:
 
     def _target(self, one: LinearMap, number: int, other: str | None) -> Tensor:
         """Returns what the map is to make, or the stream that it is added to."""
+        axis = 1 if one.kind == CONVOLUTION else -1
+        if one.weight in self.chosen:
+            runs = [self.source_runs[source][number] for source in self.used]
+            made = [run.values_of([one.output])[one.output] for run in runs]
+            for run in runs:
+                run.settle()
+            return self.chosen[one.weight].of(made, axis)
         parts = []
         for source, share, runs in zip(self.context.sources, self.context.model_weights, self.source_runs, strict=True):
             if share == 0:
@@ -113,36 +205,33 @@ class _Refit:
             made = values[one.output]
             if other is not None:
                 made = made + taken_back(values[other], [nodes[name] for name in one.path])
-            axis = 1 if one.kind == CONVOLUTION else made.ndim - 1
             parts.append(share * source.in_fused_order(made, axis, one.weight))
             runs[number].settle()
         return torch.stack(parts).sum(0)
 
     def _samples(
-        self, one: LinearMap, values: Tensor, targets: Tensor
+        self, one: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
         """Returns what a map reads and what it is to make, a row per sample or place."""
         if one.kind == LINEAR:
             return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
-        rows = _patches(values, self.state[one.weight], named_arguments(self.nodes[one.node]))
+        rows = _patches(values, weight, named_arguments(self.nodes[one.node]))
         return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
 
-    def _chosen(self, count: int, inputs: int) -> Tensor:
-        most = max(_LEAST_SAMPLES, _SAMPLES_PER_INPUT * inputs) // len(self.runs)
+    def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
+        most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
         return torch.randperm(count, generator=self.generator)[:most]
 
-    def _write(self, one: LinearMap, sums: Sums, weight: Tensor) -> None:
-        state, rows = self.state, weight.flatten(1)
+    def _write(self, one: LinearMap, sums: Sums) -> None:
+        state, weight = self.state, self.state[one.weight]
+        start = self.starts.get(one.weight)
+        solution = sums.solve(_combined(one, state) if start is None else start, self._has_shift(one))
         if one.norm is None:
-            solution = sums.solve(rows, has_shift=one.bias is not None)
             state[one.weight] = solution.weight.reshape(weight.shape).to(weight.dtype)
             if one.bias is not None:
                 state[one.bias] = solution.shift.to(weight.dtype)
             return
         scale, shift, mean, variance = one.norm
-        deviation = (state[variance] + one.epsilon).sqrt()
-        factor = 1 / deviation if scale is None else state[scale] / deviation
-        solution = sums.solve(rows * factor[:, None], has_shift=shift is not None)
         # The BatchNorm keeps the statistics of what it reads, so that training can go on from here.
         found = {variance: solution.variance, mean: solution.mean - solution.shift}
         found[one.weight] = solution.weight.reshape(weight.shape)
@@ -158,6 +247,16 @@ class _Refit:
             found[one.bias] = torch.zeros_like(state[one.bias])
         for name, value in found.items():
             state[name] = value.to(state[name].dtype)
+
+
+def _combined(one: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
+    """Returns the rows of a map together with the BatchNorm behind it."""
+    rows = state[one.weight].flatten(1)
+    if one.norm is None:
+        return rows
+    scale, _, _, variance = one.norm
+    factor = (state[variance] + one.epsilon).rsqrt()
+    return rows * (factor if scale is None else state[scale] * factor)[:, None]
 
 
 def _patches(values: Tensor, weight: Tensor, arguments: dict[str, Any]) -> Float[Tensor, "samples inputs"]:

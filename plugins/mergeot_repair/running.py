@@ -76,6 +76,12 @@ class StagedRun:
         if node in self.values:
             self.values[node] = function(self.values[node])
 
+    def release(self) -> None:
+        """Lets go of everything: the next result is made from the inputs on."""
+        self.values.clear()
+        self.used.clear()
+        self.settle()
+
     def settle(self) -> None:
         """Lets go of what nothing later reads, and of all where there is no room for it."""
         for node in [node for node in self.values if self._is_spent(node)]:
