@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergekit_ot import AbstractRepair, ModelGraph, RepairContext
+from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
 from mergeot_repair.maps import CONVOLUTION, LINEAR, RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.pruning import Products
 from mergeot_repair.recurrent_refit import RecurrentRefit
 from mergeot_repair.regression import Sums
 from mergeot_repair.running import HeldBytes, StagedRun
-from mergeot_repair.selection import MOST_INPUTS, Chosen, Layer, Needs, choose, layers_of
+from mergeot_repair.selection import Selection
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
 _SAMPLES_PER_INPUT = 60
@@ -68,13 +69,13 @@ class _Refit:
         self.waiting: set[str] = set()
         self.maps = MapFinder(context.program).find()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
-        self.chosen: dict[str, Chosen] = {}
-        self.starts: dict[str, Tensor] = {}
+        self.selection = Selection(context, self.maps, self.used)
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
         maps = self.maps
-        self._choose()
+        if self.selection.groups:
+            self.selection.choose(self._products())
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
             if one.kind == RECURRENT:
@@ -86,37 +87,12 @@ class _Refit:
                 self.context.progress(number, len(maps), f"refit {one.weight}")
         return self.state
 
-    def _choose(self) -> None:
-        """Chooses the neurons of every layer that is made and read by maps alone, from the last to the first."""
-        layers = [layer for layer in layers_of(self._graph(), self.maps, self.state) if self._has_choice(layer)]
-        needs = self._needs(layers)
-        for layer in reversed(layers):
-            sizes = [len(self.context.sources[number].state[layer.maker.weight]) for number in self.used]
-            count = len(self.state[layer.maker.weight])
-            found = [needs[reader.weight] for reader in layer.readers]
-            chosen, weights = choose(found, [self._goals(reader) for reader in layer.readers], sizes, count)
-            self.chosen[layer.maker.weight] = chosen
-            self.starts |= {reader.weight: rows for reader, rows in zip(layer.readers, weights, strict=True)}
-        for layer in layers:
-            if layer.maker.weight not in self.starts:
-                self.starts[layer.maker.weight] = self._own_rows(layer.maker)
-
-    def _graph(self) -> ModelGraph:
-        return self.context.sources[0].alignment.target
-
-    def _has_choice(self, layer: Layer) -> bool:
-        """Whether the sources have more neurons than fit, and no reader too many inputs."""
-        states = [self.context.sources[number].state for number in self.used]
-        total = sum(len(state[layer.maker.weight]) for state in states)
-        widest = max(sum(state[one.weight][0].numel() for state in states) for one in layer.readers)
-        return total > len(self.state[layer.maker.weight]) and widest <= MOST_INPUTS
-
-    def _needs(self, layers: Sequence[Layer]) -> dict[str, Needs]:
+    def _products(self) -> dict[str, Products]:
         """Returns what every reader takes and makes in the sources, in one pass over the data."""
-        readers = {one.weight: one for layer in layers for one in layer.readers}
+        readers = {one.weight for one in self.selection.readers}
         # In the order of the program, so that nothing runs twice.
         ordered = [one for one in self.maps if one.weight in readers]
-        needs = {one.weight: Needs(self._has_shift(one)) for one in ordered}
+        products = {one.weight: Products(self._has_shift(one)) for one in ordered}
         for number in range(len(self.runs)):
             for one in ordered:
                 pairs = []
@@ -126,45 +102,26 @@ class _Refit:
                     pairs.append(self._samples(one, values[one.source], values[one.output], state[one.weight]))
                 inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
                 rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
-                needs[one.weight].add(inputs[rows], outputs[rows])
+                products[one.weight].add(inputs[rows], outputs[rows])
             for source in self.used:
                 self.source_runs[source][number].release()
-        return needs
+        return products
 
     def _has_shift(self, one: LinearMap) -> bool:
         return (one.bias if one.norm is None else one.norm[1]) is not None
 
-    def _goals(self, reader: LinearMap) -> Float[Tensor, "outputs goals"]:
-        """Returns what a reader is to make as sums of its outputs in the sources: chosen ones, or their means."""
-        sources = [self.context.sources[number] for number in self.used]
-        sizes = [len(source.state[reader.weight]) for source in sources]
-        if reader.weight in self.chosen:
-            parts = torch.eye(sum(sizes)).split(sizes, 1)
-            return self.chosen[reader.weight].of(parts, 1)
-        shares = [self.context.model_weights[number] for number in self.used]
-        means = [
-            share * source.in_fused_order(torch.eye(size), 1, reader.weight)
-            for share, source, size in zip(shares, sources, sizes, strict=True)
-        ]
-        return torch.cat(means)
-
-    def _own_rows(self, one: LinearMap) -> Float[Tensor, "outputs inputs"]:
-        """Returns the rows that chosen neurons have in their sources, reading neurons in fused order."""
-        found = []
-        for number in self.used:
-            source, state = self.context.sources[number], self.context.aligned[number]
-            places = source.in_fused_order(torch.eye(len(source.state[one.weight])), 1, one.weight)
-            nearest = places.abs().argmax(1)
-            rows = _combined(one, state)[nearest]
-            found.append(rows * places.gather(1, nearest[:, None]).sign())
-        return self.chosen[one.weight].of(found, 0)
+    def _own_rows(self, one: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
+        """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
+        source, state = self.context.sources[number], self.context.aligned[number]
+        places = source.in_fused_order(torch.eye(len(source.state[one.weight])), 1, one.weight)
+        nearest = places.abs().argmax(1)
+        return _combined(one, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
     def _fit(self, one: LinearMap) -> None:
         weight = self.state[one.weight]
         inputs_of_one, outputs_of_one = weight[0].numel(), len(weight)
         sums = Sums(inputs_of_one, outputs_of_one)
-        is_stream = one.added is not None and one.weight not in self.chosen
-        other = one.added[1] if is_stream and one.added is not None and self._is_ready(one.added[1]) else None
+        other = one.added[1] if one.added is not None and self._is_ready(one.added[1]) else None
         for number, run in enumerate(self.runs):
             values = run.values_of([one.source, *([other] if other is not None else [])])
             target = self._target(one, number, other)
@@ -189,24 +146,22 @@ class _Refit:
 
     def _target(self, one: LinearMap, number: int, other: str | None) -> Tensor:
         """Returns what the map is to make, or the stream that it is added to."""
-        axis = 1 if one.kind == CONVOLUTION else -1
-        if one.weight in self.chosen:
-            runs = [self.source_runs[source][number] for source in self.used]
-            made = [run.values_of([one.output])[one.output] for run in runs]
-            for run in runs:
-                run.settle()
-            return self.chosen[one.weight].of(made, axis)
-        parts = []
-        for source, share, runs in zip(self.context.sources, self.context.model_weights, self.source_runs, strict=True):
-            if share == 0:
-                continue
-            nodes = runs[number].nodes
-            values = runs[number].values_of([one.output, *([other] if other is not None else [])])
+        axis, parts = 1 if one.kind == CONVOLUTION else -1, []
+        for source in self.used:
+            run = self.source_runs[source][number]
+            values = run.values_of([one.output, *([other] if other is not None else [])])
             made = values[one.output]
             if other is not None:
-                made = made + taken_back(values[other], [nodes[name] for name in one.path])
-            parts.append(share * source.in_fused_order(made, axis, one.weight))
-            runs[number].settle()
+                made = made + taken_back(values[other], [run.nodes[name] for name in one.path])
+            parts.append(made)
+            run.settle()
+        rows = self.selection.rows(one.weight)
+        if rows is not None:
+            return torch.cat(parts, axis).index_select(axis, rows)
+        parts = [
+            self.context.model_weights[source] * self.context.sources[source].in_fused_order(made, axis, one.weight)
+            for source, made in zip(self.used, parts, strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
     def _samples(
@@ -224,7 +179,7 @@ class _Refit:
 
     def _write(self, one: LinearMap, sums: Sums) -> None:
         state, weight = self.state, self.state[one.weight]
-        start = self.starts.get(one.weight)
+        start = self.selection.start(one.weight, lambda number: self._own_rows(one, number))
         solution = sums.solve(_combined(one, state) if start is None else start, self._has_shift(one))
         if one.norm is None:
             state[one.weight] = solution.weight.reshape(weight.shape).to(weight.dtype)

@@ -1,187 +1,217 @@
 """Chooses neurons of the fused model among those of the sources, by what the maps that read them need.
 
-The mean of two matched neurons that agree little says little about either. Where a layer of neurons is made by one
-linear map and read by linear maps alone, the fused model need not average at all: the sources side by side are a
-network of which the fused one is a part, and the part is chosen by structured pruning. From all neurons of all sources
-those are dropped, one after the other, without which a regression of the readers' outputs on the rest loses least
-(backward elimination; the loss is that of optimal brain surgery for groups, NeurIPS 1992).
+The mean of two matched neurons that agree little says little about either. Where neurons are made and read by linear
+maps alone, also through the sums of a residual stream, the fused model need not average at all: the sources side by
+side are a network of which the fused one is a part, and the part is chosen by structured pruning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot import ModelGraph
+from mergekit_ot import ModelGraph, RepairContext
 from mergeot_repair.maps import RECURRENT, LinearMap
+from mergeot_repair.pruning import Products, Regression, eliminate
 
-# Pull of the regressions, relative to the mean square of an input.
-_PULL = 1e-3
 # Inputs of a regression beyond which its inverse takes minutes and gigabytes.
-MOST_INPUTS = 10_000
-# Steps of an elimination: so many at least, each dropping neurons of one source only.
-_STEPS = 128
+_MOST_INPUTS = 10_000
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The neurons that a fused layer takes over.
-
-    Attributes:
-        source: Of each fused neuron, which source it is of.
-        neuron: Its number there.
-    """
-
-    source: Int[Tensor, " neuron"]
-    neuron: Int[Tensor, " neuron"]
-
-    def of(self, values: Sequence[Tensor], axis: int) -> Tensor:
-        """Returns the chosen neurons' values out of those of all sources, with the neurons on `axis`."""
-        starts = torch.tensor([0, *(part.shape[axis] for part in values)]).cumsum(0)
-        return torch.cat(list(values), axis).index_select(axis, starts[self.source] + self.neuron)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A group of neurons that is made by one map and read by maps alone."""
-
-    group: str
-    maker: LinearMap
-    readers: tuple[LinearMap, ...]
-
-
-def layers_of(graph: ModelGraph, maps: Sequence[LinearMap], state: Mapping[str, Tensor]) -> list[Layer]:
-    """Returns the layers whose neurons may be chosen, in the order of their makers."""
-    by_weight = {one.weight: one for one in maps if one.kind != RECURRENT}
-    owned = {name: one for one in by_weight.values() for name in (one.weight, one.bias, *(one.norm or ())) if name}
-    found = []
-    for group in graph.free_groups.values():
-        # What is normalised over its neurons, or shares an order with others, is no set of independent neurons.
-        if group.context or group.flags:
-            continue
-        makers = {slot.parameter for slot in group.members if slot.role != "IN"}
-        readers = {slot.parameter for slot in group.members if slot.role == "IN"}
-        owners = {owned[name].weight for name in makers if name in owned}
-        if len(owners) != 1 or not makers <= set(owned) or not readers or not readers <= set(by_weight):
-            continue
-        (maker,) = owners
-        whole = [slot for slot in group.members if slot.role == "IN"]
-        is_plain = state[maker].shape[0] == group.size and maker not in readers
-        is_first = all(slot.axis == 1 and slot.path in ((), (0,)) for slot in whole) and len(whole) == len(readers)
-        is_whole = all(state[name].flatten(1).shape[1] % group.size == 0 for name in readers)
-        if is_plain and is_first and is_whole and _covers(graph, readers, group.key):
-            found.append(Layer(group.key, by_weight[maker], tuple(by_weight[name] for name in sorted(readers))))
-    places = {one.weight: place for place, one in enumerate(maps)}
-    return sorted(found, key=lambda layer: places[layer.maker.weight])
-
-
-def _covers(graph: ModelGraph, readers: set[str], group: str) -> bool:
-    """Whether nothing but the neurons of one group stands on the axis that a reader reads."""
-    from_group = []
-    for name in readers:
-        keys = {key for (parameter, axis, key) in graph.roles if parameter == name and axis == 1}
-        from_group.append({key for key in keys if graph.groups[key].is_free} == {group})
-    return all(from_group)
-
-
-class Needs:
-    """What a reader takes: inner products of its inputs from all sources, and of those with its outputs in them.
+class Selection:
+    """The neurons that a fused model takes over from its sources.
 
     Args:
-        has_shift: Whether the reader has a bias, so that means do not count.
+        context: Of the repair.
+        maps: The linear maps of the fused model.
+        used: Numbers of the sources that have a weight.
     """
 
-    def __init__(self, has_shift: bool) -> None:
-        self.has_shift = has_shift
-        self.products: list[Tensor] = []
+    def __init__(self, context: RepairContext, maps: Sequence[LinearMap], used: Sequence[int]) -> None:
+        self.context, self.used = context, list(used)
+        self.alignment = context.sources[0].alignment
+        self.maps = {one.weight: one for one in maps if one.kind != RECURRENT}
+        self.groups = self._eligible(self.alignment.target) if len(self.used) > 1 else set()
+        self.places = self._numbered()
+        self.kept: dict[str, Int[Tensor, " neuron"]] = {}
+        self.regressions: dict[str, Regression] = {}
 
-    def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
-        """Adds a batch, with the inputs and outputs of all sources side by side."""
-        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
-        rows, made = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
-        found = [(rows.T @ rows).double(), (rows.T @ made).double(), (made.T @ made).double()]
-        self.products = [a + b for a, b in zip(self.products, found, strict=True)] if self.products else found
+    @property
+    def readers(self) -> list[LinearMap]:
+        """The maps that read neurons to be chosen."""
+        return [one for one in self.maps.values() if self._groups_on(one.weight, 1) & self.groups]
 
-    def towards(
-        self, goals: Float[Tensor, "outputs goals"]
-    ) -> tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs goals"], float]:
-        """Returns the products of a regression of some goals, sums of outputs, and the goals' mean square over all."""
-        gram, cross, square = self.products
-        count, means, heights = gram[-1, -1], gram[-1, :-1], square[-1, :-1]
-        gram, cross, square = gram[:-1, :-1], cross[:-1, :-1], square[:-1, :-1]
-        if self.has_shift:
-            gram = gram - torch.outer(means, means) / count
-            cross = cross - torch.outer(means, heights) / count
-            square = square - torch.outer(heights, heights) / count
-        pull = _PULL * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
-        goals = goals.double()
-        size = float(((square @ goals) * goals).sum().clamp_min(torch.finfo(torch.float64).tiny))
-        return gram + pull * torch.eye(len(gram), dtype=gram.dtype), cross @ goals, size
+    def choose(self, products: Mapping[str, Products]) -> None:
+        """Chooses: first the neurons of streams, all at once, then those of one map each, from the last to the first.
+
+        Args:
+            products: Of every reader.
+        """
+        order = list(self.maps)
+        makers = {group: [name for name in order if group in self._groups_on(name, 0)] for group in self.groups}
+        streams = [group for group in self.places if len(makers[group]) > 1]
+        single = [group for group in self.places if len(makers[group]) == 1]
+        single.sort(key=lambda group: -order.index(makers[group][0]))
+        for chosen in [streams, *([group] for group in single)]:
+            if chosen:
+                self._choose(chosen, products)
+
+    def _choose(self, groups: Sequence[str], products: Mapping[str, Products]) -> None:
+        readers = [one.weight for one in self.readers if self._groups_on(one.weight, 1) & set(groups)]
+        found = {name: self._regression(name, products[name]) for name in readers}
+        sizes = {group: self.alignment.target.groups[group].size for group in groups}
+        self.kept |= eliminate(list(found.values()), {group: self.places[group] for group in groups}, sizes)
+        self.regressions |= found
+
+    def _regression(self, weight: str, products: Products) -> Regression:
+        """Returns the regression of a reader on what is left of its neurons."""
+        neurons = torch.cat([self._numbers(weight, 1, source) for source in range(len(self.used))])
+        regression = Regression(products, self._goals(weight), neurons)
+        for group in self._groups_on(weight, 1) & set(self.kept):
+            everything = torch.cat(list(self.places[group]))
+            regression.drop(everything[~torch.isin(everything, self.kept[group])])
+        return regression
+
+    def _goals(self, weight: str) -> Float[Tensor, "outputs goals"]:
+        """Returns what a reader is to make, as sums of its outputs in the sources.
+
+        Those of chosen neurons; of all, where they are still to be chosen; else the means of aligned ones.
+        """
+        sources = [self.context.sources[number] for number in self.used]
+        shares = [self.context.model_weights[number] for number in self.used]
+        sizes = [len(source.state[weight]) for source in sources]
+        rows = self.rows(weight)
+        if rows is not None:
+            return torch.eye(sum(sizes))[:, rows]
+        if self._groups_on(weight, 0) & self.groups:
+            return torch.diag(self._roots(weight)).float()
+        parts = [
+            share * source.in_fused_order(torch.eye(size), 1, weight)
+            for share, source, size in zip(shares, sources, sizes, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def rows(self, weight: str) -> Int[Tensor, " output"] | None:
+        """Returns which outputs of a map, of all used sources side by side, the fused map has; None for no choice."""
+        groups = self._groups_on(weight, 0)
+        if not groups or not groups <= set(self.kept):
+            return None
+        numbers = torch.cat([self._numbers(weight, 0, source) for source in range(len(self.used))])
+        wanted = self._fused(weight, 0)
+        return torch.stack([(numbers == neuron).nonzero()[0, 0] for neuron in wanted])
+
+    def start(self, weight: str, own: Callable[[int], Tensor]) -> Float[Tensor, "outputs inputs"] | None:
+        """Returns the weights from which a map is fitted: those of its regression, or its own in the sources.
+
+        Args:
+            weight: The map.
+            own: Gives, for a source, the rows of its neurons, reading neurons in fused order.
+        """
+        rows = self.rows(weight)
+        if weight in self.regressions:
+            found = self.regressions[weight].rows(self._fused(weight, 1))
+            # Where all outputs were goals, the map has since got some of them.
+            return found if rows is None or len(found) == len(rows) else found[rows] / self._roots(weight)[rows, None]
+        return None if rows is None else torch.cat([own(number) for number in self.used])[rows]
+
+    def _roots(self, weight: str) -> Float[Tensor, " output"]:
+        """Returns the factor of each output of all sources as a goal: a source counts by its model weight."""
+        parts = [
+            torch.full((len(self.context.sources[number].state[weight]),), self.context.model_weights[number] ** 0.5)
+            for number in self.used
+        ]
+        return torch.cat(parts).double()
+
+    def _fused(self, weight: str, axis: int) -> Int[Tensor, " neuron"]:
+        return torch.cat([self.kept[group] for group, _ in stretches(self.alignment.target, weight, axis) or ()])
+
+    def _numbers(self, weight: str, axis: int, source: int) -> Int[Tensor, " neuron"]:
+        """Returns the numbers of the neurons on an axis of a source's weight, in its order."""
+        graph = self.alignment.graphs[self.used[source]]
+        return torch.cat([self.places[group][source] for group, _ in stretches(graph, weight, axis) or ()])
+
+    def _groups_on(self, weight: str, axis: int) -> set[str]:
+        return {group for group, _ in stretches(self.alignment.target, weight, axis) or ()}
+
+    def _numbered(self) -> dict[str, list[Int[Tensor, " neuron"]]]:
+        """Returns group → the numbers of its neurons in every used source; no two neurons have the same."""
+        found: dict[str, list[Tensor]] = {}
+        count = 0
+        for group in sorted(self.groups):
+            found[group] = []
+            for number in self.used:
+                size = self.alignment.graphs[number].groups[group].size
+                found[group].append(torch.arange(count, count + size))
+                count += size
+        return found
+
+    def _eligible(self, graph: ModelGraph) -> set[str]:
+        """Returns the groups that linear maps alone make and read, and of which there are more than fit."""
+        owned = {name for one in self.maps.values() for name in (one.bias, *(one.norm or ())) if name}
+        found = set()
+        for key, group in graph.free_groups.items():
+            total = sum(self.alignment.graphs[number].groups[key].size for number in self.used)
+            is_owned = all(
+                (slot.axis == 0 and slot.parameter in owned and slot.role != "IN")
+                or (slot.parameter in self.maps and slot.axis == (1 if slot.role == "IN" else 0))
+                for slot in group.members
+            )
+            # What is normalised over its neurons, or shares its order with a context, is no set of independent ones.
+            if is_owned and not group.context and not group.flags and total > group.size:
+                found.add(key)
+        while True:
+            kept = {
+                key
+                for key in found
+                if all(self._is_whole(graph, name, axis, found) for name, axis in _axes(graph, key))
+            }
+            if kept == found:
+                return found
+            found = kept
+
+    def _is_whole(self, graph: ModelGraph, name: str, axis: int, found: set[str]) -> bool:
+        """Whether all that stands on an axis is to be chosen, in stretches of the same kind."""
+        parts = stretches(graph, name, axis)
+        if parts is None or not {group for group, _ in parts} <= found or len({taps for _, taps in parts}) != 1:
+            return False
+        if axis == 0:
+            return parts[0][1] == 1
+        return sum(self.context.sources[number].state[name][0].numel() for number in self.used) <= _MOST_INPUTS
 
 
-class _Regression:
-    """The regression of one reader while neurons are dropped: its inverse and its weights, in blocks of a neuron."""
-
-    def __init__(self, gram: Tensor, cross: Tensor, neurons: int) -> None:
-        self.inverse = torch.linalg.inv(gram)
-        self.weights = self.inverse @ cross
-        self.taps = len(gram) // neurons
-
-    def losses(self) -> Float[Tensor, " neuron"]:
-        """Returns what the squared error grows by without each neuron."""
-        count = len(self.weights) // self.taps
-        places = torch.arange(count)
-        blocks = self.inverse.reshape(count, self.taps, count, self.taps)[places, :, places, :]
-        weights = self.weights.reshape(count, self.taps, -1)
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
-
-    def drop(self, neurons: Int[Tensor, " dropped"]) -> None:
-        """Takes neurons out."""
-        is_kept = torch.ones(len(self.weights) // self.taps, dtype=torch.bool)
-        is_kept[neurons] = False
-        gone, kept = (self._columns(mask.nonzero()[:, 0]) for mask in (~is_kept, is_kept))
-        inner, outer = self.inverse[gone][:, gone], self.inverse[kept][:, gone]
-        self.weights = self.weights[kept] - outer @ torch.linalg.solve(inner, self.weights[gone])
-        self.inverse = self.inverse[kept][:, kept] - outer @ torch.linalg.solve(inner, outer.T)
-
-    def _columns(self, neurons: Tensor) -> Tensor:
-        return (neurons[:, None] * self.taps + torch.arange(self.taps)).flatten()
+def _axes(graph: ModelGraph, group: str) -> set[tuple[str, int]]:
+    """Returns the weights' axes on which a group stands."""
+    return {
+        (slot.parameter, slot.axis) for slot in graph.groups[group].members if len(graph.layouts[slot.parameter]) > 1
+    }
 
 
-def choose(
-    needs: Sequence[Needs], goals: Sequence[Tensor], sizes: Sequence[int], count: int
-) -> tuple[Chosen, list[Float[Tensor, "goals inputs"]]]:
-    """Returns the neurons that the readers can least do without, and each reader's weights for them.
+def stretches(graph: ModelGraph, weight: str, axis: int) -> list[tuple[str, int]] | None:
+    """Returns (group, numbers per neuron) along an axis; None where something else stands there.
 
-    Args:
-        needs: Of each reader; its inputs are the neurons of the first source, then of the second …, with as many
-            numbers each as the reader takes of a neuron.
-        goals: What each reader is to make, as sums of its outputs in the sources ``[outputs, goals]``.
-        sizes: Neurons of each source.
-        count: How many are kept.
+    A layout is a group, a group times fixed places behind it, or several of these one after the other.
     """
-    total, regressions, units = sum(sizes), [], []
-    for need, goal in zip(needs, goals, strict=True):
-        gram, cross, size = need.towards(goal)
-        units.append(size**0.5)
-        regressions.append(_Regression(gram, cross / size**0.5, total))
-    source = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    neuron = torch.cat([torch.arange(size) for size in sizes])
-    most = max(1, (total - count) // _STEPS)
-    while len(source) > count:
-        losses = torch.stack([one.losses() for one in regressions]).sum(0)
-        # Two neurons that stand in for each other, as of a network and its copy, must not go together.
-        same = source == source[losses.argmin()]
-        order = torch.where(same, losses, torch.full_like(losses, torch.inf)).argsort()
-        gone = order[: min(most, len(source) - count, int(same.sum()))]
-        for one in regressions:
-            one.drop(gone)
-        is_kept = torch.ones(len(source), dtype=torch.bool)
-        is_kept[gone] = False
-        source, neuron = source[is_kept], neuron[is_kept]
-    weights = [one.weights.T * unit for one, unit in zip(regressions, units, strict=True)]
-    return Chosen(source, neuron), weights
+    return _stretches(graph.layouts[weight][axis])
+
+
+def _stretches(layout: object) -> list[tuple[str, int]] | None:
+    group, parts = getattr(layout, "group", None), getattr(layout, "parts", None)
+    if group is not None:
+        return [(group, 1)]
+    if parts is None:
+        return None
+    if hasattr(layout, "number"):
+        found = [_stretches(part) for part in parts]
+        return None if any(one is None for one in found) else [pair for one in found for pair in one or ()]
+    first, rest = parts[0], parts[1:]
+    if getattr(first, "group", None) is None or any(
+        _stretches(part) is not None or not hasattr(part, "size") for part in rest
+    ):
+        return None
+    taps = 1
+    for part in rest:
+        taps *= part.size
+    return [(first.group, taps)]

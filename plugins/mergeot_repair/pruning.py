@@ -1,0 +1,137 @@
+"""Structured pruning by regression: which neurons do the maps that read them need least?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Pull of the regressions, relative to the mean square of an input.
+_PULL = 1e-3
+# Drops of an elimination: so many at least, each of neurons of one group and source only.
+_STEPS = 128
+
+
+class Products:
+    """Inner products of what a map reads in all sources, side by side, and of what it makes there.
+
+    Args:
+        has_shift: Whether the map has a bias, so that means do not count.
+    """
+
+    def __init__(self, has_shift: bool) -> None:
+        self.has_shift = has_shift
+        self.sums: list[Tensor] = []
+
+    def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
+        """Adds a batch."""
+        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
+        rows, made = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
+        found = [(rows.T @ rows).double(), (rows.T @ made).double(), (made.T @ made).double()]
+        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+
+    def towards(
+        self, goals: Float[Tensor, "outputs goals"]
+    ) -> tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs goals"], float]:
+        """Returns the products of a regression of some goals, sums of outputs, and the goals' length."""
+        gram, cross, square = self.sums
+        count, means, heights = gram[-1, -1], gram[-1, :-1], square[-1, :-1]
+        gram, cross, square = gram[:-1, :-1], cross[:-1, :-1], square[:-1, :-1]
+        if self.has_shift:
+            gram = gram - torch.outer(means, means) / count
+            cross = cross - torch.outer(means, heights) / count
+            square = square - torch.outer(heights, heights) / count
+        pull = _PULL * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+        goals = goals.double()
+        size = float(((square @ goals) * goals).sum().clamp_min(torch.finfo(torch.float64).tiny))
+        return gram + pull * torch.eye(len(gram), dtype=gram.dtype), cross @ goals, size**0.5
+
+
+class Regression:
+    """The regression of one map's goals while neurons that it reads are dropped.
+
+    Args:
+        products: Of the map.
+        goals: What it is to make, as sums of what it makes in the sources ``[outputs, goals]``.
+        neurons: Numbers of the neurons it reads; each has as many inputs of it.
+    """
+
+    def __init__(
+        self, products: Products, goals: Float[Tensor, "outputs goals"], neurons: Int[Tensor, " neuron"]
+    ) -> None:
+        gram, cross, self.length = products.towards(goals)
+        self.neurons = neurons
+        self.taps = len(gram) // len(neurons)
+        self.inverse = torch.linalg.inv(gram)
+        # In units of the goals' length, so that losses of several maps can be added.
+        self.weights = self.inverse @ cross / self.length
+
+    def losses(self) -> Float[Tensor, " neuron"]:
+        """Returns what the squared error grows by without each neuron, as a share of the goals."""
+        count = len(self.neurons)
+        places = torch.arange(count)
+        blocks = self.inverse.reshape(count, self.taps, count, self.taps)[places, :, places, :]
+        weights = self.weights.reshape(count, self.taps, -1)
+        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+
+    def drop(self, neurons: Int[Tensor, " dropped"]) -> bool:
+        """Takes neurons out, and returns whether the map reads any of them."""
+        is_gone = torch.isin(self.neurons, neurons)
+        if not bool(is_gone.any()):
+            return False
+        gone, kept = (self._columns(mask.nonzero()[:, 0]) for mask in (is_gone, ~is_gone))
+        inner, outer = self.inverse[gone][:, gone], self.inverse[kept][:, gone]
+        self.weights = self.weights[kept] - outer @ torch.linalg.solve(inner, self.weights[gone])
+        self.inverse = self.inverse[kept][:, kept] - outer @ torch.linalg.solve(inner, outer.T)
+        self.neurons = self.neurons[~is_gone]
+        return True
+
+    def rows(self, order: Int[Tensor, " neuron"]) -> Float[Tensor, "goals inputs"]:
+        """Returns the weights of the neurons that are left, in an order."""
+        places = torch.stack([(self.neurons == neuron).nonzero()[0, 0] for neuron in order])
+        return self.weights[self._columns(places)].T * self.length
+
+    def _columns(self, neurons: Tensor) -> Tensor:
+        return (neurons[:, None] * self.taps + torch.arange(self.taps)).flatten()
+
+
+def eliminate(
+    regressions: Sequence[Regression], places: Mapping[str, Sequence[Int[Tensor, " neuron"]]], sizes: Mapping[str, int]
+) -> dict[str, Int[Tensor, " kept"]]:
+    """Returns the neurons of each group that are left when all that are too many are dropped, the least needed first.
+
+    A neuron's loss is that of all regressions together (backward elimination; for groups of weights as in optimal
+    brain surgery, NeurIPS 1992).
+
+    Args:
+        regressions: Of the maps that read the groups; they are changed.
+        places: Group → the numbers of its neurons in each source.
+        sizes: Group → how many of its neurons are kept.
+    """
+    left = {group: torch.cat(list(parts)) for group, parts in places.items()}
+    count = 1 + max(int(neuron) for one in regressions for neuron in one.neurons)
+    group_of, source_of = torch.full((count,), -1), torch.full((count,), -1)
+    for number, parts in enumerate(places.values()):
+        for source, neurons in enumerate(parts):
+            group_of[neurons], source_of[neurons] = number, source
+    names = list(places)
+    losses = [one.losses() for one in regressions]
+    while any(len(left[group]) > sizes[group] for group in names):
+        total = torch.zeros(count, dtype=torch.float64)
+        for one, loss in zip(regressions, losses, strict=True):
+            total.index_add_(0, one.neurons, loss)
+        open_ = torch.cat([left[group] for group in names if len(left[group]) > sizes[group]])
+        least = open_[total[open_].argmin()]
+        group = names[int(group_of[least])]
+        surplus = len(left[group]) - sizes[group]
+        # Two neurons that stand in for each other, as of a network and its copy, must not go together.
+        alike = left[group][source_of[left[group]] == source_of[least]]
+        most = max(1, (sum(len(part) for part in places[group]) - sizes[group]) // _STEPS)
+        gone = alike[total[alike].argsort()[: min(most, surplus)]]
+        left[group] = left[group][~torch.isin(left[group], gone)]
+        for number, one in enumerate(regressions):
+            if one.drop(gone):
+                losses[number] = one.losses()
+    return left
