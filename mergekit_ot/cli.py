@@ -76,7 +76,10 @@ def fuse(
     ] = None,
     front_end: FrontEnd = None,
     trace_seconds: TraceSeconds = None,
-    report: Annotated[str | None, typer.Option("--report", metavar="DIR", help="Write a report there.")] = None,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", metavar="DIR", help="Write a report there: report.html, its numbers, the recipe."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; compute and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -100,7 +100,7 @@ Repair = Annotated[
     typer.Option(
         "--repair",
         metavar="none|NAME",
-        help="What is done after the couplings, such as 'reset'; 'mergeot plugins' lists them. Default: none.",
+        help="What is done after the couplings, such as 'refit'; 'mergeot plugins' lists them. Default: none.",
     ),
 ]
 Refine = Annotated[

@@ -243,7 +243,7 @@ class FusionRun:
         if setup.target_graph.buffers and setup.repair is None and setup.solver.name != "average":
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
-                "Give calibration data and a repair: --data SPEC --repair reset (no labels are used)."
+                "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
             )
         return found
 

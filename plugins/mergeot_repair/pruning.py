@@ -56,13 +56,18 @@ class Regression:
         products: Of the map.
         goals: What it is to make, as sums of what it makes in the sources ``[outputs, goals]``.
         neurons: Numbers of the neurons it reads; each has as many inputs of it.
+        made: Numbers of the neurons that the goals are, where they may be dropped themselves.
     """
 
     def __init__(
-        self, products: Products, goals: Float[Tensor, "outputs goals"], neurons: Int[Tensor, " neuron"]
+        self,
+        products: Products,
+        goals: Float[Tensor, "outputs goals"],
+        neurons: Int[Tensor, " neuron"],
+        made: Int[Tensor, " goal"] | None = None,
     ) -> None:
         gram, cross, self.length = products.towards(goals)
-        self.neurons = neurons
+        self.neurons, self.made = neurons, made
         self.taps = len(gram) // len(neurons)
         self.inverse = torch.linalg.inv(gram)
         # In units of the goals' length, so that losses of several maps can be added.
@@ -77,10 +82,15 @@ class Regression:
         return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
 
     def drop(self, neurons: Int[Tensor, " dropped"]) -> bool:
-        """Takes neurons out, and returns whether the map reads any of them."""
+        """Takes neurons out, and returns whether the map reads or makes any of them."""
+        is_less = False
+        if self.made is not None:
+            is_made = ~torch.isin(self.made, neurons)
+            is_less = not bool(is_made.all())
+            self.weights, self.made = self.weights[:, is_made], self.made[is_made]
         is_gone = torch.isin(self.neurons, neurons)
         if not bool(is_gone.any()):
-            return False
+            return is_less
         gone, kept = (self._columns(mask.nonzero()[:, 0]) for mask in (is_gone, ~is_gone))
         inner, outer = self.inverse[gone][:, gone], self.inverse[kept][:, gone]
         self.weights = self.weights[kept] - outer @ torch.linalg.solve(inner, self.weights[gone])
@@ -88,13 +98,20 @@ class Regression:
         self.neurons = self.neurons[~is_gone]
         return True
 
-    def rows(self, order: Int[Tensor, " neuron"]) -> Float[Tensor, "goals inputs"]:
-        """Returns the weights of the neurons that are left, in an order."""
-        places = torch.stack([(self.neurons == neuron).nonzero()[0, 0] for neuron in order])
-        return self.weights[self._columns(places)].T * self.length
+    def rows(
+        self, order: Int[Tensor, " neuron"], made: Int[Tensor, " goal"] | None = None
+    ) -> Float[Tensor, "goals inputs"]:
+        """Returns the weights that are left, with the neurons it reads (and makes) in an order."""
+        rows = self.weights[self._columns(places_of(order, self.neurons))].T * self.length
+        return rows if self.made is None or made is None else rows[places_of(made, self.made)]
 
     def _columns(self, neurons: Tensor) -> Tensor:
         return (neurons[:, None] * self.taps + torch.arange(self.taps)).flatten()
+
+
+def places_of(wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"]) -> Int[Tensor, " neuron"]:
+    """Returns where neurons stand in a list of numbers."""
+    return torch.stack([(numbers == neuron).nonzero()[0, 0] for neuron in wanted])
 
 
 def eliminate(

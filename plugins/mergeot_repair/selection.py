@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mergekit_ot import ModelGraph, RepairContext
 from mergeot_repair.maps import RECURRENT, LinearMap
-from mergeot_repair.pruning import Products, Regression, eliminate
+from mergeot_repair.pruning import Products, Regression, eliminate, places_of
 
 # Inputs of a regression beyond which its inverse takes minutes and gigabytes.
 _MOST_INPUTS = 10_000
@@ -45,7 +45,7 @@ class Selection:
         return [one for one in self.maps.values() if self._groups_on(one.weight, 1) & self.groups]
 
     def choose(self, products: Mapping[str, Products]) -> None:
-        """Chooses: first the neurons of streams, all at once, then those of one map each, from the last to the first.
+        """Chooses: from the last layer to the first or, where there are streams, all at once.
 
         Args:
             products: Of every reader.
@@ -55,9 +55,9 @@ class Selection:
         streams = [group for group in self.places if len(makers[group]) > 1]
         single = [group for group in self.places if len(makers[group]) == 1]
         single.sort(key=lambda group: -order.index(makers[group][0]))
-        for chosen in [streams, *([group] for group in single)]:
-            if chosen:
-                self._choose(chosen, products)
+        # What a stream has to hold depends on which of its readers' neurons stay, so both are chosen together.
+        for chosen in [list(self.places)] if streams else [[group] for group in single]:
+            self._choose(chosen, products)
 
     def _choose(self, groups: Sequence[str], products: Mapping[str, Products]) -> None:
         readers = [one.weight for one in self.readers if self._groups_on(one.weight, 1) & set(groups)]
@@ -69,7 +69,10 @@ class Selection:
     def _regression(self, weight: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
         neurons = torch.cat([self._numbers(weight, 1, source) for source in range(len(self.used))])
-        regression = Regression(products, self._goals(weight), neurons)
+        made = None
+        if self.rows(weight) is None and self._groups_on(weight, 0) & self.groups:
+            made = torch.cat([self._numbers(weight, 0, source) for source in range(len(self.used))])
+        regression = Regression(products, self._goals(weight), neurons, made)
         for group in self._groups_on(weight, 1) & set(self.kept):
             everything = torch.cat(list(self.places[group]))
             regression.drop(everything[~torch.isin(everything, self.kept[group])])
@@ -101,7 +104,7 @@ class Selection:
             return None
         numbers = torch.cat([self._numbers(weight, 0, source) for source in range(len(self.used))])
         wanted = self._fused(weight, 0)
-        return torch.stack([(numbers == neuron).nonzero()[0, 0] for neuron in wanted])
+        return places_of(wanted, numbers)
 
     def start(self, weight: str, own: Callable[[int], Tensor]) -> Float[Tensor, "outputs inputs"] | None:
         """Returns the weights from which a map is fitted: those of its regression, or its own in the sources.
@@ -112,9 +115,9 @@ class Selection:
         """
         rows = self.rows(weight)
         if weight in self.regressions:
-            found = self.regressions[weight].rows(self._fused(weight, 1))
-            # Where all outputs were goals, the map has since got some of them.
-            return found if rows is None or len(found) == len(rows) else found[rows] / self._roots(weight)[rows, None]
+            regression = self.regressions[weight]
+            found = regression.rows(self._fused(weight, 1), self._fused(weight, 0) if rows is not None else None)
+            return found if rows is None or regression.made is None else found / self._roots(weight)[rows, None]
         return None if rows is None else torch.cat([own(number) for number in self.used])[rows]
 
     def _roots(self, weight: str) -> Float[Tensor, " output"]:
