@@ -9,9 +9,10 @@ from torch import fx
 
 from mergekit_ot import CapturedProgram
 
-LINEAR, CONVOLUTION, RECURRENT = "linear", "convolution", "recurrent"
+LINEAR, CONVOLUTION, TRANSPOSED, RECURRENT = "linear", "convolution", "transposed", "recurrent"
 _NORMS = ("aten._native_batch_norm_legit_no_training", "aten.batch_norm", "aten.native_batch_norm")
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
+_TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
 _RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 # Movements that hold every number of their input once: a value can be taken back through them.
 _RESHAPES = ("aten.view", "aten._unsafe_view", "aten.reshape", "aten.flatten", "aten.unsqueeze", "aten.squeeze")
@@ -24,7 +25,7 @@ class LinearMap:
     """A linear map of a program.
 
     Attributes:
-        kind: ``linear``, ``convolution`` or ``recurrent``.
+        kind: ``linear``, ``convolution``, ``transposed`` (a transposed convolution) or ``recurrent``.
         node: Its operation.
         source: The operation whose result it reads.
         weight: Name of its weight.
@@ -35,6 +36,7 @@ class LinearMap:
         added: The sum that alone reads the output, and the operation it is added to; None where there is none.
         path: Movements between the output and the sum, in order.
         parameters: All parameters of a recurrent layer.
+        groups: Groups of channels that each read their own part of the input.
     """
 
     kind: str
@@ -48,6 +50,22 @@ class LinearMap:
     added: tuple[str, str] | None = None
     path: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    groups: int = 1
+
+    @property
+    def output_axis(self) -> int:
+        """The weight's axis of outputs."""
+        return 1 if self.kind == TRANSPOSED else 0
+
+    @property
+    def values_axis(self) -> int:
+        """The axis of its neurons in what it reads and makes."""
+        return 1 if self.kind in (CONVOLUTION, TRANSPOSED) else -1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every output reads every input, by rows of the weight."""
+        return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1
 
 
 def operation_of(node: fx.Node) -> str:
@@ -100,8 +118,10 @@ class MapFinder:
             return self._linear(node, "input", self._only(node, "weight"), LINEAR)
         if operation == "aten.addmm":
             return self._addmm(node)
-        if operation in _CONVOLUTIONS and not named_arguments(node).get("transposed", False):
-            return self._linear(node, "input", self._only(node, "weight"), CONVOLUTION)
+        if operation in (*_CONVOLUTIONS, *_TRANSPOSED):
+            is_transposed = operation in _TRANSPOSED or named_arguments(node).get("transposed", False)
+            kind = TRANSPOSED if is_transposed else CONVOLUTION
+            return self._linear(node, "input", self._only(node, "weight"), kind)
         if operation in _RECURRENT:
             return self._recurrent(node)
         return None
@@ -118,14 +138,16 @@ class MapFinder:
         if weight is None or not isinstance(source, fx.Node):
             return None
         is_shared = bias is not None and self._only(node, "bias") is None
-        # 'same' padding is not the same on both sides, and the channels of a group see their own inputs only.
-        if is_shared or isinstance(arguments.get("padding"), str) or arguments.get("groups", 1) != 1:
+        groups = int(arguments.get("groups", 1))
+        # The outputs of a transposed convolution with groups stand on no single axis of its weight.
+        if is_shared or (kind == TRANSPOSED and groups > 1):
             return None
         norm, epsilon, end = self._norm_of(node)
         path, total, other = self._sum_of(end)
         return LinearMap(
             kind, node.name, source.name, weight, None if bias is None else self.names[bias], norm, epsilon, end.name,
             None if total is None or other is None else (total.name, other.name), tuple(step.name for step in path),
+            groups=groups,
         )  # fmt: skip
 
     def _addmm(self, node: fx.Node) -> LinearMap | None:

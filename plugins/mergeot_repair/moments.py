@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import CONVOLUTION, RECURRENT, LinearMap, MapFinder
+from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder
 from mergeot_repair.running import HeldBytes, StagedRun
 
 # A neuron whose deviation is below this share of its layer's says nothing: it is not blown up.
@@ -48,7 +48,9 @@ def _corrected(context: RepairContext) -> dict[str, Tensor]:
         mean, deviation = _moments(runs, one)
         goals = []
         for source, of_source in zip(context.sources, sources, strict=True):
-            goals.append([source.in_fused_order(part, 0, one.weight) for part in _moments(of_source, one)])
+            goals.append(
+                [source.in_fused_order(part, 0, one.weight, one.output_axis) for part in _moments(of_source, one)]
+            )
         goal_mean, goal_deviation = (
             torch.stack([share * goal[place] for share, goal in zip(context.model_weights, goals, strict=True)]).sum(0)
             for place in (0, 1)
@@ -69,7 +71,7 @@ def _moments(runs: Sequence[StagedRun], one: LinearMap) -> tuple[Float[Tensor, "
     count = 0
     for run in runs:
         values = run.values_of([one.output])[one.output].double()
-        rows = values.movedim(1 if one.kind == CONVOLUTION else -1, 0).flatten(1)
+        rows = values.movedim(one.values_axis, 0).flatten(1)
         total, square, count = total + rows.sum(1), square + rows.square().sum(1), count + rows.shape[1]
         run.settle()
     mean = total / count
@@ -85,7 +87,7 @@ def _write(
     if scale is not None:
         found[scale] = state[scale] * factor
     else:
-        found[one.weight] = state[one.weight] * _along(factor, 0, state[one.weight].ndim)
+        found[one.weight] = state[one.weight] * _along(factor, one.output_axis, state[one.weight].ndim)
     if one.norm is not None and scale is None:
         # The mean that a BatchNorm takes away grows with the weights before it.
         found[one.norm[2]] = state[one.norm[2]] * factor
@@ -96,7 +98,7 @@ def _write(
     for name, value in found.items():
         state[name] = value.to(state[name].dtype)
     before, after = (mean, goal) if shift is not None else (torch.zeros_like(mean),) * 2
-    axis = 1 if one.kind == CONVOLUTION else -1
+    axis = one.values_axis
 
     def corrected(values: Tensor) -> Tensor:
         parts = [_along(part, axis, values.ndim).to(values.dtype) for part in (factor, before, after)]

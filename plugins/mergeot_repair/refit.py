@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import CONVOLUTION, LINEAR, RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
 from mergeot_repair.pruning import Products
 from mergeot_repair.recurrent_refit import RecurrentRefit
-from mergeot_repair.regression import Sums
+from mergeot_repair.regression import Sums, joined
 from mergeot_repair.running import HeldBytes, StagedRun
+from mergeot_repair.samples import regression_rows, rows_of, weight_of
 from mergeot_repair.selection import Selection
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
@@ -38,7 +37,7 @@ class RefitRepair(AbstractRepair):
     sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and the mean hidden states of the aligned sources. Weights
-    that stand in several places of the model, grouped and transposed convolutions and projected LSTMs stay as they are.
+    that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay as they are.
     """
 
     needs_data = True
@@ -119,17 +118,19 @@ class _Refit:
 
     def _fit(self, one: LinearMap) -> None:
         weight = self.state[one.weight]
-        inputs_of_one, outputs_of_one = weight[0].numel(), len(weight)
-        sums = Sums(inputs_of_one, outputs_of_one)
+        outputs, inputs = rows_of(one, weight).shape
+        sums = [Sums(inputs, outputs // one.groups) for _ in range(one.groups)]
         other = one.added[1] if one.added is not None and self._is_ready(one.added[1]) else None
         for number, run in enumerate(self.runs):
             values = run.values_of([one.source, *([other] if other is not None else [])])
             target = self._target(one, number, other)
             if other is not None:
                 target = target - taken_back(values[other], [self.nodes[name] for name in one.path])
-            inputs, targets = self._samples(one, values[one.source], target, weight)
-            rows = self._chosen_rows(len(inputs), inputs_of_one, _SAMPLES_PER_INPUT)
-            sums.add(inputs[rows], targets[rows])
+            read, goals = self._samples(one, values[one.source], target, weight)
+            rows = self._chosen_rows(len(read), inputs, _SAMPLES_PER_INPUT)
+            parts = zip(sums, read[rows].chunk(one.groups, 1), goals[rows].chunk(one.groups, 1), strict=True)
+            for part, of_group, goals_of_group in parts:
+                part.add(of_group, goals_of_group)
             run.settle()
         self._write(one, sums)
 
@@ -146,7 +147,7 @@ class _Refit:
 
     def _target(self, one: LinearMap, number: int, other: str | None) -> Tensor:
         """Returns what the map is to make, or the stream that it is added to."""
-        axis, parts = 1 if one.kind == CONVOLUTION else -1, []
+        axis, parts = one.values_axis, []
         for source in self.used:
             run = self.source_runs[source][number]
             values = run.values_of([one.output, *([other] if other is not None else [])])
@@ -159,7 +160,8 @@ class _Refit:
         if rows is not None:
             return torch.cat(parts, axis).index_select(axis, rows)
         parts = [
-            self.context.model_weights[source] * self.context.sources[source].in_fused_order(made, axis, one.weight)
+            self.context.model_weights[source]
+            * self.context.sources[source].in_fused_order(made, axis, one.weight, one.output_axis)
             for source, made in zip(self.used, parts, strict=True)
         ]
         return torch.stack(parts).sum(0)
@@ -167,29 +169,27 @@ class _Refit:
     def _samples(
         self, one: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
-        """Returns what a map reads and what it is to make, a row per sample or place."""
-        if one.kind == LINEAR:
-            return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
-        rows = _patches(values, weight, named_arguments(self.nodes[one.node]))
-        return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
+        return regression_rows(one, weight, named_arguments(self.nodes[one.node]), values, targets)
 
     def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
         most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
         return torch.randperm(count, generator=self.generator)[:most]
 
-    def _write(self, one: LinearMap, sums: Sums) -> None:
+    def _write(self, one: LinearMap, sums: Sequence[Sums]) -> None:
         state, weight = self.state, self.state[one.weight]
         start = self.selection.start(one.weight, lambda number: self._own_rows(one, number))
-        solution = sums.solve(_combined(one, state) if start is None else start, self._has_shift(one))
+        starts = (_combined(one, state) if start is None else start).chunk(one.groups)
+        parts = [part.solve(rows, self._has_shift(one)) for part, rows in zip(sums, starts, strict=True)]
+        solution = joined(parts)
         if one.norm is None:
-            state[one.weight] = solution.weight.reshape(weight.shape).to(weight.dtype)
+            state[one.weight] = weight_of(one, solution.weight, weight)
             if one.bias is not None:
                 state[one.bias] = solution.shift.to(weight.dtype)
             return
         scale, shift, mean, variance = one.norm
         # The BatchNorm keeps the statistics of what it reads, so that training can go on from here.
         found = {variance: solution.variance, mean: solution.mean - solution.shift}
-        found[one.weight] = solution.weight.reshape(weight.shape)
+        found[one.weight] = weight_of(one, solution.weight, weight)
         if scale is not None:
             found[scale] = (solution.variance + one.epsilon).sqrt()
         else:
@@ -206,28 +206,9 @@ class _Refit:
 
 def _combined(one: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
     """Returns the rows of a map together with the BatchNorm behind it."""
-    rows = state[one.weight].flatten(1)
+    rows = rows_of(one, state[one.weight])
     if one.norm is None:
         return rows
     scale, _, _, variance = one.norm
     factor = (state[variance] + one.epsilon).rsqrt()
     return rows * (factor if scale is None else state[scale] * factor)[:, None]
-
-
-def _patches(values: Tensor, weight: Tensor, arguments: dict[str, Any]) -> Float[Tensor, "samples inputs"]:
-    """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
-    count = weight.ndim - 2
-    kernel = tuple(weight.shape[2:])
-    padding, stride, dilation = (_each(arguments[name], count) for name in ("padding", "stride", "dilation"))
-    padded = functional.pad(values, [size for side in reversed(padding) for size in (side, side)])
-    for axis in range(count):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        padded = padded.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
-    # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]
-    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
-    return padded.permute(order).reshape(-1, weight[0].numel())
-
-
-def _each(value: int | Sequence[int], count: int) -> list[int]:
-    numbers = list(value) if isinstance(value, Iterable) else [value]
-    return numbers * count if len(numbers) == 1 else numbers

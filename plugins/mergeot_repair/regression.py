@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,14 @@ class Solution:
     mean: Float[Tensor, " outputs"]
     variance: Float[Tensor, " outputs"]
     strength: float
+
+
+def joined(parts: Sequence[Solution]) -> Solution:
+    """Returns the solutions of several groups of outputs as one; its strength is the largest of theirs."""
+    weight, shift, mean, variance = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "shift", "mean", "variance")
+    )
+    return Solution(weight, shift, mean, variance, max(part.strength for part in parts))
 
 
 class Sums:

@@ -25,16 +25,18 @@ class RescaleRepair(AbstractRepair):
         for one in MapFinder(context.program).find():
             for name in one.parameters or (one.weight,):
                 if state[name].ndim >= 2:
-                    state[name] = _rescaled(context, name)
+                    state[name] = _rescaled(context, name, one.output_axis)
         return state
 
 
-def _rescaled(context: RepairContext, name: str) -> Tensor:
-    rows = context.fused[name].flatten(1).double()
+def _rescaled(context: RepairContext, name: str, axis: int) -> Tensor:
+    whole = context.fused[name]
+    rows = whole.movedim(axis, 0).flatten(1).double()
     goals = [
-        share * aligned[name].flatten(1).double().norm(dim=1)
+        share * aligned[name].movedim(axis, 0).flatten(1).double().norm(dim=1)
         for share, aligned in zip(context.model_weights, context.aligned, strict=True)
     ]
     length = rows.norm(dim=1)
     factor = torch.where(length > 0, torch.stack(goals).sum(0) / length, torch.ones_like(length))
-    return (rows * factor[:, None]).reshape(context.fused[name].shape).to(context.fused[name].dtype)
+    shape = [-1 if place == axis else 1 for place in range(whole.ndim)]
+    return (whole.double() * factor.reshape(shape)).to(whole.dtype)

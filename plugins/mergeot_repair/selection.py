@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import ModelGraph, RepairContext
-from mergeot_repair.maps import RECURRENT, LinearMap
+from mergeot_repair.maps import LinearMap
 from mergeot_repair.pruning import Products, Regression, eliminate, places_of
 
 # Inputs of a regression beyond which its inverse takes minutes and gigabytes.
@@ -33,7 +33,7 @@ class Selection:
     def __init__(self, context: RepairContext, maps: Sequence[LinearMap], used: Sequence[int]) -> None:
         self.context, self.used = context, list(used)
         self.alignment = context.sources[0].alignment
-        self.maps = {one.weight: one for one in maps if one.kind != RECURRENT}
+        self.maps = {one.weight: one for one in maps if one.is_plain}
         self.groups = self._eligible(self.alignment.target) if len(self.used) > 1 else set()
         self.places = self._numbered()
         self.kept: dict[str, Int[Tensor, " neuron"]] = {}
