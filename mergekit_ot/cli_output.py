@@ -132,6 +132,8 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
     if outcome.is_exact or (error is not None and error < 1e-5):
         note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
+    for text in outcome.result.notes:
+        note(text)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     print(outcome.output)
 

@@ -107,7 +107,7 @@ def fuse(
     return FusionResult(
         run.fused, run.alignment, tuple(run.reports.values()), error, run.plan, getattr(setup.solver, "name", "?"),
         time.perf_counter() - started, tuple(run.warnings(error)), setup.target, setup.sources,
-        run.objectives,
+        run.objectives, tuple(run.notes),
     )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ class FusionRun:
         self.fused: dict[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
+        self.notes: list[str] = []
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
@@ -149,7 +150,7 @@ class FusionRun:
             )
             context = repair_context(
                 self.fused, aligned, setup.target, setup.sources, self.alignment, setup.model_weights, setup.batches,
-                self.progress,
+                self.progress, self.notes.append,
             )  # fmt: skip
             self.fused = dict(setup.repair.repair(context))
 

@@ -13,6 +13,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.program import CapturedProgram
 
 Progress = Callable[[int, int, str], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class RepairContext:
         program: What the fused model computes (`mergekit_ot.CapturedProgram`), to be run with any state.
         sources: Each source with its own program.
         progress: Called with (steps done, steps in all, what is done).
+        note: Called with a sentence that the user of the fusion is told.
     """
 
     instance: Callable[[Mapping[str, Tensor]], nn.Module]
@@ -66,6 +68,7 @@ class RepairContext:
     program: CapturedProgram
     sources: tuple[RepairSource, ...]
     progress: Progress | None = None
+    note: Note | None = None
 
 
 def repair_context(
@@ -77,6 +80,7 @@ def repair_context(
     model_weights: Sequence[float],
     batches: Iterable[tuple[Tensor, ...]],
     progress: Progress | None = None,
+    note: Note | None = None,
 ) -> RepairContext:
     """Returns what a repair of `fused` works with."""
     views = tuple(
@@ -84,8 +88,9 @@ def repair_context(
         for number, (source, graph) in enumerate(zip(sources, alignment.graphs, strict=True))
     )
     return RepairContext(
-        target.instance, fused, tuple(aligned), tuple(model_weights), batches, alignment.target.program, views, progress
-    )
+        target.instance, fused, tuple(aligned), tuple(model_weights), batches, alignment.target.program, views,
+        progress, note,
+    )  # fmt: skip
 
 
 class AbstractRepair(abc.ABC):

@@ -49,6 +49,7 @@ class FusionResult:
         warnings: Sentences the user should read.
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
+        notes: Sentences of the repair about what it did.
     """
 
     state: dict[str, Tensor]
@@ -62,6 +63,7 @@ class FusionResult:
     target: SourceModel
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""

@@ -31,7 +31,7 @@ def check_control(
     batches = list(context.batches)[:_BATCHES]
     control = replace(
         context, fused=aligned, aligned=(aligned,), model_weights=(1.0,), sources=(source,), batches=batches,
-        progress=None,
+        progress=None, note=None,
     )  # fmt: skip
     before, after = context.instance(aligned), context.instance(procedure(control))
     changed = total = 0

@@ -75,6 +75,8 @@ class _Refit:
         maps = self.maps
         if self.selection.groups:
             self.selection.choose(self._products())
+            if self.context.note is not None:
+                self.context.note(self.selection.described())
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
             if one.kind == RECURRENT:

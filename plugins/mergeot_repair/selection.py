@@ -59,6 +59,15 @@ class Selection:
         for chosen in [list(self.places)] if streams else [[group] for group in single]:
             self._choose(chosen, products)
 
+    def described(self) -> str:
+        """Returns a sentence about which source the chosen neurons come from."""
+        kept = torch.cat(list(self.kept.values()))
+        shares = []
+        for place, number in enumerate(self.used):
+            own = torch.cat([parts[place] for parts in self.places.values()])
+            shares.append(f"{int(torch.isin(kept, own).sum()):,} from source {number + 1}")
+        return f"Refit took over {len(kept):,} neurons of {len(self.kept)} groups: {', '.join(shares)}."
+
     def _choose(self, groups: Sequence[str], products: Mapping[str, Products]) -> None:
         readers = [one.weight for one in self.readers if self._groups_on(one.weight, 1) & set(groups)]
         found = {name: self._regression(name, products[name]) for name in readers}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -128,3 +130,13 @@ def test_two_digit_networks_come_near_their_sources() -> None:
     before, after = (evaluate(one.model(), test).accuracy or 0 for one in (plain, refitted))
     assert after >= before
     assert after > sum(scores) / 2 - 2
+
+
+def test_it_says_how_many_neurons_come_from_which_source() -> None:
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 3)) for width in (9, 14)]
+    data = torch.randn(300, 5)
+    (note,) = fuse(nets, solver="wb", data=[data], calibration_size=300, repair="refit", device="cpu").notes
+    taken, _, *of_each = map(int, re.findall(r"(\d+) (?:neurons|groups|from)", note))
+    assert taken == sum(of_each) == 9  # as many as the fused layer has
+    assert fuse(nets, solver="wb", example_inputs=data, device="cpu").notes == ()

@@ -91,6 +91,7 @@ class Report:
         own = list(zip([file.name for file in self.sources], self.scores.sources, strict=False))
         return {
             "warnings": list(self.result.warnings),
+            "notes": list(self.result.notes),
             "sources": [vars(file) for file in self.sources],
             "fused": {key: value for key, value in vars(self.fused).items() if key != "weight"},
             "scores": [{"name": name, **vars(score)} for name, score in [*own, *self.scores.rows]],

@@ -132,6 +132,7 @@ def method_section(report: Report) -> Markup:
         ("aligned sources", exactness(report)),
     ]
     pairs += [(f"objective, {when}", f"{value:.6g}") for when, value in result.objectives.items()]
+    pairs += [("what the repair did", text) for text in result.notes]
     pairs.append(("time", _times(report)))
     return tag("section", tag("h2", "Method"), definitions(pairs), id="method")
 

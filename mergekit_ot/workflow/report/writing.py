@@ -80,7 +80,7 @@ def report_summary(report: Report) -> str:
     lines += ["", "| neuron group | neurons | cost | status |", "|---|---|---|---|"]
     lines += [f"| {one.report.name} | {one.report.size} | {number_text(one.report.cost)} | "
               f"{one.report.status.name.lower()} |" for one in report.groups]  # fmt: skip
-    lines += ["", *[f"- {warning}" for warning in (*report.result.warnings, *report.not_measured)]]
+    lines += ["", *[f"- {text}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)]]
     repeated = [command for command in (report.command, report.recipe_command) if command is not None]
     lines += ["", "Repeat it:", "", *[f"    {command}" for command in repeated]]
     text = "\n".join(lines).rstrip() + "\n"
