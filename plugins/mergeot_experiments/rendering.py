@@ -22,11 +22,7 @@ _OLD = "† measured by an earlier version of the solver or the core; its comman
 
 def as_markdown(tables: Sequence[ResultTable]) -> str:
     """Returns a page with all tables."""
-    measured = [cell.measured for table in tables for cell in table.cells]
-    days = sorted({one["at"][:10] for one in measured})
-    used = [f"{name} {', '.join(sorted({one[name] for one in measured}))}" for name in ("mergekit_ot", "torch")]
-    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    parts = [_HEAD, f"Measured {span} with {' and '.join(used)}.\n", *map(_section, tables)]
+    parts = [_HEAD, *map(_section, tables)]
     if any(not row.is_current for table in tables for row in table.rows):
         parts.append(_OLD)
     return "\n".join(parts)
@@ -46,8 +42,18 @@ def _section(table: ResultTable) -> str:
             "",
             *("| " + " | ".join(line) + " |" for line in grid),
             "",
+            f"{_measured(table)}\n",
         ]
     )  # fmt: skip
+
+
+def _measured(table: ResultTable) -> str:
+    """Returns when, and with which packages: sections may be of different days."""
+    found = [cell.measured for cell in table.cells]
+    days = sorted({one["at"][:10] for one in found})
+    used = [f"{name} {', '.join(sorted({one[name] for one in found}))}" for name in ("mergekit_ot", "torch")]
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"Measured {span} with {' and '.join(used)}."
 
 
 def _scale(table: ResultTable) -> str:
