@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -77,16 +78,25 @@ def shown(value: object) -> str:
 
 
 class StepLine:
-    """Shows on a terminal which step of a fusion runs; writes nothing into files."""
+    """Shows on a terminal which step of a fusion runs, and for how long yet; writes nothing into files."""
 
     def __enter__(self) -> StepLine:
         self._is_shown = False
+        self._done = sys.maxsize
         return self
 
     def __call__(self, done: int, total: int, name: str) -> None:
         """Shows the step that is done last."""
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}  {name[:60]}")
+            now = time.perf_counter()
+            # A count that starts anew belongs to a new part, of which nothing is known yet.
+            if done <= self._done:
+                self._since, self._from = now, done
+            self._done = done
+            spent, steps = now - self._since, done - self._from
+            is_known = steps > 0 and done < total and spent > 2
+            left = f", about {spent / steps * (total - done):.0f} s left" if is_known else ""
+            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}{left}  {name[:60]}")
             sys.stderr.flush()
             self._is_shown = True
 

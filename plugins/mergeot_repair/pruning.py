@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +115,10 @@ def places_of(wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"]) ->
 
 
 def eliminate(
-    regressions: Sequence[Regression], places: Mapping[str, Sequence[Int[Tensor, " neuron"]]], sizes: Mapping[str, int]
+    regressions: Sequence[Regression],
+    places: Mapping[str, Sequence[Int[Tensor, " neuron"]]],
+    sizes: Mapping[str, int],
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Int[Tensor, " kept"]]:
     """Returns the neurons of each group that are left when all that are too many are dropped, the least needed first.
 
@@ -126,6 +129,7 @@ def eliminate(
         regressions: Of the maps that read the groups; they are changed.
         places: Group → the numbers of its neurons in each source.
         sizes: Group → how many of its neurons are kept.
+        progress: Called with (neurons dropped, neurons to be dropped).
     """
     left = {group: torch.cat(list(parts)) for group, parts in places.items()}
     count = 1 + max(int(neuron) for one in regressions for neuron in one.neurons)
@@ -135,6 +139,8 @@ def eliminate(
             group_of[neurons], source_of[neurons] = number, source
     names = list(places)
     losses = [one.losses() for one in regressions]
+    surplus_of_all = sum(max(0, len(left[group]) - sizes[group]) for group in names)
+    dropped = 0
     while any(len(left[group]) > sizes[group] for group in names):
         total = torch.zeros(count, dtype=torch.float64)
         for one, loss in zip(regressions, losses, strict=True):
@@ -151,4 +157,7 @@ def eliminate(
         for number, one in enumerate(regressions):
             if one.drop(gone):
                 losses[number] = one.losses()
+        dropped += len(gone)
+        if progress is not None:
+            progress(dropped, surplus_of_all)
     return left

@@ -106,6 +106,8 @@ class _Refit:
                 products[one.weight].add(inputs[rows], outputs[rows])
             for source in self.used:
                 self.source_runs[source][number].release()
+            if self.context.progress is not None:
+                self.context.progress(number + 1, len(self.runs), "refit: reading batches")
         return products
 
     def _has_shift(self, one: LinearMap) -> bool:

@@ -72,8 +72,13 @@ class Selection:
         readers = [one.weight for one in self.readers if self._groups_on(one.weight, 1) & set(groups)]
         found = {name: self._regression(name, products[name]) for name in readers}
         sizes = {group: self.alignment.target.groups[group].size for group in groups}
-        self.kept |= eliminate(list(found.values()), {group: self.places[group] for group in groups}, sizes)
+        places = {group: self.places[group] for group in groups}
+        self.kept |= eliminate(list(found.values()), places, sizes, self._told)
         self.regressions |= found
+
+    def _told(self, dropped: int, surplus: int) -> None:
+        if self.context.progress is not None:
+            self.context.progress(dropped, surplus, "refit: choosing neurons")
 
     def _regression(self, weight: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
