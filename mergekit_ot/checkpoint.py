@@ -159,7 +159,9 @@ def save_checkpoint(
     with replacing(path) as beside:
         known = {**metadata, "template": None if template is None else str(template)}
         if not manager.hook.mergeot_save_checkpoint(path=beside, state=state, metadata=known):
-            torch.save({**metadata, "state_dict": state}, beside)
+            # Given a path, torch writes its name into the file, which would then differ from run to run.
+            with beside.open("wb") as stream:
+                torch.save({**metadata, "state_dict": state}, stream)
     return path
 
 

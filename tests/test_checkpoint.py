@@ -6,6 +6,7 @@ import argparse
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -179,12 +180,17 @@ def test_saved_view_does_not_carry_its_storage(tmp_path: Path) -> None:
     assert path.stat().st_size < 50_000
 
 
+def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
+    one, other = (save_checkpoint(_state(), tmp_path / name, architecture="mlp") for name in ("one.pt", "other.pt"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_failed_save_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_checkpoint(_state(), tmp_path / "own.pt")
     before = path.read_bytes()
 
-    def fails(content: object, beside: Path) -> None:
-        Path(beside).write_bytes(b"half")
+    def fails(content: object, stream: IO[bytes]) -> None:
+        stream.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)
