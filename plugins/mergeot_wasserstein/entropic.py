@@ -20,11 +20,17 @@ def couple_measure(
     target: Float[Tensor, "m d"], source: NeuronMeasure, epsilon: float, prefer: Coupling | None = None
 ) -> Coupling:
     """Returns the coupling of a target support (uniform masses) with a source: exact where `epsilon` is 0."""
-    cost = ground_cost(target, source.support)
-    mass = uniform_mass(target.shape[0], source.mass)
+    return couple_by(ground_cost(target, source.support), source, epsilon, prefer)
+
+
+def couple_by(
+    cost: Float[Tensor, "m n"], source: NeuronMeasure, epsilon: float, prefer: Coupling | None = None
+) -> Coupling:
+    """Returns the coupling of least cost with a source, the fused group's masses being uniform."""
+    mass = uniform_mass(cost.shape[0], source.mass)
     if epsilon == 0:
         return couple(cost, mass, source.mass, prefer)
-    return Coupling(plan=sinkhorn(cost, mass, source.mass, epsilon).to(target.dtype))
+    return Coupling(plan=sinkhorn(cost, mass, source.mass, epsilon).to(source.support.dtype))
 
 
 def sinkhorn(

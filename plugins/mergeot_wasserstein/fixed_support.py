@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
 
 from mergekit_ot import (
     AbstractBarycenterSolver,
     Barycenter,
     BarycenterProblem,
     Coupling,
+    RecipeError,
     SolverError,
     Status,
     barycenter_cost,
     fused_measure,
+    ground_cost,
     rounding_error,
     unsolved,
 )
-from mergeot_wasserstein.entropic import couple_measure
+from mergeot_wasserstein.entropic import couple_by
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         epsilon: Entropic regularisation relative to the mean ground cost; 0 gives exact couplings.
         members: Which layers of a residual stream describe its neurons: ``all``, or the ``first``.
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
+        ground: The ground cost: the ``euclidean`` distance, as in the authors' runs, or its ``square``.
+        normalised: Whether neurons are compared by the directions of their weights alone.
     """
 
     name: ClassVar[str] = "otfusion"
@@ -36,11 +45,18 @@ class FixedSupportSolver(AbstractBarycenterSolver):
     epsilon: float = 0.0
     members: str = "all"
     scaling: str = "density"
+    ground: str = "euclidean"
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ground not in ("euclidean", "square"):
+            raise RecipeError(f"Option 'ground' of 'otfusion' is '{self.ground}'. Take 'euclidean' or 'square'.")
 
     def solve(self, problem: BarycenterProblem) -> Barycenter:
         """Returns the barycenter whose couplings lead to the fixed support.
 
-        ``cost`` is the transport cost to that support, not to the fused one.
+        ``cost`` is the transport cost to that support, not to the fused one, by the squared distance, so that it can be
+        compared with other solvers'.
 
         Raises:
             SolverError: No source has the size of the fused group.
@@ -61,12 +77,28 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         couplings = tuple(
             Coupling.identity(problem.size, support.device)
             if place == fixed and measure.is_uniform
-            else couple_measure(support, measure, epsilon)
+            else couple_by(self._cost(support, measure.support), measure, epsilon)
             for place, measure in enumerate(problem.measures)
         )
-        cost = barycenter_cost(problem, couplings, support)
         if problem.initial is not None:
-            initial_cost = barycenter_cost(problem, problem.initial, support)
-            if initial_cost <= cost + rounding_error(problem):
-                couplings, cost = problem.initial, initial_cost
+            before, after = (self._objective(problem, found, support) for found in (problem.initial, couplings))
+            if before <= after + rounding_error(problem):
+                couplings = problem.initial
+        cost = barycenter_cost(problem, couplings, support)
         return Barycenter(fused_measure(problem, couplings), couplings, cost, Status.CONVERGED, {"objective": [cost]})
+
+    def _cost(self, target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
+        if self.normalised:
+            target, source = functional.normalize(target, dim=1), functional.normalize(source, dim=1)
+        cost = ground_cost(target, source)
+        return cost if self.ground == "square" else cost.sqrt()
+
+    def _objective(
+        self, problem: BarycenterProblem, couplings: Sequence[Coupling], support: Float[Tensor, "m d"]
+    ) -> float:
+        """Returns the mean transport cost by the solver's own ground cost."""
+        return sum(
+            weight * float((coupling.transport_plan(support) * self._cost(support, measure.support)).sum())
+            for weight, coupling, measure in zip(problem.model_weights, couplings, problem.measures, strict=True)
+            if weight > 0
+        )

@@ -18,7 +18,7 @@ from mergeot_wasserstein.entropic import round_to_marginals, sinkhorn
 from mergeot_wasserstein.fixed_support import FixedSupportSolver
 from mergeot_wasserstein.solver import WassersteinBarycenterSolver
 
-from mergekit_ot.errors import MergeotError, SolverError
+from mergekit_ot.errors import MergeotError, RecipeError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
 from mergekit_ot.transport.fused import barycenter_cost, fused_measure, transport_cost
 from mergekit_ot.transport.ground_cost import ground_cost
@@ -107,7 +107,24 @@ def test_fixed_support_costs_what_pot_says(size, other, seed):
     problem = random_problem((size, other), seed=seed, model_weights=(0.4, 0.6))
     cost = ground_cost(problem.measures[0].support, problem.measures[1].support)
     expected = 0.6 * ot.emd2(ot.unif(size), ot.unif(other), cost.numpy())
-    assert FixedSupportSolver().solve(problem).cost == pytest.approx(expected)
+    assert FixedSupportSolver(ground="square").solve(problem).cost == pytest.approx(expected)
+
+
+@LAW
+@given(st.integers(2, 7), st.integers(2, 7), SEEDS, st.booleans())
+def test_fixed_support_couples_by_the_euclidean_distance_as_pot_does(size, other, seed, normalised):
+    problem = random_problem((size, other), seed=seed)
+    supports = [measure.support.double() for measure in problem.measures]
+    if normalised:
+        supports = [support / support.norm(dim=1, keepdim=True) for support in supports]
+    cost = torch.cdist(*supports)
+    plan = FixedSupportSolver(normalised=normalised).solve(problem).couplings[1].transport_plan(cost)
+    assert float((plan * cost).sum()) == pytest.approx(ot.emd2(ot.unif(size), ot.unif(other), cost.numpy()), rel=1e-4)
+
+
+def test_fixed_support_refuses_an_unknown_ground_cost():
+    with pytest.raises(RecipeError, match=r"'euclidean' or 'square'"):
+        FixedSupportSolver(ground="manhattan")
 
 
 @pytest.mark.parametrize("sizes", [(6, 6, 6), (6, 9, 5), (4, 6)])
