@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Pull of the regressions, relative to the mean square of an input.
-_PULL = 1e-3
+# Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
+PULL, PULL_OF_STATES = 1e-3, 1e-5
 # Drops of an elimination: so many at least, each of neurons of one group and source only.
 _STEPS = 128
 
@@ -19,10 +19,11 @@ class Products:
 
     Args:
         has_shift: Whether the map has a bias, so that means do not count.
+        pull: Of the regression.
     """
 
-    def __init__(self, has_shift: bool) -> None:
-        self.has_shift = has_shift
+    def __init__(self, has_shift: bool, pull: float = PULL) -> None:
+        self.has_shift, self.pull = has_shift, pull
         self.sums: list[Tensor] = []
 
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
@@ -43,7 +44,7 @@ class Products:
             gram = gram - torch.outer(means, means) / count
             cross = cross - torch.outer(means, heights) / count
             square = square - torch.outer(heights, heights) / count
-        pull = _PULL * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+        pull = self.pull * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
         goals = goals.double()
         size = float(((square @ goals) * goals).sum().clamp_min(torch.finfo(torch.float64).tiny))
         return gram + pull * torch.eye(len(gram), dtype=gram.dtype), cross @ goals, size**0.5
@@ -99,19 +100,22 @@ class Regression:
         return True
 
     def rows(
-        self, order: Int[Tensor, " neuron"], made: Int[Tensor, " goal"] | None = None
+        self, order: Int[Tensor, " neuron"], made: Int[Tensor, " goal"] | None = None, repeats: int = 1
     ) -> Float[Tensor, "goals inputs"]:
-        """Returns the weights that are left, with the neurons it reads (and makes) in an order."""
+        """Returns the weights that are left, with the neurons it reads (and makes, so often each) in an order."""
         rows = self.weights[self._columns(places_of(order, self.neurons))].T * self.length
-        return rows if self.made is None or made is None else rows[places_of(made, self.made)]
+        return rows if self.made is None or made is None else rows[places_of(made, self.made, repeats)]
 
     def _columns(self, neurons: Tensor) -> Tensor:
         return (neurons[:, None] * self.taps + torch.arange(self.taps)).flatten()
 
 
-def places_of(wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"]) -> Int[Tensor, " neuron"]:
-    """Returns where neurons stand in a list of numbers."""
-    return torch.stack([(numbers == neuron).nonzero()[0, 0] for neuron in wanted])
+def places_of(
+    wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"], repeats: int = 1
+) -> Int[Tensor, " found"]:
+    """Returns where neurons stand in a list of numbers: all at their first place, then all at their second."""
+    found = [(numbers == neuron).nonzero()[:repeats, 0] for neuron in wanted]
+    return torch.stack(found, 1).flatten() if found else torch.empty(0, dtype=torch.long)
 
 
 def eliminate(

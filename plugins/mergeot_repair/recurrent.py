@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, fx
+
+from mergeot_repair.maps import LinearMap, named_arguments, operation_of
 
 States = Float[Tensor, "batch step neuron"]
 
@@ -94,6 +96,15 @@ def cells_of(kind: str, names: Sequence[str], layers: int, is_bidirectional: boo
         for number, start in enumerate(range(0, len(names), each))
     ]
     return [cells[start : start + directions] for start in range(0, len(cells), directions)]
+
+
+def layers_of(one: LinearMap, node: fx.Node) -> list[list[Cell]]:
+    """Returns the layers of a recurrent operation; none where they cannot be fitted."""
+    arguments = named_arguments(node)
+    if "batch_sizes" in arguments:
+        return []
+    kind = operation_of(node).removeprefix("aten.")
+    return cells_of(kind, one.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
 
 
 def regressions(cell: Cell, hidden: int) -> Iterator[tuple[slice, bool, bool]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mergekit_ot import RepairContext, RepairSource
-from mergeot_repair.maps import LinearMap, named_arguments, operation_of
-from mergeot_repair.recurrent import Cell, States, cells_of, regressions
+from mergeot_repair.maps import LinearMap, named_arguments
+from mergeot_repair.pruning import Products
+from mergeot_repair.readings import Reading, readings_of_cell
+from mergeot_repair.recurrent import Cell, States, layers_of, regressions
 from mergeot_repair.regression import Sums
 from mergeot_repair.running import StagedRun
+from mergeot_repair.selection import Selection
 
 
 @dataclass
@@ -29,47 +32,102 @@ class RecurrentRefit:
 
     Args:
         context: Of the repair.
-        state: Of the fused model; it is changed.
-        runs: The fused model on each batch.
+        one: The operation.
         source_runs: Each source on each batch.
+        selection: The neurons that are taken from the sources.
     """
 
     def __init__(
         self,
         context: RepairContext,
-        state: dict[str, Tensor],
-        runs: Sequence[StagedRun],
+        one: LinearMap,
         source_runs: Sequence[Sequence[StagedRun]],
+        selection: Selection,
     ) -> None:
-        self.context, self.state, self.runs, self.source_runs = context, state, runs, source_runs
+        self.context, self.one, self.source_runs, self.selection = context, one, source_runs, selection
+        self.node = {node.name: node for node in context.program.graph.nodes}[one.node]
+        self.layers = layers_of(one, self.node)
 
-    def fit(self, one: LinearMap) -> None:
-        """Fits the input and hidden maps of every layer and direction."""
-        node = self.runs[0].nodes[one.node]
-        arguments = named_arguments(node)
-        kind = operation_of(node).removeprefix("aten.")
-        layers = cells_of(kind, one.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
-        if not layers or "batch_sizes" in arguments:
+    def fit(self, state: dict[str, Tensor], runs: Sequence[StagedRun]) -> None:
+        """Fits the input and hidden maps of every layer and direction.
+
+        Args:
+            state: Of the fused model; it is changed.
+            runs: The fused model on each batch.
+        """
+        if not self.layers:
             return
-        batches = [self._read(one, number, bool(arguments["batch_first"])) for number in range(len(self.runs))]
+        batches = []
+        for number, run in enumerate(runs):
+            inputs, starts = self._read([run, *(of_source[number] for of_source in self.source_runs)])
+            batches.append(_Batch(inputs[0], inputs[1:], starts))
         place = 0
-        for directions in layers:
+        for directions in self.layers:
             for offset, cell in enumerate(directions):
-                self._fit_cell(cell, batches, place + offset)
+                self._fit_cell(cell, state, batches, place + offset)
             for batch in batches:
-                self._advance(directions, batch, place)
+                self._advance(directions, state, batch, place)
             place += len(directions)
-        for run in (*self.runs, *(run for runs in self.source_runs for run in runs)):
+        for run in (*runs, *(run for of_source in self.source_runs for run in of_source)):
             run.settle()
 
-    def _read(self, one: LinearMap, number: int, is_batch_first: bool) -> _Batch:
-        """Returns what the operation reads on a batch, in the fused model and in every source."""
+    def add_products(self, number: int, products: Mapping[str, Products]) -> None:
+        """Adds what the cells whose neurons are to be chosen read and make in the sources on a batch."""
+        inputs, starts = self._read([of_source[number] for of_source in self.source_runs])
+        place = 0
+        for directions in self.layers:
+            for offset, cell in enumerate(directions):
+                own = [[value[place + offset] for value in start] for start in starts]
+                self._add_cell(cell, inputs, own, products)
+            inputs = [
+                self._states(directions, dict(source.state), value, start, place)
+                for source, value, start in zip(self.context.sources, inputs, starts, strict=True)
+            ]
+            place += len(directions)
+
+    def _add_cell(
+        self, cell: Cell, inputs: Sequence[States], starts: Sequence[list[Tensor]], products: Mapping[str, Products]
+    ) -> None:
+        seen = [self._seen(cell, number, inputs[number], starts[number]) for number in self.selection.used]
+        for index, one in enumerate(readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])):
+            if one.name not in products:
+                continue
+            read, made = self._fixed(cell, one, inputs), []
+            for (before, parts), number in zip(seen, self.selection.used, strict=True):
+                held = {cell.names[0]: inputs[number], cell.names[1]: before}
+                read += [held[weight] for weight in one.weights if self.selection.reads_chosen(weight)]
+                made.append(_of_map(cell, index, parts))
+            products[one.name].add(torch.cat(read, 2).flatten(0, 1), torch.cat(made, 2).flatten(0, 1))
+
+    def _fixed(self, cell: Cell, one: Reading, inputs: Sequence[States]) -> list[States]:
+        """Returns the mean of what the sources' cells read, where it is not of neurons to be chosen."""
+        weight = cell.names[0]
+        if weight not in one.weights or self.selection.reads_chosen(weight):
+            return []
+        parts = [
+            self.context.model_weights[number]
+            * self.context.sources[number].in_fused_order(inputs[number], 2, weight, 1)
+            for number in self.selection.used
+        ]
+        return [torch.stack(parts).sum(0)]
+
+    def _seen(
+        self, cell: Cell, number: int, inputs: States, start: Sequence[Tensor]
+    ) -> tuple[States, tuple[States, States]]:
+        """Returns the hidden state that each step of a source reads, and what its two maps make."""
+        tensors = cell.tensors(dict(self.context.sources[number].state))
+        before = cell.before(cell.states(tensors, inputs, start), start)
+        return before, cell.parts(tensors, inputs, before)
+
+    def _read(self, runs: Sequence[StagedRun]) -> tuple[list[States], list[list[Tensor]]]:
+        """Returns what the operation reads on a batch: the steps, batch first, and the initial states."""
         inputs, starts = [], []
-        for run in (self.runs[number], *(runs[number] for runs in self.source_runs)):
-            held = named_arguments(run.nodes[one.node])["hx"]
+        is_batch_first = bool(named_arguments(self.node)["batch_first"])
+        for run in runs:
+            held = named_arguments(run.nodes[self.one.node])["hx"]
             nodes = list(held) if isinstance(held, list | tuple) else [held]
-            values = run.values_of([one.source, *(node.name for node in nodes)])
-            value = values[one.source]
+            values = run.values_of([self.one.source, *(node.name for node in nodes)])
+            value = values[self.one.source]
             # Without a batch, the steps come first and the states have no batch either.
             if value.ndim == 2:
                 inputs.append(value[None])
@@ -77,70 +135,104 @@ class RecurrentRefit:
             else:
                 inputs.append(value if is_batch_first else value.transpose(0, 1))
                 starts.append([values[node.name] for node in nodes])
-        return _Batch(inputs[0], inputs[1:], starts)
+        return inputs, starts
 
-    def _fit_cell(self, cell: Cell, batches: Sequence[_Batch], place: int) -> None:
-        weights = cell.tensors(self.state)
-        hidden = weights[1].shape[1]
-        maps = list(regressions(cell, hidden))
+    def _fit_cell(self, cell: Cell, state: dict[str, Tensor], batches: Sequence[_Batch], place: int) -> None:
+        weights = cell.tensors(state)
+        maps = list(regressions(cell, weights[1].shape[1]))
         has_bias = len(cell.names) > 2
         sums: list[Sums | None] = [None] * len(maps)
         for batch in batches:
             before, made = self._targets(cell, batch, place)
-            for index, (rows, reads_input, reads_hidden) in enumerate(maps):
+            for index, (_, reads_input, reads_hidden) in enumerate(maps):
                 read = torch.cat([batch.fused] * reads_input + [before] * reads_hidden, 2).flatten(0, 1)
-                wanted = [made[0][..., rows]] * reads_input + [made[1][..., rows]] * reads_hidden
-                target = torch.stack(wanted).sum(0).flatten(0, 1)
+                target = made[index].flatten(0, 1)
                 found = sums[index] or Sums(read.shape[1], target.shape[1])
                 found.add(read, target)
                 sums[index] = found
-        for (rows, reads_input, reads_hidden), found in zip(maps, sums, strict=True):
+        for index, (found, one) in enumerate(zip(sums, readings_of_cell(cell, weights[1].shape[1]), strict=True)):
             if found is not None:
-                self._write(cell, found, rows, reads_input, reads_hidden, has_bias)
+                _write(cell, state, found, maps[index], has_bias, self.selection.start(one.name))
 
-    def _targets(self, cell: Cell, batch: _Batch, place: int) -> tuple[States, tuple[States, States]]:
-        """Returns the mean hidden state each step reads, and the mean of what the input and the hidden map make."""
-        read, made = [], ([], [])
-        for number, (source, share) in enumerate(zip(self.context.sources, self.context.model_weights, strict=True)):
-            if share == 0:
-                continue
-            inputs, start = batch.sources[number], [value[place] for value in batch.starts[1 + number]]
-            tensors = cell.tensors(dict(source.state))
-            states = cell.before(cell.states(tensors, inputs, start), start)
-            read.append(share * _hidden_in_order(source, cell, states))
-            for parts, part in zip(made, cell.parts(tensors, inputs, states), strict=True):
-                parts.append(share * source.in_fused_order(part, 2, cell.names[0]))
-        return torch.stack(read).sum(0), (torch.stack(made[0]).sum(0), torch.stack(made[1]).sum(0))
+    def _targets(self, cell: Cell, batch: _Batch, place: int) -> tuple[States, list[States]]:
+        """Returns the hidden state each step is to read, and what each regression is to make.
 
-    def _write(
-        self, cell: Cell, sums: Sums, rows: slice, reads_input: bool, reads_hidden: bool, has_bias: bool
-    ) -> None:
-        names = [name for name, is_read in zip(cell.names[:2], (reads_input, reads_hidden), strict=True) if is_read]
-        start = torch.cat([self.state[name][rows] for name in names], 1)
-        solution = sums.solve(start, has_bias)
-        sizes = [self.state[name].shape[1] for name in names]
-        for name, weight in zip(names, solution.weight.split(sizes, 1), strict=True):
-            self.state[name][rows] = weight.to(self.state[name].dtype)
-        if has_bias:
-            biases = [n for n, is_read in zip(cell.names[2:], (reads_input, reads_hidden), strict=True) if is_read]
-            # Where both maps are read their biases add up: the first holds the sum.
-            for number, name in enumerate(biases):
-                self.state[name][rows] = solution.shift.to(self.state[name].dtype) if number == 0 else 0.0
+        Of the chosen neurons, or the means of the aligned ones.
+        """
+        seen = [
+            self._seen(cell, number, batch.sources[number], [value[place] for value in batch.starts[1 + number]])
+            for number in self.selection.used
+        ]
+        readings = readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])
+        chosen = [self.selection.rows(one.name) for one in readings]
+        made = [[_of_map(cell, index, parts) for _, parts in seen] for index in range(len(readings))]
+        if all(rows is not None for rows in chosen):
+            states = torch.cat([before for before, _ in seen], 2)[..., self.selection.states(readings[0].name)]
+            return states, [torch.cat(parts, 2)[..., rows] for parts, rows in zip(made, chosen, strict=True)]
+        used = [(self.context.sources[number], self.context.model_weights[number]) for number in self.selection.used]
+        read = [
+            share * _hidden_in_order(one, cell, before) for (one, share), (before, _) in zip(used, seen, strict=True)
+        ]
+        means = []
+        for rows, reads_input, reads_hidden in regressions(cell, read[0].shape[2]):
+            whole = [
+                share * one.in_fused_order(parts[0] * reads_input + parts[1] * reads_hidden, 2, cell.names[0])
+                for (one, share), (_, parts) in zip(used, seen, strict=True)
+            ]
+            means.append(torch.stack(whole).sum(0)[..., rows])
+        return torch.stack(read).sum(0), means
 
-    def _advance(self, directions: Sequence[Cell], batch: _Batch, place: int) -> None:
+    def _advance(self, directions: Sequence[Cell], state: dict[str, Tensor], batch: _Batch, place: int) -> None:
         """Takes a batch through a layer: the fused model with its new maps, and every source."""
         models = [
-            (self.state, batch.fused),
+            (state, batch.fused),
             *((dict(s.state), x) for s, x in zip(self.context.sources, batch.sources, strict=True)),
         ]
-        results = []
-        for (state, inputs), starts in zip(models, batch.starts, strict=True):
-            outputs = [
-                cell.states(cell.tensors(state), inputs, [value[place + offset] for value in starts])
-                for offset, cell in enumerate(directions)
-            ]
-            results.append(torch.cat(outputs, 2))
+        results = [
+            self._states(directions, own, inputs, starts, place)
+            for (own, inputs), starts in zip(models, batch.starts, strict=True)
+        ]
         batch.fused, batch.sources = results[0], results[1:]
+
+    def _states(
+        self, directions: Sequence[Cell], state: dict[str, Tensor], inputs: States, starts: Sequence[Tensor], place: int
+    ) -> States:
+        """Returns what a layer makes of its inputs, its directions side by side."""
+        outputs = [
+            cell.states(cell.tensors(state), inputs, [value[place + offset] for value in starts])
+            for offset, cell in enumerate(directions)
+        ]
+        return torch.cat(outputs, 2)
+
+
+def _of_map(cell: Cell, index: int, parts: tuple[States, States]) -> States:
+    """Returns what one of a cell's regressions is to make, out of what its input and its hidden map make."""
+    rows, reads_input, reads_hidden = list(regressions(cell, parts[0].shape[2] // cell.gates))[index]
+    return sum((part[..., rows] for part, is_read in zip(parts, (reads_input, reads_hidden), strict=True) if is_read))  # type: ignore[return-value]
+
+
+def _write(
+    cell: Cell,
+    state: dict[str, Tensor],
+    sums: Sums,
+    one: tuple[slice, bool, bool],
+    has_bias: bool,
+    start: Tensor | None,
+) -> None:
+    """Solves a regression and writes it into the cell's parameters."""
+    rows, *is_read = one
+    names = [name for name, wanted in zip(cell.names[:2], is_read, strict=True) if wanted]
+    if start is None:
+        start = torch.cat([state[name][rows] for name in names], 1)
+    solution = sums.solve(start, has_bias)
+    sizes = [state[name].shape[1] for name in names]
+    for name, weight in zip(names, solution.weight.split(sizes, 1), strict=True):
+        state[name][rows] = weight.to(state[name].dtype)
+    if has_bias:
+        biases = [name for name, wanted in zip(cell.names[2:], is_read, strict=True) if wanted]
+        # Where both maps are read their biases add up: the first holds the sum.
+        for number, name in enumerate(biases):
+            state[name][rows] = solution.shift.to(state[name].dtype) if number == 0 else 0.0
 
 
 def _hidden_in_order(source: RepairSource, cell: Cell, states: States) -> States:

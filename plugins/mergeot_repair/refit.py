@@ -11,7 +11,8 @@ from torch import Tensor
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
 from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
-from mergeot_repair.pruning import Products
+from mergeot_repair.pruning import PULL, PULL_OF_STATES, Products
+from mergeot_repair.readings import Reading
 from mergeot_repair.recurrent_refit import RecurrentRefit
 from mergeot_repair.regression import Sums, joined
 from mergeot_repair.running import HeldBytes, StagedRun
@@ -80,7 +81,7 @@ class _Refit:
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
             if one.kind == RECURRENT:
-                RecurrentRefit(self.context, self.state, self.runs, self.source_runs).fit(one)
+                RecurrentRefit(self.context, one, self.source_runs, self.selection).fit(self.state, self.runs)
             else:
                 self._fit(one)
             self.waiting.discard(one.node)
@@ -90,25 +91,37 @@ class _Refit:
 
     def _products(self) -> dict[str, Products]:
         """Returns what every reader takes and makes in the sources, in one pass over the data."""
-        readers = {one.weight for one in self.selection.readers}
-        # In the order of the program, so that nothing runs twice.
-        ordered = [one for one in self.maps if one.weight in readers]
-        products = {one.weight: Products(self._has_shift(one)) for one in ordered}
+        readers = self.selection.readers
+        pull = PULL_OF_STATES if any(one.is_recurrent for one in readers) else PULL
+        products = {one.name: Products(self._shifts(one), pull) for one in readers}
         for number in range(len(self.runs)):
-            for one in ordered:
-                pairs = []
-                for source in self.used:
-                    run, state = self.source_runs[source][number], self.context.sources[source].state
-                    values = run.values_of([one.source, one.output])
-                    pairs.append(self._samples(one, values[one.source], values[one.output], state[one.weight]))
-                inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
-                rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
-                products[one.weight].add(inputs[rows], outputs[rows])
+            # In the order of the program, so that nothing runs twice.
+            for one in self.maps:
+                if one.kind == RECURRENT:
+                    RecurrentRefit(self.context, one, self.source_runs, self.selection).add_products(number, products)
+                elif one.weight in products:
+                    self._add_products(one, number, products[one.weight])
             for source in self.used:
                 self.source_runs[source][number].release()
             if self.context.progress is not None:
                 self.context.progress(number + 1, len(self.runs), "refit: reading batches")
         return products
+
+    def _add_products(self, one: LinearMap, number: int, products: Products) -> None:
+        pairs = []
+        for source in self.used:
+            run, state = self.source_runs[source][number], self.context.sources[source].state
+            values = run.values_of([one.source, one.output])
+            pairs.append(self._samples(one, values[one.source], values[one.output], state[one.weight]))
+        inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+        rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
+        products.add(inputs[rows], outputs[rows])
+
+    def _shifts(self, one: Reading) -> bool:
+        """Whether a reader's outputs may be shifted."""
+        if one.is_recurrent:
+            return len(one.owned) > 2
+        return self._has_shift(next(found for found in self.maps if found.weight == one.name))
 
     def _has_shift(self, one: LinearMap) -> bool:
         return (one.bias if one.norm is None else one.norm[1]) is not None

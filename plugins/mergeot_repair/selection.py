@@ -1,8 +1,8 @@
 """Chooses neurons of the fused model among those of the sources, by what the maps that read them need.
 
 The mean of two matched neurons that agree little says little about either. Where neurons are made and read by linear
-maps alone, also through the sums of a residual stream, the fused model need not average at all: the sources side by
-side are a network of which the fused one is a part, and the part is chosen by structured pruning.
+maps alone, also through the sums of a residual stream or a recurrent cell, the fused model need not average at all: the
+sources side by side are a network of which the fused one is a part, and the part is chosen by structured pruning.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import ModelGraph, RepairContext
-from mergeot_repair.maps import LinearMap
+from mergeot_repair.layouts import stretches
+from mergeot_repair.maps import RECURRENT, LinearMap
 from mergeot_repair.pruning import Products, Regression, eliminate, places_of
+from mergeot_repair.readings import Reading, all_readings
+from mergeot_repair.recurrent import layers_of
 
 # Inputs of a regression beyond which its inverse takes minutes and gigabytes.
 _MOST_INPUTS = 10_000
@@ -33,29 +36,42 @@ class Selection:
     def __init__(self, context: RepairContext, maps: Sequence[LinearMap], used: Sequence[int]) -> None:
         self.context, self.used = context, list(used)
         self.alignment = context.sources[0].alignment
-        self.maps = {one.weight: one for one in maps if one.is_plain}
+        nodes = {node.name: node for node in context.program.graph.nodes}
+        cells = [
+            (cell, context.fused[cell.names[1]].shape[1])
+            for one in maps
+            if one.kind == RECURRENT
+            for directions in layers_of(one, nodes[one.node])
+            for cell in directions
+        ]
+        self.readings = all_readings(maps, cells)
         self.groups = self._eligible(self.alignment.target) if len(self.used) > 1 else set()
-        self.places = self._numbered()
+        self.places, self.count = self._numbered()
         self.kept: dict[str, Int[Tensor, " neuron"]] = {}
         self.regressions: dict[str, Regression] = {}
 
     @property
-    def readers(self) -> list[LinearMap]:
+    def readers(self) -> list[Reading]:
         """The maps that read neurons to be chosen."""
-        return [one for one in self.maps.values() if self._groups_on(one.weight, 1) & self.groups]
+        return [one for one in self.readings.values() if self._reads(one) & self.groups or self._is_cell(one)]
+
+    def is_chosen(self, name: str) -> bool:
+        """Whether the neurons that a map makes were chosen."""
+        return self.rows(name) is not None
 
     def choose(self, products: Mapping[str, Products]) -> None:
-        """Chooses: from the last layer to the first or, where there are streams, all at once.
+        """Chooses: from the last layer to the first or, where there are streams or recurrent cells, all at once.
 
         Args:
             products: Of every reader.
         """
-        order = list(self.maps)
-        makers = {group: [name for name in order if group in self._groups_on(name, 0)] for group in self.groups}
+        order = list(self.readings)
+        makers = {group: [name for name in order if group in self._makes(name)] for group in self.groups}
         streams = [group for group in self.places if len(makers[group]) > 1]
+        streams += [name for name in order if self._is_cell(self.readings[name])]
         single = [group for group in self.places if len(makers[group]) == 1]
         single.sort(key=lambda group: -order.index(makers[group][0]))
-        # What a stream has to hold depends on which of its readers' neurons stay, so both are chosen together.
+        # What a stream or a state has to hold depends on which of its readers' neurons stay: all are chosen together.
         for chosen in [list(self.places)] if streams else [[group] for group in single]:
             self._choose(chosen, products)
 
@@ -69,7 +85,7 @@ class Selection:
         return f"Refit took over {len(kept):,} neurons of {len(self.kept)} groups: {', '.join(shares)}."
 
     def _choose(self, groups: Sequence[str], products: Mapping[str, Products]) -> None:
-        readers = [one.weight for one in self.readers if self._groups_on(one.weight, 1) & set(groups)]
+        readers = [one.name for one in self.readers if self._reads(one) & set(groups) or self._is_cell(one)]
         found = {name: self._regression(name, products[name]) for name in readers}
         sizes = {group: self.alignment.target.groups[group].size for group in groups}
         places = {group: self.places[group] for group in groups}
@@ -80,81 +96,128 @@ class Selection:
         if self.context.progress is not None:
             self.context.progress(dropped, surplus, "refit: choosing neurons")
 
-    def _regression(self, weight: str, products: Products) -> Regression:
+    def _regression(self, name: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
-        neurons = torch.cat([self._numbers(weight, 1, source) for source in range(len(self.used))])
+        one = self.readings[name]
+        neurons = torch.cat([self._fixed(one), *(self._read_numbers(one, source) for source in range(len(self.used)))])
         made = None
-        if self.rows(weight) is None and self._groups_on(weight, 0) & self.groups:
-            made = torch.cat([self._numbers(weight, 0, source) for source in range(len(self.used))])
-        regression = Regression(products, self._goals(weight), neurons, made)
-        for group in self._groups_on(weight, 1) & set(self.kept):
+        if self.rows(name) is None and self._makes(name) & self.groups:
+            made = self._made_numbers(one)
+        regression = Regression(products, self._goals(name), neurons, made)
+        for group in self._reads(one) & set(self.kept):
             everything = torch.cat(list(self.places[group]))
             regression.drop(everything[~torch.isin(everything, self.kept[group])])
         return regression
 
-    def _goals(self, weight: str) -> Float[Tensor, "outputs goals"]:
+    def _goals(self, name: str) -> Float[Tensor, "outputs goals"]:
         """Returns what a reader is to make, as sums of its outputs in the sources.
 
         Those of chosen neurons; of all, where they are still to be chosen; else the means of aligned ones.
         """
-        sources = [self.context.sources[number] for number in self.used]
-        shares = [self.context.model_weights[number] for number in self.used]
-        sizes = [len(source.state[weight]) for source in sources]
-        rows = self.rows(weight)
+        rows = self.rows(name)
         if rows is not None:
-            return torch.eye(sum(sizes))[:, rows]
-        if self._groups_on(weight, 0) & self.groups:
-            return torch.diag(self._roots(weight)).float()
-        parts = [
-            share * source.in_fused_order(torch.eye(size), 1, weight)
-            for share, source, size in zip(shares, sources, sizes, strict=True)
-        ]
+            return torch.eye(len(self._roots(name)))[:, rows]
+        if self._makes(name) & self.groups:
+            return torch.diag(self._roots(name)).float()
+        weight = self.readings[name].weights[0]
+        parts = []
+        for number in self.used:
+            source = self.context.sources[number]
+            ordered = source.in_fused_order(torch.eye(len(source.state[weight])), 1, weight)
+            parts.append(self.context.model_weights[number] * ordered)
         return torch.cat(parts)
 
-    def rows(self, weight: str) -> Int[Tensor, " output"] | None:
+    def rows(self, name: str) -> Int[Tensor, " output"] | None:
         """Returns which outputs of a map, of all used sources side by side, the fused map has; None for no choice."""
-        groups = self._groups_on(weight, 0)
+        if name not in self.readings:
+            return None
+        groups = self._makes(name)
         if not groups or not groups <= set(self.kept):
             return None
-        numbers = torch.cat([self._numbers(weight, 0, source) for source in range(len(self.used))])
-        wanted = self._fused(weight, 0)
-        return places_of(wanted, numbers)
+        one = self.readings[name]
+        return places_of(self._wanted(one), self._made_numbers(one), one.repeats)
 
-    def start(self, weight: str, own: Callable[[int], Tensor]) -> Float[Tensor, "outputs inputs"] | None:
+    def states(self, name: str) -> Int[Tensor, " neuron"]:
+        """Returns which hidden neurons, of all used sources side by side, the fused cell has."""
+        one = self.readings[name]
+        numbers = [self.places[group][source] for source in range(len(self.used)) for group in self._makes(name)]
+        return places_of(self._wanted(one), torch.cat(numbers))
+
+    def start(self, name: str, own: Callable[[int], Tensor] | None = None) -> Float[Tensor, "outputs inputs"] | None:
         """Returns the weights from which a map is fitted: those of its regression, or its own in the sources.
 
         Args:
-            weight: The map.
+            name: The map.
             own: Gives, for a source, the rows of its neurons, reading neurons in fused order.
         """
-        rows = self.rows(weight)
-        if weight in self.regressions:
-            regression = self.regressions[weight]
-            found = regression.rows(self._fused(weight, 1), self._fused(weight, 0) if rows is not None else None)
-            return found if rows is None or regression.made is None else found / self._roots(weight)[rows, None]
-        return None if rows is None else torch.cat([own(number) for number in self.used])[rows]
+        rows = self.rows(name)
+        if name in self.regressions:
+            regression, one = self.regressions[name], self.readings[name]
+            order = torch.cat([self._fixed(one), *(self._fused(weight) for weight in one.weights)])
+            found = regression.rows(order, self._wanted(one) if rows is not None else None, one.repeats)
+            return found if rows is None or regression.made is None else found / self._roots(name)[rows, None]
+        return None if rows is None or own is None else torch.cat([own(number) for number in self.used])[rows]
 
-    def _roots(self, weight: str) -> Float[Tensor, " output"]:
+    def _roots(self, name: str) -> Float[Tensor, " output"]:
         """Returns the factor of each output of all sources as a goal: a source counts by its model weight."""
+        one = self.readings[name]
+        weight, axis = one.makes
+        sizes = [one.repeats * self.context.sources[number].state[weight].shape[axis] for number in self.used]
+        shares = [self.context.model_weights[number] ** 0.5 for number in self.used]
+        return torch.cat([torch.full((size,), share) for size, share in zip(sizes, shares, strict=True)]).double()
+
+    def _wanted(self, one: Reading) -> Int[Tensor, " neuron"]:
+        """Returns the numbers of the neurons that the fused map makes, once each."""
+        return torch.cat([self.kept[group] for group, _ in one.made(self.alignment.target) or ()])
+
+    def _fused(self, weight: str) -> Int[Tensor, " neuron"]:
+        """Returns the numbers of the neurons that the fused map reads; none where they are not chosen."""
         parts = [
-            torch.full((len(self.context.sources[number].state[weight]),), self.context.model_weights[number] ** 0.5)
-            for number in self.used
+            self.kept[group] for group, _ in stretches(self.alignment.target, weight, 1) or () if group in self.kept
         ]
-        return torch.cat(parts).double()
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
-    def _fused(self, weight: str, axis: int) -> Int[Tensor, " neuron"]:
-        return torch.cat([self.kept[group] for group, _ in stretches(self.alignment.target, weight, axis) or ()])
+    def reads_chosen(self, weight: str) -> bool:
+        """Whether what stands on the columns of a weight is among what is chosen."""
+        groups = {group for group, _ in stretches(self.alignment.target, weight, 1) or ()}
+        return bool(groups) and groups <= self.groups
 
-    def _numbers(self, weight: str, axis: int, source: int) -> Int[Tensor, " neuron"]:
-        """Returns the numbers of the neurons on an axis of a source's weight, in its order."""
+    def _fixed(self, one: Reading) -> Int[Tensor, " input"]:
+        """Returns numbers for inputs that are not chosen: no neuron has them, so they are never dropped."""
+        sizes = [self.context.fused[weight].shape[1] for weight in one.weights if not self.reads_chosen(weight)]
+        return self.count + torch.arange(sum(sizes))
+
+    def _read_numbers(self, one: Reading, source: int) -> Int[Tensor, " neuron"]:
         graph = self.alignment.graphs[self.used[source]]
-        return torch.cat([self.places[group][source] for group, _ in stretches(graph, weight, axis) or ()])
+        parts = [
+            self.places[group][source]
+            for weight in one.weights
+            if self.reads_chosen(weight)
+            for group, _ in stretches(graph, weight, 1) or ()
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
-    def _groups_on(self, weight: str, axis: int) -> set[str]:
-        return {group for group, _ in stretches(self.alignment.target, weight, axis) or ()}
+    def _made_numbers(self, one: Reading) -> Int[Tensor, " neuron"]:
+        """Returns the numbers of what a map makes in all used sources; those of a cell stand there for every gate."""
+        found = []
+        for source, number in enumerate(self.used):
+            parts = [self.places[group][source] for group, _ in one.made(self.alignment.graphs[number]) or ()]
+            found.append(torch.cat(parts).repeat(one.repeats))
+        return torch.cat(found)
 
-    def _numbered(self) -> dict[str, list[Int[Tensor, " neuron"]]]:
-        """Returns group → the numbers of its neurons in every used source; no two neurons have the same."""
+    def _reads(self, one: Reading) -> set[str]:
+        return one.reads_groups(self.alignment.target)
+
+    def _makes(self, name: str) -> set[str]:
+        return self.readings[name].makes_groups(self.alignment.target)
+
+    def _is_cell(self, one: Reading) -> bool:
+        """Whether it belongs to a recurrent cell whose neurons are to be chosen: these are read by it, too."""
+        made = one.makes_groups(self.alignment.target)
+        return one.is_recurrent and bool(made) and made <= self.groups
+
+    def _numbered(self) -> tuple[dict[str, list[Int[Tensor, " neuron"]]], int]:
+        """Returns group → the numbers of its neurons in every used source, no two the same; and how many there are."""
         found: dict[str, list[Tensor]] = {}
         count = 0
         for group in sorted(self.groups):
@@ -163,40 +226,45 @@ class Selection:
                 size = self.alignment.graphs[number].groups[group].size
                 found[group].append(torch.arange(count, count + size))
                 count += size
-        return found
+        return found, count
 
     def _eligible(self, graph: ModelGraph) -> set[str]:
         """Returns the groups that linear maps alone make and read, and of which there are more than fit."""
-        owned = {name for one in self.maps.values() for name in (one.bias, *(one.norm or ())) if name}
+        owned = {name for one in self.readings.values() for name in one.owned}
+        columns = {weight for one in self.readings.values() for weight in one.weights}
         found = set()
         for key, group in graph.free_groups.items():
             total = sum(self.alignment.graphs[number].groups[key].size for number in self.used)
             is_owned = all(
-                (slot.axis == 0 and slot.parameter in owned and slot.role != "IN")
-                or (slot.parameter in self.maps and slot.axis == (1 if slot.role == "IN" else 0))
+                (slot.parameter in owned and slot.axis == 0 and slot.role != "IN")
+                or (slot.parameter in columns and slot.axis == 1 and slot.role == "IN")
                 for slot in group.members
             )
             # What is normalised over its neurons, or shares its order with a context, is no set of independent ones.
             if is_owned and not group.context and not group.flags and total > group.size:
                 found.add(key)
         while True:
-            kept = {
-                key
-                for key in found
-                if all(self._is_whole(graph, name, axis, found) for name, axis in _axes(graph, key))
-            }
+            kept = {key for key in found if all(self._is_whole(graph, *slot, found) for slot in _axes(graph, key))}
             if kept == found:
                 return found
             found = kept
 
     def _is_whole(self, graph: ModelGraph, name: str, axis: int, found: set[str]) -> bool:
         """Whether all that stands on an axis is to be chosen, in stretches of the same kind."""
-        parts = stretches(graph, name, axis)
-        if parts is None or not {group for group, _ in parts} <= found or len({taps for _, taps in parts}) != 1:
-            return False
-        if axis == 0:
-            return parts[0][1] == 1
-        return sum(self.context.sources[number].state[name][0].numel() for number in self.used) <= _MOST_INPUTS
+        for one in self.readings.values():
+            if name not in one.owned:
+                continue
+            made, parts = one.made(graph), stretches(graph, name, 1) if axis else None
+            is_made = made is not None and {group for group, _ in made} <= found and all(taps == 1 for _, taps in made)
+            if axis == 0:
+                return is_made
+            if parts is None or not {group for group, _ in parts} <= found or len({taps for _, taps in parts}) != 1:
+                return False
+            # The columns of a cell's two weights stand side by side, and what it makes is what it reads.
+            if one.is_recurrent and not (is_made and parts[0][1] == 1):
+                return False
+            return sum(self.context.sources[number].state[name][0].numel() for number in self.used) <= _MOST_INPUTS
+        return False
 
 
 def _axes(graph: ModelGraph, group: str) -> set[tuple[str, int]]:
@@ -204,31 +272,3 @@ def _axes(graph: ModelGraph, group: str) -> set[tuple[str, int]]:
     return {
         (slot.parameter, slot.axis) for slot in graph.groups[group].members if len(graph.layouts[slot.parameter]) > 1
     }
-
-
-def stretches(graph: ModelGraph, weight: str, axis: int) -> list[tuple[str, int]] | None:
-    """Returns (group, numbers per neuron) along an axis; None where something else stands there.
-
-    A layout is a group, a group times fixed places behind it, or several of these one after the other.
-    """
-    return _stretches(graph.layouts[weight][axis])
-
-
-def _stretches(layout: object) -> list[tuple[str, int]] | None:
-    group, parts = getattr(layout, "group", None), getattr(layout, "parts", None)
-    if group is not None:
-        return [(group, 1)]
-    if parts is None:
-        return None
-    if hasattr(layout, "number"):
-        found = [_stretches(part) for part in parts]
-        return None if any(one is None for one in found) else [pair for one in found for pair in one or ()]
-    first, rest = parts[0], parts[1:]
-    if getattr(first, "group", None) is None or any(
-        _stretches(part) is not None or not hasattr(part, "size") for part in rest
-    ):
-        return None
-    taps = 1
-    for part in rest:
-        taps *= part.size
-    return [(first.group, taps)]

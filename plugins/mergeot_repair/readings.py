@@ -1,0 +1,72 @@
+"""Linear maps as the choice of neurons sees them: which neurons they read, and which they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergekit_ot import ModelGraph
+from mergeot_repair.layouts import stretches
+from mergeot_repair.maps import LinearMap
+from mergeot_repair.recurrent import Cell, regressions
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One regression: a linear layer, a convolution, or the gates of a recurrent cell that are fitted together.
+
+    Attributes:
+        name: By which it is found.
+        weights: Whose columns it reads, one after the other.
+        makes: A weight on which the neurons that it makes stand, and on which of its axes.
+        repeats: How often each neuron is made (the gates of a recurrent cell).
+        owned: Parameters that it alone may change.
+        is_recurrent: Whether it is a part of a recurrent cell.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    makes: tuple[str, int]
+    repeats: int = 1
+    owned: tuple[str, ...] = ()
+    is_recurrent: bool = False
+
+    def made(self, graph: ModelGraph) -> list[tuple[str, int]] | None:
+        """Returns (group, numbers per neuron) of what it makes; None where something else is made."""
+        return stretches(graph, *self.makes)
+
+    def makes_groups(self, graph: ModelGraph) -> set[str]:
+        """Returns the groups that it makes."""
+        return {group for group, _ in self.made(graph) or ()}
+
+    def reads_groups(self, graph: ModelGraph) -> set[str]:
+        """Returns the groups that it reads."""
+        return {group for weight in self.weights for group, _ in stretches(graph, weight, 1) or ()}
+
+
+def reading_of(one: LinearMap) -> Reading:
+    """Returns a linear layer or a convolution as a reading."""
+    owned = tuple(name for name in (one.weight, one.bias, *(one.norm or ())) if name)
+    return Reading(one.weight, (one.weight,), (one.weight, 0), owned=owned)
+
+
+def readings_of_cell(cell: Cell, hidden: int) -> list[Reading]:
+    """Returns the regressions of a recurrent cell, in the order of `mergeot_repair.recurrent.regressions`."""
+    found = []
+    for number, (rows, reads_input, reads_hidden) in enumerate(regressions(cell, hidden)):
+        weights = [name for name, is_read in zip(cell.names[:2], (reads_input, reads_hidden), strict=True) if is_read]
+        # The gates stand before the neurons on axis 0; on axis 1 of the hidden weight the neurons stand alone.
+        found.append(
+            Reading(
+                f"{cell.names[1]} {number}", tuple(weights), (cell.names[1], 1), (rows.stop - rows.start) // hidden,
+                cell.names, True,
+            )
+        )  # fmt: skip
+    return found
+
+
+def all_readings(maps: Sequence[LinearMap], cells: Sequence[tuple[Cell, int]]) -> dict[str, Reading]:
+    """Returns the readings of all maps and recurrent cells (each with its width) by name."""
+    found = [reading_of(one) for one in maps if one.is_plain]
+    found += [reading for cell, hidden in cells for reading in readings_of_cell(cell, hidden)]
+    return {one.name: one for one in found}
