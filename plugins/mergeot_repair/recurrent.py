@@ -1,9 +1,10 @@
 """What recurrent layers compute step by step, and the regression of their gates.
 
-The gates' pre-activations are fitted on the layer's input and the *mean hidden states of the aligned sources*, never
-on the fused network's own. Own states are noisy copies of those; noise in the inputs of a regression shrinks what it
-finds (regression dilution), a shrunk hidden map forgets, and its states are noisier still. Measured on rows of MNIST,
-RNN of 128 neurons: 91.3 % in one pass, 71.7 % after one more on own states.
+The gates' pre-activations are fitted on the layer's input and the hidden states that the chosen neurons have in their
+sources (the mean hidden states of the aligned sources where none are chosen), never on the fused network's own. Own
+states are noisy copies of those; noise in the inputs of a regression shrinks what it finds (regression dilution), a
+shrunk hidden map forgets, and its states are noisier still. Measured on rows of MNIST, RNN of 128 neurons, mean
+states: 91.3 % in one pass, 71.7 % after one more on own states.
 """
 
 from __future__ import annotations

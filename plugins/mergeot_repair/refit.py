@@ -28,17 +28,18 @@ _CHOICE_SAMPLES_PER_INPUT = 4
 class RefitRepair(AbstractRepair):
     """Fits each linear map, in order, to what the sources compute there.
 
-    Neurons that are made by one linear map and read by linear maps alone are taken from the sources, chosen by what
-    their readers need (see `mergeot_repair.selection`); all others follow the couplings and are fitted to the mean of
-    the aligned sources. The results of the model are always fitted to the mean of the sources' results.
+    Neurons that are made and read by linear maps and recurrent cells alone are taken from the sources, chosen by
+    what their readers need (see `mergeot_repair.selection`); all others follow the couplings and are fitted to the
+    mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind
     a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
     sources have in the mean, less what the fused model adds it to.
 
-    Recurrent layers are fitted gate by gate on their input and the mean hidden states of the aligned sources. Weights
-    that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay as they are.
+    Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
+    Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
+    as they are.
     """
 
     needs_data = True

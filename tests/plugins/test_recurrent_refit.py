@@ -114,3 +114,61 @@ def test_parts_of_a_cell_make_its_states(kind: str, is_reverse: bool) -> None:
 
 def test_projections_are_left_alone() -> None:
     assert cells_of("lstm", ["w", "u", "b", "c", "p"], 1, is_bidirectional=False) == []
+
+
+class Encoded(nn.Module):
+    """A linear layer, two recurrent layers in both directions, and a linear one."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder = nn.Linear(5, 7)
+        self.recurrent = KINDS[kind](7, 6, 2, batch_first=True, bidirectional=True)
+        self.classifier = nn.Linear(12, 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Returns the scores."""
+        return self.classifier(self.recurrent(torch.relu(self.encoder(steps)))[0].mean(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_before_and_inside_recurrent_layers_are_chosen_together(kind: str) -> None:
+    nets = [Encoded(kind, seed).eval() for seed in (1, 2)]
+    data, held_out = _data(600), torch.randn(200, 7, 5, generator=torch.Generator().manual_seed(8))
+    plain, refitted = (
+        fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu")
+        for repair in ("none", "refit")
+    )
+    # The encoder's neurons, and those of two directions of two layers.
+    assert refitted.notes[0].startswith("Refit took over 31 neurons of 5 groups")
+    with torch.no_grad():
+        goal = (nets[0](held_out) + nets[1](held_out)) / 2
+        errors = [float((one.model()(held_out) - goal).square().mean()) for one in (plain, refitted)]
+    assert errors[1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_fused_with_halves_of_itself_is_found_again(kind: str) -> None:
+    """Two halves that do not read each other, fused with the first half twice: the right choice loses nothing."""
+    whole = Recurrent(kind, 6, 0).eval()
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[kind]
+    other = Recurrent(kind, 6, 0).eval()
+    rows = torch.cat([torch.arange(3) + 6 * gate for gate in range(gates)])
+    with torch.no_grad():
+        hidden = whole.recurrent.weight_hh_l0
+        for gate in range(gates):
+            hidden[6 * gate : 6 * gate + 3, 3:] = 0
+            hidden[6 * gate + 3 : 6 * gate + 6, :3] = 0
+        other.load_state_dict(whole.state_dict())
+        for value in other.recurrent.parameters():
+            doubled = torch.cat([torch.cat([value[rows[3 * g : 3 * g + 3]]] * 2) for g in range(gates)])
+            value.copy_(doubled)
+        other.recurrent.weight_hh_l0.copy_(hidden)
+        for gate in range(gates):
+            block = hidden[6 * gate : 6 * gate + 3, :3]
+            other.recurrent.weight_hh_l0[6 * gate + 3 : 6 * gate + 6, 3:] = block
+    data = _data(400)
+    fused = fuse([whole, other], solver="gwb", data=[data], calibration_size=400, repair="refit", device="cpu").model()
+    with torch.no_grad():
+        goal = (whole(data) + other(data)) / 2
+        assert float((fused(data) - goal).abs().max()) < 1e-2 * float(goal.abs().max())
