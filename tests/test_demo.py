@@ -36,6 +36,8 @@ def test_demo_shows_the_main_job(folder: Path, capsys: pytest.CaptureFixture[str
     assert accuracy[f"fused, {content['best']}"] > 92
     assert accuracy[f"fused, {content['best']}"] == max(accuracy[f"fused, {name}"] or 0 for name in solvers)
     assert accuracy["ensemble of the two"] > 94
+    sources = (accuracy["source A"] + accuracy["source B"]) / 2
+    assert accuracy[f"fused, {content['best']}, refit"] > sources - 1
     assert content["aligned_barrier"] < 6 < content["naive_barrier"]
     assert all(Path(path).stat().st_size > 1000 for path in content["files"])
     assert load_checkpoint(folder / "fused.pt").architecture == "mlp"

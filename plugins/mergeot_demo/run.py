@@ -31,6 +31,7 @@ ARCHITECTURE = "mlp"
 # Three hidden layers: deep enough for the naive average to break.
 ARGUMENTS: dict[str, Any] = {"sizes": "64-64-64-64-10"}
 DATA = "digits"
+_REPAIR = "refit"
 _POINTS = 21
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -101,6 +102,8 @@ def run_demo(
     fused, more = _fuse_all(sources, make, calibration, test, seed, manager, notify)
     rows = (*rows, *more, Row("ensemble of the two", evaluate(_Ensemble(sources), test).accuracy, None, "two networks"))
     best = max(fused, key=lambda one: one.accuracy)
+    repaired = _repaired(sources, best.solver, calibration, test, seed, manager, notify)
+    rows = (*rows[:-1], *repaired, rows[-1])
     files = _save(folder, sources, best, make, seed, manager)
     naive, aligned = _barriers(folder / "barrier.png", make, sources, fused, test)
     return DemoResult(
@@ -160,6 +163,29 @@ def _fuse_all(
     return fused, rows
 
 
+def _repaired(
+    sources: list[nn.Module],
+    solver: str,
+    calibration: Batches,
+    test: Batches,
+    seed: int,
+    manager: PluginManager,
+    notify: Callable[[str], None],
+) -> list[Row]:
+    """Returns a row for the best solver with the repair, where that is installed."""
+    if _REPAIR not in manager.repairs:
+        return []
+    notify(f"Fusing with {solver}, and repairing with {_REPAIR} …")
+    started = time.perf_counter()
+    result = fuse(
+        sources, solver=solver, example_inputs=calibration[0][0][:2], data=calibration, seed=seed, repair=_REPAIR,
+        device="cpu", manager=manager,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    accuracy = evaluate(result.model(), test).accuracy
+    return [Row(f"fused, {solver}, {_REPAIR}", accuracy, seconds, "one network, unlabelled inputs")]
+
+
 def _save(
     folder: Path, sources: list[nn.Module], best: _Fused, make: Architecture, seed: int, manager: PluginManager
 ) -> tuple[str, ...]:
@@ -197,7 +223,20 @@ def _next_commands(folder: Path, solver: str) -> tuple[tuple[str, ...], ...]:
     a, b, fused = (str(folder / name) for name in ("source-a.pt", "source-b.pt", "fused.pt"))
     return (
         ("mergeot", "eval", a, b, fused, "--data", DATA),
-        ("mergeot", "fuse", a, b, "-o", str(folder / "mine.pt"), "--solver", solver, "--data", DATA),
+        (
+            "mergeot",
+            "fuse",
+            a,
+            b,
+            "-o",
+            str(folder / "mine.pt"),
+            "--solver",
+            solver,
+            "--data",
+            DATA,
+            "--repair",
+            _REPAIR,
+        ),
         ("mergeot", "barrier", a, b, "--data", DATA, "--align", solver, "--plot", str(folder / "again.png")),
         ("mergeot", "check", fused),
     )
