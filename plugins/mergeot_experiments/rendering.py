@@ -30,7 +30,7 @@ def as_markdown(tables: Sequence[ResultTable]) -> str:
 
 def _section(table: ResultTable) -> str:
     head, lines = _cells(table)
-    what = f"`{table.experiment.name}`, {_scale(table)}, {table.repetitions} sets of sources"
+    what = f"`{table.experiment.name}`, {_scale(table)}, {_sets(table)}"
     if table.scale == DIGITS:
         what += ", small networks in place of these"
     grid = [head, ["---" if name in ("sources", "network", "command") else "---:" for name in head], *lines]
@@ -45,6 +45,10 @@ def _section(table: ResultTable) -> str:
             f"{_measured(table)}\n",
         ]
     )  # fmt: skip
+
+
+def _sets(table: ResultTable) -> str:
+    return f"{table.repetitions} {'set' if table.repetitions == 1 else 'sets'} of sources"
 
 
 def _measured(table: ResultTable) -> str:
@@ -87,7 +91,7 @@ def show(table: ResultTable) -> None:
     from rich.text import Text
 
     head, lines = _cells(table)
-    title = f"{table.experiment.title} ({_scale(table)}): accuracy in percent, {table.repetitions} sets of sources"
+    title = f"{table.experiment.title} ({_scale(table)}): accuracy in percent, {_sets(table)}"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in head[:-1]:
         grid.add_column(Text(name), justify="left" if name in ("sources", "network") else "right", no_wrap=True)
