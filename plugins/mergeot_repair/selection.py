@@ -82,7 +82,8 @@ class Selection:
         for place, number in enumerate(self.used):
             own = torch.cat([parts[place] for parts in self.places.values()])
             shares.append(f"{int(torch.isin(kept, own).sum()):,} from source {number + 1}")
-        return f"Refit took over {len(kept):,} neurons of {len(self.kept)} groups: {', '.join(shares)}."
+        groups = "1 group" if len(self.kept) == 1 else f"{len(self.kept)} groups"
+        return f"Refit took over {len(kept):,} neurons of {groups}: {', '.join(shares)}."
 
     def _choose(self, groups: Sequence[str], products: Mapping[str, Products]) -> None:
         readers = [one.name for one in self.readers if self._reads(one) & set(groups) or self._is_cell(one)]

@@ -137,6 +137,6 @@ def test_it_says_how_many_neurons_come_from_which_source() -> None:
     nets = [nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 3)) for width in (9, 14)]
     data = torch.randn(300, 5)
     (note,) = fuse(nets, solver="wb", data=[data], calibration_size=300, repair="refit", device="cpu").notes
-    taken, _, *of_each = map(int, re.findall(r"(\d+) (?:neurons|groups|from)", note))
+    taken, _, *of_each = map(int, re.findall(r"(\d+) (?:neurons|groups?|from)", note))
     assert taken == sum(of_each) == 9  # as many as the fused layer has
     assert fuse(nets, solver="wb", example_inputs=data, device="cpu").notes == ()
