@@ -86,8 +86,10 @@ class GroupView:
             sizes = [dimension.size for dimension in block.dimensions]
             for answers, place in zip((rows, readers), places, strict=True):
                 answers.append(self._answers(name, block, place, places, sizes).flatten())
-        none = torch.zeros(1 if self.wants_structure and not rows else 0, dtype=torch.bool)
-        return Signs(*(torch.cat(found) if found else none for found in (columns, rows, readers)))
+        # A group that does not refer to itself has one channel of structure, of distances; no support has no column.
+        none = [torch.zeros(size, dtype=torch.bool) for size in (0, *[int(self.wants_structure and not rows)] * 2)]
+        found = zip((columns, rows, readers), none, strict=True)
+        return Signs(*(torch.cat(parts) if parts else empty for parts, empty in found))
 
     def _described(self, source: int) -> Iterator[tuple[str, Block, int, str]]:
         """Yields (parameter, block, dimension of the group, role) for every block that describes a neuron."""

@@ -73,6 +73,8 @@ class RecurrentRefit:
 
     def add_products(self, number: int, products: Mapping[str, Products]) -> None:
         """Adds what the cells whose neurons are to be chosen read and make in the sources on a batch."""
+        if not self.layers:
+            return
         inputs, starts = self._read([of_source[number] for of_source in self.source_runs])
         place = 0
         for directions in self.layers:

@@ -55,10 +55,6 @@ class Selection:
         """The maps that read neurons to be chosen."""
         return [one for one in self.readings.values() if self._reads(one) & self.groups or self._is_cell(one)]
 
-    def is_chosen(self, name: str) -> bool:
-        """Whether the neurons that a map makes were chosen."""
-        return self.rows(name) is not None
-
     def choose(self, products: Mapping[str, Products]) -> None:
         """Chooses: from the last layer to the first or, where there are streams or recurrent cells, all at once.
 

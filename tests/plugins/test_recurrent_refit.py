@@ -172,3 +172,37 @@ def test_a_whole_fused_with_halves_of_itself_is_found_again(kind: str) -> None:
     with torch.no_grad():
         goal = (whole(data) + other(data)) / 2
         assert float((fused(data) - goal).abs().max()) < 1e-2 * float(goal.abs().max())
+
+
+class Headed(nn.Module):
+    """A recurrent layer that cannot be fitted, and a head of two linear layers that can."""
+
+    def __init__(self, seed: int, is_packed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.is_packed = is_packed
+        self.recurrent = nn.LSTM(5, 6, batch_first=True, proj_size=0 if is_packed else 4)
+        self.head = nn.Sequential(nn.Linear(6 if is_packed else 4, 9), nn.ReLU(), nn.Linear(9, 3))
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Returns the scores."""
+        if not self.is_packed:
+            return self.head(self.recurrent(steps)[0][:, -1])
+        lengths = torch.full((len(steps),), steps.shape[1])
+        packed = nn.utils.rnn.pack_padded_sequence(steps, lengths, batch_first=True)
+        return self.head(self.recurrent(packed)[1][0][0])
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_head_is_fitted_behind_a_layer_that_is_left_alone(is_packed: bool) -> None:
+    nets, data = [Headed(seed, is_packed).eval() for seed in (1, 2)], _data(400)
+    plain, refitted = (
+        fuse(nets, solver="gwb", data=[data], calibration_size=400, repair=repair, device="cpu")
+        for repair in ("none", "refit")
+    )
+    left = [name for name in plain.state if name.startswith("recurrent")]
+    assert all(torch.equal(plain.state[name], refitted.state[name]) for name in left)
+    with torch.no_grad():
+        goal = (nets[0](data) + nets[1](data)) / 2
+        errors = [float((one.model()(data) - goal).square().mean()) for one in (plain, refitted)]
+    assert errors[1] < 0.7 * errors[0]
