@@ -33,7 +33,7 @@ def _convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return _PLAIN[axes](4, 8, kernel, stride, padding, dilation, groups), image
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(_convolutions())
 def test_rows_of_a_regression_compute_what_the_convolution_does(case: tuple[nn.Module, Tensor]) -> None:
     module, image = case
