@@ -278,3 +278,13 @@ NETS: dict[str, Net] = {
     # The stream, the heads, and inside each of three heads the query/key and the value/output space.
     "attention": Net(Attention, (torch.randn(2, 5, 6),), 4, 8),
 }  # fmt: skip
+
+
+def draw_norms(net: nn.Module) -> None:
+    """Gives every BatchNorm statistics, scales and shifts that a fusion cannot overlook."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)

@@ -86,10 +86,10 @@ class GroupView:
             sizes = [dimension.size for dimension in block.dimensions]
             for answers, place in zip((rows, readers), places, strict=True):
                 answers.append(self._answers(name, block, place, places, sizes).flatten())
-        # A group that does not refer to itself has one channel of structure, of distances; no support has no column.
-        none = [torch.zeros(size, dtype=torch.bool) for size in (0, *[int(self.wants_structure and not rows)] * 2)]
-        found = zip((columns, rows, readers), none, strict=True)
-        return Signs(*(torch.cat(parts) if parts else empty for parts, empty in found))
+        none = torch.zeros(0, dtype=torch.bool)
+        # A group that does not refer to itself has one channel of structure, of distances.
+        distances = torch.zeros(int(self.wants_structure), dtype=torch.bool)
+        return Signs(torch.cat(columns or [none]), torch.cat(rows or [distances]), torch.cat(readers or [distances]))
 
     def _described(self, source: int) -> Iterator[tuple[str, Block, int, str]]:
         """Yields (parameter, block, dimension of the group, role) for every block that describes a neuron."""

@@ -100,10 +100,9 @@ def run_demo(
     sources = [train(make, inputs, targets, seed + offset) for offset in (0, 1)]
     rows = _source_rows(sources, make, test)
     fused, more = _fuse_all(sources, make, calibration, test, seed, manager, notify)
-    rows = (*rows, *more, Row("ensemble of the two", evaluate(_Ensemble(sources), test).accuracy, None, "two networks"))
     best = max(fused, key=lambda one: one.accuracy)
-    repaired = _repaired(sources, best.solver, calibration, test, seed, manager, notify)
-    rows = (*rows[:-1], *repaired, rows[-1])
+    more += _repaired(sources, best.solver, calibration, test, seed, manager, notify)
+    rows = (*rows, *more, Row("ensemble of the two", evaluate(_Ensemble(sources), test).accuracy, None, "two networks"))
     files = _save(folder, sources, best, make, seed, manager)
     naive, aligned = _barriers(folder / "barrier.png", make, sources, fused, test)
     return DemoResult(
@@ -145,22 +144,35 @@ def _fuse_all(
     fused, rows = [], []
     for solver in sorted(manager.solvers):
         notify(f"Fusing with {solver} …")
-        started = time.perf_counter()
         try:
-            result = fuse(
-                sources, solver=solver, example_inputs=calibration[0][0][:2], data=calibration, seed=seed,
-                device="cpu", manager=manager,
-            )  # fmt: skip
+            result, accuracy, seconds = _fuse(sources, solver, "none", calibration, test, seed, manager)
         except MergeotError as error:
             rows.append(Row(f"fused, {solver}", None, None, str(error)[:60]))
             continue
-        seconds = time.perf_counter() - started
-        accuracy = evaluate(result.model(), test).accuracy or 0.0
         fused.append(_Fused(solver, accuracy, result))
         rows.append(Row(f"fused, {solver}", accuracy, seconds, "one network"))
     if not fused:
         raise MergeotError("No solver could fuse the two networks. See 'mergeot plugins' for what is installed.")
     return fused, rows
+
+
+def _fuse(
+    sources: list[nn.Module],
+    solver: str,
+    repair: str,
+    calibration: Batches,
+    test: Batches,
+    seed: int,
+    manager: PluginManager,
+) -> tuple[FusionResult, float, float]:
+    """Returns a fusion, its accuracy and its seconds."""
+    started = time.perf_counter()
+    result = fuse(
+        sources, solver=solver, example_inputs=calibration[0][0][:2], data=calibration, seed=seed, repair=repair,
+        device="cpu", manager=manager,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    return result, evaluate(result.model(), test).accuracy or 0.0, seconds
 
 
 def _repaired(
@@ -176,13 +188,7 @@ def _repaired(
     if _REPAIR not in manager.repairs:
         return []
     notify(f"Fusing with {solver}, and repairing with {_REPAIR} …")
-    started = time.perf_counter()
-    result = fuse(
-        sources, solver=solver, example_inputs=calibration[0][0][:2], data=calibration, seed=seed, repair=_REPAIR,
-        device="cpu", manager=manager,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    accuracy = evaluate(result.model(), test).accuracy
+    _, accuracy, seconds = _fuse(sources, solver, _REPAIR, calibration, test, seed, manager)
     return [Row(f"fused, {solver}, {_REPAIR}", accuracy, seconds, "one network, unlabelled inputs")]
 
 
@@ -220,23 +226,10 @@ def _barriers(
 
 
 def _next_commands(folder: Path, solver: str) -> tuple[tuple[str, ...], ...]:
-    a, b, fused = (str(folder / name) for name in ("source-a.pt", "source-b.pt", "fused.pt"))
+    a, b, fused, mine = (str(folder / name) for name in ("source-a.pt", "source-b.pt", "fused.pt", "mine.pt"))
     return (
         ("mergeot", "eval", a, b, fused, "--data", DATA),
-        (
-            "mergeot",
-            "fuse",
-            a,
-            b,
-            "-o",
-            str(folder / "mine.pt"),
-            "--solver",
-            solver,
-            "--data",
-            DATA,
-            "--repair",
-            _REPAIR,
-        ),
+        ("mergeot", "fuse", a, b, "-o", mine, "--solver", solver, "--data", DATA, "--repair", _REPAIR),
         ("mergeot", "barrier", a, b, "--data", DATA, "--align", solver, "--plot", str(folder / "again.png")),
         ("mergeot", "check", fused),
     )

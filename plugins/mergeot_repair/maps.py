@@ -63,6 +63,11 @@ class LinearMap:
         return 1 if self.kind in (CONVOLUTION, TRANSPOSED) else -1
 
     @property
+    def has_shift(self) -> bool:
+        """Whether its outputs may be shifted, by its bias or by the BatchNorm behind it."""
+        return (self.bias if self.norm is None else self.norm[1]) is not None
+
+    @property
     def is_plain(self) -> bool:
         """Whether every output reads every input, by rows of the weight."""
         return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1

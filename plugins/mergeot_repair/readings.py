@@ -21,6 +21,7 @@ class Reading:
         makes: A weight on which the neurons that it makes stand, and on which of its axes.
         repeats: How often each neuron is made (the gates of a recurrent cell).
         owned: Parameters that it alone may change.
+        has_shift: Whether its outputs may be shifted.
         is_recurrent: Whether it is a part of a recurrent cell.
     """
 
@@ -29,6 +30,7 @@ class Reading:
     makes: tuple[str, int]
     repeats: int = 1
     owned: tuple[str, ...] = ()
+    has_shift: bool = True
     is_recurrent: bool = False
 
     def made(self, graph: ModelGraph) -> list[tuple[str, int]] | None:
@@ -47,7 +49,7 @@ class Reading:
 def reading_of(one: LinearMap) -> Reading:
     """Returns a linear layer or a convolution as a reading."""
     owned = tuple(name for name in (one.weight, one.bias, *(one.norm or ())) if name)
-    return Reading(one.weight, (one.weight,), (one.weight, 0), owned=owned)
+    return Reading(one.weight, (one.weight,), (one.weight, 0), owned=owned, has_shift=one.has_shift)
 
 
 def readings_of_cell(cell: Cell, hidden: int) -> list[Reading]:
@@ -59,7 +61,7 @@ def readings_of_cell(cell: Cell, hidden: int) -> list[Reading]:
         found.append(
             Reading(
                 f"{cell.names[1]} {number}", tuple(weights), (cell.names[1], 1), (rows.stop - rows.start) // hidden,
-                cell.names, True,
+                cell.names, has_shift=len(cell.names) > 2, is_recurrent=True,
             )
         )  # fmt: skip
     return found

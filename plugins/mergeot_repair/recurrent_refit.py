@@ -73,7 +73,7 @@ class RecurrentRefit:
 
     def add_products(self, number: int, products: Mapping[str, Products]) -> None:
         """Adds what the cells whose neurons are to be chosen read and make in the sources on a batch."""
-        if not self.layers:
+        if not any(one.name in products for cells in self.layers for cell in cells for one in self._readings(cell)):
             return
         inputs, starts = self._read([of_source[number] for of_source in self.source_runs])
         place = 0
@@ -87,11 +87,14 @@ class RecurrentRefit:
             ]
             place += len(directions)
 
+    def _readings(self, cell: Cell) -> list[Reading]:
+        return readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])
+
     def _add_cell(
         self, cell: Cell, inputs: Sequence[States], starts: Sequence[list[Tensor]], products: Mapping[str, Products]
     ) -> None:
         seen = [self._seen(cell, number, inputs[number], starts[number]) for number in self.selection.used]
-        for index, one in enumerate(readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])):
+        for index, one in enumerate(self._readings(cell)):
             if one.name not in products:
                 continue
             read, made = self._fixed(cell, one, inputs), []
@@ -152,7 +155,7 @@ class RecurrentRefit:
                 found = sums[index] or Sums(read.shape[1], target.shape[1])
                 found.add(read, target)
                 sums[index] = found
-        for index, (found, one) in enumerate(zip(sums, readings_of_cell(cell, weights[1].shape[1]), strict=True)):
+        for index, (found, one) in enumerate(zip(sums, self._readings(cell), strict=True)):
             if found is not None:
                 _write(cell, state, found, maps[index], has_bias, self.selection.start(one.name))
 
@@ -165,10 +168,10 @@ class RecurrentRefit:
             self._seen(cell, number, batch.sources[number], [value[place] for value in batch.starts[1 + number]])
             for number in self.selection.used
         ]
-        readings = readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])
+        readings = self._readings(cell)
         chosen = [self.selection.rows(one.name) for one in readings]
-        made = [[_of_map(cell, index, parts) for _, parts in seen] for index in range(len(readings))]
         if all(rows is not None for rows in chosen):
+            made = [[_of_map(cell, index, parts) for _, parts in seen] for index in range(len(readings))]
             states = torch.cat([before for before, _ in seen], 2)[..., self.selection.states(readings[0].name)]
             return states, [torch.cat(parts, 2)[..., rows] for parts, rows in zip(made, chosen, strict=True)]
         used = [(self.context.sources[number], self.context.model_weights[number]) for number in self.selection.used]

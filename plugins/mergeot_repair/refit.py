@@ -12,7 +12,6 @@ from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
 from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
 from mergeot_repair.pruning import PULL, PULL_OF_STATES, Products
-from mergeot_repair.readings import Reading
 from mergeot_repair.recurrent_refit import RecurrentRefit
 from mergeot_repair.regression import Sums, joined
 from mergeot_repair.running import HeldBytes, StagedRun
@@ -71,6 +70,11 @@ class _Refit:
         self.maps = MapFinder(context.program).find()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.selection = Selection(context, self.maps, self.used)
+        self.recurrent = {
+            one.node: RecurrentRefit(context, one, self.source_runs, self.selection)
+            for one in self.maps
+            if one.kind == RECURRENT
+        }
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
@@ -82,7 +86,7 @@ class _Refit:
         self.waiting = {one.node for one in maps}
         for number, one in enumerate(maps, start=1):
             if one.kind == RECURRENT:
-                RecurrentRefit(self.context, one, self.source_runs, self.selection).fit(self.state, self.runs)
+                self.recurrent[one.node].fit(self.state, self.runs)
             else:
                 self._fit(one)
             self.waiting.discard(one.node)
@@ -94,12 +98,12 @@ class _Refit:
         """Returns what every reader takes and makes in the sources, in one pass over the data."""
         readers = self.selection.readers
         pull = PULL_OF_STATES if any(one.is_recurrent for one in readers) else PULL
-        products = {one.name: Products(self._shifts(one), pull) for one in readers}
+        products = {one.name: Products(one.has_shift, pull) for one in readers}
         for number in range(len(self.runs)):
             # In the order of the program, so that nothing runs twice.
             for one in self.maps:
                 if one.kind == RECURRENT:
-                    RecurrentRefit(self.context, one, self.source_runs, self.selection).add_products(number, products)
+                    self.recurrent[one.node].add_products(number, products)
                 elif one.weight in products:
                     self._add_products(one, number, products[one.weight])
             for source in self.used:
@@ -117,15 +121,6 @@ class _Refit:
         inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
         rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
         products.add(inputs[rows], outputs[rows])
-
-    def _shifts(self, one: Reading) -> bool:
-        """Whether a reader's outputs may be shifted."""
-        if one.is_recurrent:
-            return len(one.owned) > 2
-        return self._has_shift(next(found for found in self.maps if found.weight == one.name))
-
-    def _has_shift(self, one: LinearMap) -> bool:
-        return (one.bias if one.norm is None else one.norm[1]) is not None
 
     def _own_rows(self, one: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
@@ -197,7 +192,7 @@ class _Refit:
         state, weight = self.state, self.state[one.weight]
         start = self.selection.start(one.weight, lambda number: self._own_rows(one, number))
         starts = (_combined(one, state) if start is None else start).chunk(one.groups)
-        parts = [part.solve(rows, self._has_shift(one)) for part, rows in zip(sums, starts, strict=True)]
+        parts = [part.solve(rows, one.has_shift) for part, rows in zip(sums, starts, strict=True)]
         solution = joined(parts)
         if one.norm is None:
             state[one.weight] = weight_of(one, solution.weight, weight)

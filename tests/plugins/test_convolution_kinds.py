@@ -10,6 +10,7 @@ from mergeot_repair.maps import MapFinder, named_arguments
 from mergeot_repair.refit import RefitRepair
 from mergeot_repair.running import HeldBytes, StagedRun
 from mergeot_repair.samples import regression_rows, rows_of, weight_of
+from nets import draw_norms
 from torch import Tensor, nn
 
 from mergekit_ot import fuse, trace_model
@@ -73,11 +74,7 @@ def _net(seed: int, batch_norm: bool) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
+    draw_norms(net)
     return net.eval()
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from nets import draw_norms
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, evaluate, fuse, resolve_architecture
@@ -17,12 +18,7 @@ def _net(seed: int, batch_norm: bool = False) -> nn.Module:
     net = resolve_architecture(
         "cnn", arguments={"channels": "6-8", "hidden": 12, "image": 8, "batch_norm": batch_norm}
     )()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
+    draw_norms(net)
     return net.eval()
 
 
