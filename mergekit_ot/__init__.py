@@ -5,76 +5,76 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from mergekit_ot.hookspecs import hookimpl
+from mergekit_ot.hooks.hookspecs import hookimpl
 
 __version__ = "0.1.0"
 
 # Names are imported on first use: `mergeot --help` and `mergeot plugins` must not pay for torch.
 _HOMES = {
     "AbstractBarycenterSolver": "mergekit_ot.transport.solver",
-    "Barycenter": "mergekit_ot.transport.solver",
-    "BarycenterProblem": "mergekit_ot.transport.solver",
+    "Barycenter": "mergekit_ot.transport.problem",
+    "BarycenterProblem": "mergekit_ot.transport.problem",
     "Scope": "mergekit_ot.transport.solver",
     "Start": "mergekit_ot.transport.solver",
-    "Status": "mergekit_ot.transport.solver",
-    "Coupling": "mergekit_ot.transport.measure",
+    "Status": "mergekit_ot.transport.problem",
+    "Coupling": "mergekit_ot.transport.coupling",
     "NeuronMeasure": "mergekit_ot.transport.measure",
     "Signs": "mergekit_ot.transport.measure",
-    "barycenter_cost": "mergekit_ot.transport.fused",
+    "barycenter_cost": "mergekit_ot.transport.barycenter",
     "couple": "mergekit_ot.transport.ground_cost",
     "couple_apart": "mergekit_ot.transport.apart",
     "has_room": "mergekit_ot.transport.apart",
     "placed_measure": "mergekit_ot.transport.apart",
     "support_merge_cost": "mergekit_ot.transport.apart",
-    "averaged_support": "mergekit_ot.transport.fused",
-    "fused_measure": "mergekit_ot.transport.fused",
+    "averaged_support": "mergekit_ot.transport.barycenter",
+    "fused_measure": "mergekit_ot.transport.barycenter",
     "ground_cost": "mergekit_ot.transport.ground_cost",
-    "in_order_of": "mergekit_ot.transport.fused",
-    "independent_coupling": "mergekit_ot.transport.fused",
-    "rounding_error": "mergekit_ot.transport.fused",
-    "transport_cost": "mergekit_ot.transport.fused",
-    "unsolved": "mergekit_ot.transport.fused",
+    "in_order_of": "mergekit_ot.transport.barycenter",
+    "independent_coupling": "mergekit_ot.transport.barycenter",
+    "rounding_error": "mergekit_ot.transport.barycenter",
+    "transport_cost": "mergekit_ot.transport.barycenter",
+    "unsolved": "mergekit_ot.transport.barycenter",
     "uniform_mass": "mergekit_ot.transport.measure",
     "SolverError": "mergekit_ot.errors",
     "RecipeError": "mergekit_ot.errors",
-    "EinRule": "mergekit_ot.graph.rule",
-    "NodeRule": "mergekit_ot.graph.rule",
-    "FunctionRule": "mergekit_ot.graph.rule",
-    "OperationView": "mergekit_ot.graph.rule",
-    "RuleError": "mergekit_ot.graph.rule",
-    "AbstractFrontEnd": "mergekit_ot.graph.front_end",
-    "TraceBudget": "mergekit_ot.graph.front_end",
-    "TraceLimits": "mergekit_ot.graph.front_end",
-    "ExportFrontEnd": "mergekit_ot.graph.capture",
-    "CapturedProgram": "mergekit_ot.graph.program",
-    "ProgramSlot": "mergekit_ot.graph.program",
+    "EinRule": "mergekit_ot.graph.rules.einrule",
+    "NodeRule": "mergekit_ot.graph.rules.rule",
+    "FunctionRule": "mergekit_ot.graph.rules.rule",
+    "OperationView": "mergekit_ot.graph.rules.rule",
+    "RuleError": "mergekit_ot.graph.rules.rule",
+    "AbstractFrontEnd": "mergekit_ot.graph.capture.front_end",
+    "TraceBudget": "mergekit_ot.graph.capture.front_end",
+    "TraceLimits": "mergekit_ot.graph.capture.front_end",
+    "ExportFrontEnd": "mergekit_ot.graph.capture.capture",
+    "CapturedProgram": "mergekit_ot.graph.capture.program",
+    "ProgramSlot": "mergekit_ot.graph.capture.program",
     "ModelGraph": "mergekit_ot.graph.ir",
-    "trace_model": "mergekit_ot.graph.trace",
-    "check_model": "mergekit_ot.graph.verify",
-    "fuse": "mergekit_ot.fusion.engine",
+    "trace_model": "mergekit_ot.api",
+    "check_model": "mergekit_ot.api",
+    "fuse": "mergekit_ot.api",
     "FusionResult": "mergekit_ot.fusion.result",
-    "StepReport": "mergekit_ot.fusion.result",
-    "AbstractNodeMeasure": "mergekit_ot.fusion.measures",
-    "GroupView": "mergekit_ot.fusion.measures",
-    "AbstractExecutor": "mergekit_ot.fusion.plan",
+    "StepReport": "mergekit_ot.fusion.step_report",
+    "AbstractNodeMeasure": "mergekit_ot.fusion.node_measure",
+    "GroupView": "mergekit_ot.fusion.group_view",
+    "AbstractExecutor": "mergekit_ot.fusion.executor",
     "Step": "mergekit_ot.fusion.plan",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
     "SourceModel": "mergekit_ot.fusion.source",
-    "Checkpoint": "mergekit_ot.checkpoint",
-    "load_checkpoint": "mergekit_ot.checkpoint",
-    "save_checkpoint": "mergekit_ot.checkpoint",
-    "evaluate": "mergekit_ot.evaluation",
-    "barrier": "mergekit_ot.interpolation",
-    "plane": "mergekit_ot.landscape",
-    "plot_barrier": "mergekit_ot.pictures",
-    "plot_plane": "mergekit_ot.plane_picture",
-    "Architecture": "mergekit_ot.specs",
-    "resolve_architecture": "mergekit_ot.specs",
-    "resolve_data": "mergekit_ot.datasets",
-    "PluginManager": "mergekit_ot.plugin_manager",
-    "default_manager": "mergekit_ot.plugin_manager",
+    "Checkpoint": "mergekit_ot.storage.record",
+    "load_checkpoint": "mergekit_ot.api",
+    "save_checkpoint": "mergekit_ot.api",
+    "evaluate": "mergekit_ot.scoring.evaluation",
+    "barrier": "mergekit_ot.scoring.path",
+    "plane": "mergekit_ot.scoring.plane",
+    "plot_barrier": "mergekit_ot.pictures.curves",
+    "plot_plane": "mergekit_ot.pictures.plane",
+    "Architecture": "mergekit_ot.sources.specs",
+    "resolve_architecture": "mergekit_ot.sources.specs",
+    "resolve_data": "mergekit_ot.sources.datasets",
+    "PluginManager": "mergekit_ot.hooks.manager",
+    "default_manager": "mergekit_ot.hooks.manager",
     "MergeotError": "mergekit_ot.errors",
     "DataError": "mergekit_ot.errors",
     "CheckpointError": "mergekit_ot.errors",
@@ -95,38 +95,33 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from mergekit_ot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from mergekit_ot.datasets import resolve_data
-    from mergekit_ot.errors import (
-        ArchitectureError,
-        CheckpointError,
-        DataError,
-        MergeotError,
-        RecipeError,
-        SolverError,
-    )
-    from mergekit_ot.evaluation import evaluate
-    from mergekit_ot.fusion.engine import fuse
-    from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
-    from mergekit_ot.fusion.plan import AbstractExecutor, Step
+    from mergekit_ot.api import check_model, fuse, load_checkpoint, save_checkpoint, trace_model
+    from mergekit_ot.errors import ArchitectureError, CheckpointError, DataError, MergeotError, RecipeError, SolverError
+    from mergekit_ot.fusion.executor import AbstractExecutor
+    from mergekit_ot.fusion.group_view import GroupView
+    from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+    from mergekit_ot.fusion.plan import Step
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
-    from mergekit_ot.fusion.result import FusionResult, StepReport
+    from mergekit_ot.fusion.result import FusionResult
     from mergekit_ot.fusion.source import SourceModel
-    from mergekit_ot.graph.capture import ExportFrontEnd
-    from mergekit_ot.graph.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
+    from mergekit_ot.fusion.step_report import StepReport
+    from mergekit_ot.graph.capture.capture import ExportFrontEnd
+    from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
+    from mergekit_ot.graph.capture.program import CapturedProgram, ProgramSlot
     from mergekit_ot.graph.ir import ModelGraph
-    from mergekit_ot.graph.program import CapturedProgram, ProgramSlot
-    from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
-    from mergekit_ot.graph.trace import trace_model
-    from mergekit_ot.graph.verify import check_model
-    from mergekit_ot.interpolation import barrier
-    from mergekit_ot.landscape import plane
-    from mergekit_ot.pictures import plot_barrier
-    from mergekit_ot.plane_picture import plot_plane
-    from mergekit_ot.plugin_manager import PluginManager, default_manager
-    from mergekit_ot.specs import Architecture, resolve_architecture
+    from mergekit_ot.graph.rules.einrule import EinRule
+    from mergekit_ot.graph.rules.rule import FunctionRule, NodeRule, OperationView, RuleError
+    from mergekit_ot.hooks.manager import PluginManager, default_manager
+    from mergekit_ot.pictures.curves import plot_barrier
+    from mergekit_ot.pictures.plane import plot_plane
+    from mergekit_ot.scoring.evaluation import evaluate
+    from mergekit_ot.scoring.path import barrier
+    from mergekit_ot.scoring.plane import plane
+    from mergekit_ot.sources.datasets import resolve_data
+    from mergekit_ot.sources.specs import Architecture, resolve_architecture
+    from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
-    from mergekit_ot.transport.fused import (
+    from mergekit_ot.transport.barycenter import (
         averaged_support,
         barycenter_cost,
         fused_measure,
@@ -136,13 +131,8 @@ if TYPE_CHECKING:
         transport_cost,
         unsolved,
     )
+    from mergekit_ot.transport.coupling import Coupling
     from mergekit_ot.transport.ground_cost import couple, ground_cost
-    from mergekit_ot.transport.measure import Coupling, NeuronMeasure, Signs, uniform_mass
-    from mergekit_ot.transport.solver import (
-        AbstractBarycenterSolver,
-        Barycenter,
-        BarycenterProblem,
-        Scope,
-        Start,
-        Status,
-    )
+    from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
+    from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
+    from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.files import missing_file, write_text
+from mergekit_ot.storage.files import missing_file, write_text
 
 _SUM_TOLERANCE = 1e-6
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from mergekit_ot import Coupling, ModelGraph, trace_model
 from mergekit_ot.fusion import setup
-from mergekit_ot.fusion.alignment import Alignment, transport_parameter
-from mergekit_ot.graph.signs import SignPlaces, find_signs
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.moving import transport_parameter
+from mergekit_ot.graph.symmetry.signs import find_signs
+from mergekit_ot.graph.symmetry.symmetry import SignPlaces
 
 SEQUENCES = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))

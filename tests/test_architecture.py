@@ -12,27 +12,43 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import mergekit_ot
 import mergekit_ot.testing
-from mergekit_ot import hookspecs
+from mergekit_ot.hooks import hookspecs
 
 ROOT = Path(__file__).parent.parent
 CORE = "mergekit_ot"
 FILE_LINES = 320
 FUNCTION_LINES = 60
 
-# The layers below the command line: what each may import of the core, besides itself.
+# The rooms of the core from the ground up, and what each may import besides itself. Folders and loose modules alike.
+_GROUND = {"errors", "progress"}
+_IDEAS = {*_GROUND, "graph", "transport", "scoring", "storage"}
+_ENGINE = {*_IDEAS, "fusion"}
+_DOORS = {*_ENGINE, "hooks"}
+_NAMES = {*_DOORS, "api", "sources", "pictures", "recipe"}
 MAY_IMPORT = {
     "errors": set(),
-    "transport": {"errors"},
-    "graph": {"errors", "plugin_manager"},
-    "fusion": {"errors", "plugin_manager", "transport", "graph"},
-    "testing": {"errors", "plugin_manager", "transport", "graph", "fusion"},
+    "progress": set(),
+    "graph": _GROUND,
+    "transport": _GROUND,
+    "storage": _GROUND,
+    "scoring": {*_GROUND, "storage"},
+    "fusion": _IDEAS,
+    "hooks": _ENGINE,
+    "pictures": _ENGINE,
+    "recipe": _ENGINE,
+    "api": _DOORS,
+    "sources": {*_DOORS, "api"},
+    "report": _NAMES,
+    "jobs": {*_NAMES, "report"},
+    "cli": {*_NAMES, "report", "jobs"},
+    "testing": {*_DOORS, "api"},
 }
-# What nothing but the command line may import, and what only it and the workflows may.
-ONLY_FOR = {"cli": {"cli"}, "workflow": {"cli", "workflow"}}
+LOOSE_MODULES = 6
 PUBLIC = {CORE, f"{CORE}.errors", f"{CORE}.testing"}
 
 LIBRARY = sorted([*(ROOT / CORE).rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
@@ -66,10 +82,9 @@ def _is_module(name: str) -> bool:
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
-def _layer(module: str) -> str:
-    """Returns the part of the core that a module belongs to; the files of the command line are one."""
-    name = module.split(".")[1] if "." in module else ""
-    return "cli" if name.startswith("cli") else name
+def _room(module: str) -> str:
+    """Returns the folder, or the loose module, of the core that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
 
 
 CORE_FILES = [path for path in LIBRARY if path.is_relative_to(ROOT / CORE)]
@@ -83,23 +98,59 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=_id)
 def test_core_imports_downwards(path):
-    own = _layer(_module(path))
+    own = _room(_module(path))
+    if own == "":
+        return  # the table of public names, which imports for type checkers only
     for module in _imports(path):
-        if module.split(".")[0] != CORE or _layer(module) == own or module == CORE:
+        if module.split(".")[0] != CORE or module == CORE or _room(module) == own:
             continue
-        layer = _layer(module)
-        if own in MAY_IMPORT:
-            assert layer in MAY_IMPORT[own], f"{_id(path)} imports {module}"
-        # The table of public names and the hooks' annotations name everything, and import it only for type checkers.
-        elif own not in ("", "hookspecs"):
-            assert own in ONLY_FOR.get(layer, {own}), f"{_id(path)} imports {module}"
+        assert _room(module) in MAY_IMPORT[own], f"{_id(path)} imports {module}"
 
 
-@pytest.mark.parametrize("layer", ["transport", "graph", "fusion"])
-def test_lower_layers_do_not_go_through_the_top(layer):
-    # The top level gives every public name, so importing from it would hide a direction.
-    for path in (ROOT / CORE / layer).rglob("*.py"):
-        assert CORE not in set(_imports(path)), f"{_id(path)} imports from {CORE} itself; name the module"
+@pytest.mark.parametrize("room", sorted(set(MAY_IMPORT) - {"testing", "cli"}))
+def test_rooms_do_not_go_through_the_top(room):
+    # The top level gives every public name, so importing from it would hide a direction; the version is no direction.
+    for path in CORE_FILES:
+        if _room(_module(path)) == room:
+            taken = _taken_from_top(path)
+            assert taken <= {"__version__"}, f"{_id(path)} imports {taken} from {CORE} itself; name the module"
+
+
+def _taken_from_top(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == CORE]
+    names = {alias.name for node in froms for alias in node.names}
+    return {name for name in names if not _is_module(f"{CORE}.{name}")}
+
+
+def _circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(edges)
+    graph.add_edges_from((source, target) for source, targets in edges.items() for target in targets)
+    return [sorted(component) for component in nx.strongly_connected_components(graph) if len(component) > 1]
+
+
+def test_no_files_of_the_core_import_each_other_in_a_circle():
+    files = {_module(path): path for path in CORE_FILES if _module(path) != CORE}
+    edges = {name: {module for module in _imports(path) if module in files} for name, path in files.items()}
+    assert sum(map(len, edges.values())) > 100
+    assert _circles(edges) == []
+
+
+def test_a_circle_would_be_found():
+    assert _circles({"first": {"second"}, "second": {"third"}, "third": {"first"}, "apart": {"first"}}) == [
+        ["first", "second", "third"]
+    ]
+
+
+def test_few_modules_stand_loose_at_the_top():
+    loose = [path.stem for path in (ROOT / CORE).glob("*.py") if path.stem != "__init__"]
+    assert len(loose) <= LOOSE_MODULES, loose
+
+
+def test_every_room_is_in_the_table():
+    rooms = {_room(_module(path)) for path in CORE_FILES} - {""}
+    assert rooms == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=_id)
@@ -166,7 +217,7 @@ def test_quick_commands_load_nothing_heavy(arguments):
     code = (
         "import sys\n"
         f"sys.argv = ['mergeot', *{arguments!r}]\n"
-        "from mergekit_ot.cli import main\n"
+        "from mergekit_ot.cli.app import main\n"
         "try:\n"
         "    status = main()\n"
         "except SystemExit as stop:\n"

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mergekit_ot.checkpoint import check_finite, load_checkpoint, save_checkpoint
+from mergekit_ot.api import load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.state_dicts import find_state
+from mergekit_ot.storage.checkpoint import check_finite
+from mergekit_ot.storage.state_dicts import find_state
 
 
 def _state() -> OrderedDict[str, torch.Tensor]:

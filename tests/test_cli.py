@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from mergekit_ot.checkpoint import load_checkpoint, save_checkpoint
-from mergekit_ot.cli import main
+from mergekit_ot.api import load_checkpoint, save_checkpoint
+from mergekit_ot.cli.app import main
 
 _NETS = """
 import torch
@@ -331,7 +331,7 @@ def test_wrong_usage_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None
 
 
 def test_unforeseen_errors_ask_for_a_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mergekit_ot.workflow.looking as looking
+    import mergekit_ot.jobs.looking as looking
 
     def breaks(*_: object) -> None:
         raise ZeroDivisionError("nobody thought of this")
@@ -371,7 +371,7 @@ def test_help_teaches_by_example(run: Run) -> None:
 def test_listing_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     heavy = ("torch", "numpy", "scipy", "networkx", "sklearn", "matplotlib", "ot")
     code = (
-        "import sys\nfrom mergekit_ot.cli import main\n"
+        "import sys\nfrom mergekit_ot.cli.app import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
         f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or 0)"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_cli import Run, run  # noqa: F401
 
-from mergekit_ot.checkpoint import load_checkpoint
+from mergekit_ot.api import load_checkpoint
 
 _SHAPE = ("--input-shape", "4")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_ot.checkpoint import load_checkpoint
-from mergekit_ot.cli import main
-from mergekit_ot.plugin_manager import default_manager
+from mergekit_ot.api import load_checkpoint
+from mergekit_ot.cli.app import main
+from mergekit_ot.hooks.manager import default_manager
 
 
 def _run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
-from mergekit_ot.evaluation import Evaluation, choose_device, evaluate
-from mergekit_ot.interpolation import barrier, interpolate
-from mergekit_ot.pictures import plot_barrier
+from mergekit_ot.pictures.curves import plot_barrier
+from mergekit_ot.scoring.evaluation import Evaluation, choose_device, evaluate
+from mergekit_ot.scoring.path import barrier, interpolate
 
 
 def _data(count: int = 60, classes: int = 3, width: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:

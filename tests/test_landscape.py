@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import mergekit_ot.evaluation as evaluation
+import mergekit_ot.scoring.evaluation as evaluation
 from mergekit_ot import barrier, evaluate, fuse, plane, plot_plane
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
-from mergekit_ot.landscape import plane_frame
-from mergekit_ot.plane_picture import colour_limits, contour_levels
+from mergekit_ot.pictures.plane import colour_limits, contour_levels
+from mergekit_ot.scoring.plane import plane_frame
 
 State = dict[str, Tensor]
 

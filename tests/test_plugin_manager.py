@@ -8,7 +8,7 @@ import pytest
 
 from mergekit_ot import hookimpl
 from mergekit_ot.errors import DataError, PluginError
-from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.hooks.manager import PluginManager
 
 
 def _raise() -> dict[str, str]:

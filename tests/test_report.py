@@ -19,18 +19,19 @@ import torch
 from browser import Browser, find_chromium
 from torch import nn
 
-from mergekit_ot import checkpoint, evaluate, load_checkpoint, resolve_architecture, resolve_data, save_checkpoint
-from mergekit_ot.cli import main
+from mergekit_ot import evaluate, load_checkpoint, resolve_architecture, resolve_data, save_checkpoint
+from mergekit_ot.cli.app import main
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.fusion.alignment import FamilyCoupling
+from mergekit_ot.jobs import fusing
 from mergekit_ot.recipe import FusionRecipe, make_recipe
-from mergekit_ot.transport.measure import Coupling
-from mergekit_ot.workflow import fusing
-from mergekit_ot.workflow.report.charts import line_chart
-from mergekit_ot.workflow.report.markup import escape, tag
-from mergekit_ot.workflow.report.rasters import coupling_picture, signed_matrix
-from mergekit_ot.workflow.report.repeating import fuse_command
-from mergekit_ot.workflow.report.scores import Ensemble
+from mergekit_ot.report.charts import line_chart
+from mergekit_ot.report.markup import escape, tag
+from mergekit_ot.report.rasters import coupling_picture, signed_matrix
+from mergekit_ot.report.repeating import fuse_command
+from mergekit_ot.report.scores import Ensemble
+from mergekit_ot.storage import checkpoint
+from mergekit_ot.transport.coupling import Coupling
 
 _ARCH = "mlp?sizes=4-6-5-3"
 _VOID = {"meta", "link", "img", "br"}
@@ -352,7 +353,7 @@ def test_a_report_that_cannot_be_written_loses_nothing(
     def fails(*_: object, **__: object) -> None:
         raise CheckpointError("Cannot write 'report/report.html': no space left on device.")
 
-    monkeypatch.setattr("mergekit_ot.workflow.report.writing.write_json", fails)
+    monkeypatch.setattr("mergekit_ot.report.writing.write_json", fails)
     capsys.readouterr()
     assert fuse("a.pt", "b.pt", "-o", "again.pt", status=1).text == page
     assert "'again.pt' was written, but its report was not. Cannot write" in capsys.readouterr().err
@@ -385,7 +386,7 @@ def _pixels(coupling: Coupling, cells: int) -> list[list[int]]:
 
 
 def test_pictures_stop_before_the_page_is_too_large_to_send(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mergekit_ot.workflow.report.page_groups._ROOM", 1200)
+    monkeypatch.setattr("mergekit_ot.report.groups_section._ROOM", 1200)
     page = fuse("a.pt", "b.pt")
     assert "1 more group is not drawn, to keep the page small." in page.shown
     assert len(page.of("img")) == 2

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mergekit_ot.datasets import TRAIN, resolve_data
 from mergekit_ot.errors import ArchitectureError, DataError
-from mergekit_ot.specs import parse_spec, parse_value, resolve_architecture
+from mergekit_ot.sources.datasets import TRAIN, resolve_data
+from mergekit_ot.sources.specs import parse_spec, parse_value, resolve_architecture
 
 _CODE = """
 import torch

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,101 +13,37 @@ from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
-from mergekit_ot.fusion.result import FusionResult, GroupReport, aligned_state
-from mergekit_ot.fusion.setup import FusionSetup, prepare
-from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.fusion.sweeps import AlignmentRun, Progress
+from mergekit_ot.fusion.result import FusionResult, aligned_state
+from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.fusion.step_report import GroupReport
+from mergekit_ot.fusion.sweeps import AlignmentRun
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
-from mergekit_ot.graph.capture import AUTO
-from mergekit_ot.graph.front_end import TraceLimits
-from mergekit_ot.graph.signs import find_signs
+from mergekit_ot.graph.symmetry.signs import find_signs
+from mergekit_ot.progress import Progress
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
-if TYPE_CHECKING:
-    from mergekit_ot.plugin_manager import PluginManager
 
-
-def fuse(
-    models: Sequence[nn.Module | SourceModel],
-    *,
-    solver: str | AbstractBarycenterSolver = "wb",
-    solver_options: Mapping[str, object] | None = None,
-    example_inputs: Tensor | tuple[object, ...] | None = None,
-    model_weights: Sequence[float] | None = None,
-    target: int | nn.Module | SourceModel = 0,
-    measure: str | None = None,
-    data: Iterable[Any] | None = None,
-    calibration_size: int = 2000,
-    repair: str = "none",
-    device: str = "auto",
-    seed: int = 0,
-    refine: bool = False,
-    restarts: int = 1,
-    executor: str = "serial",
-    front_end: str = AUTO,
-    limits: TraceLimits | None = None,
-    manager: PluginManager | None = None,
-    progress: Progress | None = None,
-    dry_run: bool = False,
-) -> FusionResult:
-    """Fuses independently trained networks into one.
-
-    Args:
-        models: The sources: modules, or `SourceModel` where states are read from disk.
-        solver: Name of a registered solver, or a solver.
-        solver_options: Options of a solver given by name.
-        example_inputs: Inputs to trace the models with; the first batch of `data` where it is not given.
-        model_weights: One per source, non-negative, summing to one; equal by default.
-        target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
-        measure: What a neuron is seen by; the solver's own choice by default.
-        data: Calibration batches, of inputs or (inputs, targets); targets are never read.
-        calibration_size: Samples of `data` used at most.
-        repair: Name of a registered repair, or ``none``.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        seed: Seed of every random choice.
-        refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
-        restarts: How often to align, each time with another seed; the least objective is kept.
-        executor: Name of a registered executor.
-        front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
-        limits: Time and size at which tracing is stopped.
-        manager: The plugins to use; the installed ones by default.
-        progress: Called with (steps done, steps in all, what is done).
-        dry_run: Plan only: the result holds no state.
-
-    Returns:
-        The fused state with its alignment and reports.
-
-    Raises:
-        MergeotError: Anything is wrong with the models, the options or the data.
-
-    Example:
-        >>> import torch
-        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> model = make()
-        >>> result = fuse([model, model], solver="wb", example_inputs=torch.randn(2, 4))
-        >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
-        True
-    """
-    if manager is None:
-        from mergekit_ot.plugin_manager import default_manager
-
-        manager = default_manager()
+def run_fusion(setup: FusionSetup, progress: Progress | None = None, dry_run: bool = False) -> FusionResult:
+    """Runs a checked fusion; a dry run plans only, and its result holds no state."""
     started = time.perf_counter()
-    setup = prepare(
-        models, solver=solver, solver_options=solver_options, example_inputs=example_inputs,
-        model_weights=model_weights, target=target, measure=measure, data=data, calibration_size=calibration_size,
-        repair=repair, device=device, seed=seed, refine=refine, restarts=restarts, executor=executor, manager=manager,
-        front_end=front_end, limits=limits,
-    )  # fmt: skip
     run = FusionRun(setup, progress)
     if not dry_run:
         run.run()
     error = None if dry_run else run.function_error()
     return FusionResult(
-        run.fused, run.alignment, tuple(run.reports.values()), error, run.plan, getattr(setup.solver, "name", "?"),
-        time.perf_counter() - started, tuple(run.warnings(error)), setup.target, setup.sources,
-        run.objectives, tuple(run.notes),
-    )  # fmt: skip
+        state=run.fused,
+        alignment=run.alignment,
+        groups=tuple(run.reports.values()),
+        aligned_sources_max_error=error,
+        plan=run.plan,
+        solver=setup.solver.name,
+        seconds=time.perf_counter() - started,
+        warnings=tuple(run.warnings(error)),
+        target=setup.target,
+        sources=setup.sources,
+        objectives=run.objectives,
+        notes=tuple(run.notes),
+    )
 
 
 class FusionRun:
@@ -250,7 +185,7 @@ class FusionRun:
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    from mergekit_ot.graph.proof import float_outputs
+    from mergekit_ot.graph.symmetry.proof import float_outputs
 
     with torch.no_grad():
         return float_outputs(model(*inputs))

@@ -5,13 +5,13 @@ The plan is a graph of steps. An executor runs it; the serial one is a plugin, a
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
-from mergekit_ot.graph.ir import ModelGraph, leaf_groups
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import leaf_groups
 from mergekit_ot.graph.order import solve_order
 from mergekit_ot.transport.solver import Start
 
@@ -73,14 +73,6 @@ class FusionPlan:
              "releases": len(s.releases)}
             for s in self.steps
         ]  # fmt: skip
-
-
-class AbstractExecutor(abc.ABC):
-    """Runs the steps of a plan, in any order that its graph allows."""
-
-    @abc.abstractmethod
-    def run(self, steps: nx.DiGraph, run_step: Callable[[Step], None]) -> None:
-        """Calls `run_step` once for every node's ``step``, after its predecessors."""
 
 
 def build_plan(graph: ModelGraph, groups: frozenset[str], max_sweeps: int, start: Start) -> FusionPlan:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mergekit_ot.fusion.alignment import Alignment, transport_values
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.moving import transport_values
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.program import CapturedProgram
-
-Progress = Callable[[int, int, str], None]
-Note = Callable[[str], None]
+from mergekit_ot.graph.capture.program import CapturedProgram
+from mergekit_ot.progress import Notify, Progress
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class RepairContext:
     program: CapturedProgram
     sources: tuple[RepairSource, ...]
     progress: Progress | None = None
-    note: Note | None = None
+    note: Notify | None = None
 
 
 def repair_context(
@@ -80,7 +79,7 @@ def repair_context(
     model_weights: Sequence[float],
     batches: Iterable[tuple[Tensor, ...]],
     progress: Progress | None = None,
-    note: Note | None = None,
+    note: Notify | None = None,
 ) -> RepairContext:
     """Returns what a repair of `fused` works with."""
     views = tuple(

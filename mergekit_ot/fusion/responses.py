@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mergekit_ot.errors import DataError
 from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.program import CapturedProgram
 
 # Added to the diagonal of a Gram matrix, relative to its mean, so that a root always exists.
 _JITTER = 1e-9
 # A neuron whose variance is below this fraction of the mean says nothing; it is not blown up to unit variance.
 _SILENT = 1e-8
-
-
-def calibration_batches(data: Iterable[Any], size: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the inputs of at most `size` samples in batches of exactly `batch` (a captured program fixes it).
-
-    Args:
-        data: Batches of inputs, or of (inputs, targets).
-        size: Samples at most; what is left over from the last full batch is dropped.
-        batch: Samples per batch.
-
-    Raises:
-        DataError: There are fewer than `batch` samples, or a batch holds no tensor.
-    """
-    waiting: list[tuple[Tensor, ...]] = []
-    held = given = 0
-    for item in data:
-        inputs = inputs_of(item)
-        waiting.append(inputs)
-        held += inputs[0].shape[0]
-        while held >= batch and given + batch <= size:
-            columns = [torch.cat([w[i] for w in waiting]) for i in range(len(inputs))]
-            yield tuple(column[:batch] for column in columns)
-            waiting = [tuple(column[batch:] for column in columns)]
-            held -= batch
-            given += batch
-        if given + batch > size:
-            return
-    if given == 0:
-        raise DataError(
-            f"The calibration data hold {held} samples; at least {batch} are needed. Give more with --data."
-        )
-
-
-def inputs_of(item: Any) -> tuple[Tensor, ...]:
-    """Returns the inputs of a batch, which may be a tensor, (inputs, targets), or a tuple of inputs with targets."""
-    inputs = item[0] if isinstance(item, tuple | list) and item else item
-    tensors = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if not tensors or not all(isinstance(x, Tensor) for x in tensors):
-        raise DataError(
-            f"A calibration batch is {type(item).__name__}, not a tensor or a pair (inputs, targets). "
-            "Yield pairs of tensors from the data SPEC."
-        )
-    return tensors
 
 
 class _Recorder(fx.Interpreter):

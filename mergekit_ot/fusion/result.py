@@ -7,31 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mergekit_ot.fusion.alignment import Alignment, transport_parameter
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.fusion.plan import FusionPlan
-from mergekit_ot.fusion.repair import Progress, RepairContext, repair_context
+from mergekit_ot.fusion.repair import RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.transport.solver import Status
-
-
-@dataclass(frozen=True)
-class GroupReport:
-    """How the fusion of one group ended."""
-
-    name: str
-    size: int
-    cost: float | None
-    status: Status
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What observers are told after a step: its place, the sweep, and the groups it solved."""
-
-    number: int
-    total: int
-    sweep: int
-    groups: tuple[GroupReport, ...]
+from mergekit_ot.fusion.step_report import GroupReport
+from mergekit_ot.progress import Progress
 
 
 @dataclass(frozen=True)

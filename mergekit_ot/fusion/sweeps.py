@@ -11,17 +11,17 @@ import torch
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.measures import GroupView
-from mergekit_ot.fusion.nested import couple_family, couple_outer, has_open_families, identity_family
+from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families, identity_family
+from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
-from mergekit_ot.fusion.result import GroupReport, StepReport
 from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.tensors import SourceTensors
-from mergekit_ot.transport.measure import Coupling
-from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem, Scope, Start, Status
-
-Progress = Callable[[int, int, str], None]
+from mergekit_ot.progress import Progress
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.problem import BarycenterProblem, Status
+from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
 
 
 class AlignmentRun:
@@ -112,7 +112,8 @@ class AlignmentRun:
         if self.step_done is not None:
             self.step_done(step, self.alignment)
         report = StepReport(step.number, len(self.plan.steps), sweep, tuple(reports))
-        self.setup.manager.hook.mergeot_step_done(report=report)
+        for observe in self.setup.observers:
+            observe(report)
         if self.progress is not None:
             self.progress(step.number + 1, len(self.plan.steps), f"sweep {sweep + 1}: {step.groups[0]}")
 

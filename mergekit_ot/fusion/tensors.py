@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mergekit_ot.fusion.alignment import Alignment, fused_shape, transport_parameter
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.moving import fused_shape, transport_parameter
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.blocks import blocks_of
-from mergekit_ot.graph.ir import IN, leaf_groups
+from mergekit_ot.graph.layouts import IN, leaf_groups
 
 
 class SourceTensors:

@@ -8,7 +8,7 @@ from typing import Any
 
 import networkx as nx
 
-from mergekit_ot.graph.expressions import (
+from mergekit_ot.graph.axes.expressions import (
     Atom,
     Case,
     Concat,
@@ -20,20 +20,8 @@ from mergekit_ot.graph.expressions import (
     atoms_of,
     resolve,
 )
-from mergekit_ot.graph.ir import (
-    IN,
-    OUT,
-    AxisLayout,
-    AxisSlot,
-    Blocks,
-    Choice,
-    Diagnostics,
-    Factors,
-    Fixed,
-    ModelGraph,
-    NeuronGroup,
-    Neurons,
-)
+from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
+from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons
 from mergekit_ot.graph.propagate import Labelled
 
 _UNSEEN = 1 << 30

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from mergekit_ot.graph.algebra import AxisAlgebra
-from mergekit_ot.graph.expressions import Atom, Expression, Replicated
-from mergekit_ot.graph.program import (
+from mergekit_ot.graph.axes.algebra import AxisAlgebra
+from mergekit_ot.graph.axes.expressions import Atom, Expression, Replicated
+from mergekit_ot.graph.capture.program import (
     BUFFER,
     INPUT,
     PARAMETER,
@@ -21,7 +21,7 @@ from mergekit_ot.graph.program import (
     reason_of,
     shape_of,
 )
-from mergekit_ot.graph.rule import Labels, NodeRule, Value
+from mergekit_ot.graph.rules.rule import Labels, NodeRule, Value
 
 # A constant larger than this is not searched for repetition along an axis.
 _LARGE_CONSTANT = 4_000_000

@@ -11,11 +11,10 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from mergekit_ot.graph.algebra import AxisAlgebra
-from mergekit_ot.graph.expressions import Expression, PinReason, Replicated, atoms_of, resolve, size_of
-from mergekit_ot.graph.front_end import TraceBudget
-from mergekit_ot.graph.placeholders import Labelled, PlaceholderLabels
-from mergekit_ot.graph.program import (
+from mergekit_ot.graph.axes.algebra import AxisAlgebra
+from mergekit_ot.graph.axes.expressions import Expression, PinReason, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.capture.front_end import TraceBudget
+from mergekit_ot.graph.capture.program import (
     MUTATION,
     USER_OUTPUT,
     CapturedProgram,
@@ -26,8 +25,9 @@ from mergekit_ot.graph.program import (
     shape_of,
     shapes_of,
 )
-from mergekit_ot.graph.regions import Region, find_regions
-from mergekit_ot.graph.rule import Labels, NodeRule, OperationView, RuleError, Value
+from mergekit_ot.graph.placeholders import Labelled, PlaceholderLabels
+from mergekit_ot.graph.rules.regions import Region, find_regions
+from mergekit_ot.graph.rules.rule import Labels, NodeRule, OperationView, RuleError, Value
 
 _SAME_VALUES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 # How often the time is looked at: every so many operations.

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import networkx as nx
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
-from mergekit_ot.graph.capture import AUTO, capture
-from mergekit_ot.graph.front_end import TraceBudget, TraceLimits
+from mergekit_ot.graph.capture.capture import AUTO, FrontEndTable, capture
+from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
+from mergekit_ot.graph.capture.module_state import hidden_sentences, hidden_tensors, tied_names
+from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.program import CapturedProgram, reason_of
 from mergekit_ot.graph.propagate import Labelled, Propagator
-from mergekit_ot.graph.rule import NodeRule
+from mergekit_ot.graph.rules.rule import NodeRule
 
-if TYPE_CHECKING:
-    from mergekit_ot.plugin_manager import PluginManager
+# Node rules by operation or module, and front ends by name: each gives the thing, loaded when it is first asked for.
+RuleTable = Mapping[str, Callable[[], NodeRule]]
 
 
-def trace_model(
+def trace(
     model: nn.Module,
     example_inputs: Tensor | tuple[object, ...],
-    manager: PluginManager | None = None,
+    rules: RuleTable,
+    front_ends: FrontEndTable,
     *,
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
@@ -34,96 +36,38 @@ def trace_model(
     Args:
         model: Any ``nn.Module``; it is copied, put into evaluation mode and never run.
         example_inputs: A tensor or a tuple of positional inputs of the shapes that the model takes.
-        manager: Whose node rules and front ends are used; the installed plugins by default.
-        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        rules: Operation (``aten.linear``) or module (``module:Experts``) → what gives its rule.
+        front_ends: Name → what gives a front end, besides ``export``.
+        front_end: What captures the module: ``auto``, ``export`` or one of `front_ends`.
         limits: Time and size at which tracing is stopped.
-
-    Returns:
-        The graph IR of the model.
 
     Raises:
         ArchitectureError: The module cannot be traced at these inputs, or was run before and holds what that run left.
         TraceLimitError: A limit is passed.
-
-    Example:
-        >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> graph = trace_model(net, torch.randn(2, 4))
-        >>> list(graph.free_groups)
-        ['0.weight:0']
     """
-    if manager is None:
-        from mergekit_ot.plugin_manager import default_manager
-
-        manager = default_manager()
     budget = TraceBudget(limits or TraceLimits(), type(model).__name__)
-    program = capture(model, example_inputs, manager, front_end, budget)
+    program = capture(model, example_inputs, front_ends, front_end, budget)
     aliases = tied_names(model)
-    labelled = Propagator(program, rule_finder(manager), aliases, budget).run()
+    labelled = Propagator(program, rule_finder(rules), aliases, budget).run()
     hidden = hidden_tensors(model)
     refuse_stale(model, hidden, labelled)
     builder = GraphBuilder(labelled, aliases, hidden_sentences(hidden), program.remarks)
     return builder.build(operation_graph(program), program)
 
 
-def rule_finder(manager: PluginManager) -> Callable[[Any], NodeRule | None]:
+def rule_finder(rules: RuleTable) -> Callable[[Any], NodeRule | None]:
     """Returns what looks up a rule: of an operation by overload, name and tags, of ``module:NAME`` as it is."""
-    table: Mapping[str, Any] = manager.node_rules
-    found: dict[str, NodeRule | None] = {}
+    known: dict[str, NodeRule | None] = {}
 
     def find(target: Any) -> NodeRule | None:
         name = str(target)
-        if name not in found:
+        if name not in known:
             keys = [name, name.rsplit(".", 1)[0]] if not name.startswith("module:") else [name]
             keys += [f"tag:{tag.name}" for tag in getattr(target, "tags", ())]
-            found[name] = next((table[key].load() for key in keys if key in table), None)
-        return found[name]
+            known[name] = next((rules[key]() for key in keys if key in rules), None)
+        return known[name]
 
     return find
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Returns further name → first name for every parameter or buffer that a module holds under several names."""
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        # By identity, never by address: on the meta device every address is zero.
-        if first.setdefault(id(tensor), name) != name:
-            aliases[name] = first[id(tensor)]
-    return aliases
-
-
-def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the tensors that a module keeps outside its parameters and buffers, also in lists and mappings."""
-    found = {}
-    # nn.LSTM keeps its parameters in a list besides; those are no hidden state.
-    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if not name.startswith(("_parameters", "_buffers", "_modules")):
-                for inner, tensor in _tensors_in(value, name):
-                    if id(tensor) not in registered:
-                        found[f"{path}.{inner}" if path else inner] = tensor
-    return found
-
-
-def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        return [(name, value)]
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return [
-        found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")
-    ]
-
-
-def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:
-    """Returns a sentence for each tensor outside parameters and buffers."""
-    return tuple(
-        f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, "
-        "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance."
-        for where in hidden
-    )
 
 
 def refuse_stale(model: nn.Module, hidden: Mapping[str, Tensor], labelled: Labelled) -> None:

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mergekit_ot.api import trace_model
 from mergekit_ot.errors import PluginError
 from mergekit_ot.fusion.alignment import Alignment
-from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
+from mergekit_ot.fusion.group_view import GroupView
+from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import ResponseGrams
-from mergekit_ot.graph.blocks import reorder_state
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.order import solve_order
-from mergekit_ot.graph.trace import trace_model
-from mergekit_ot.plugin_manager import PluginManager, default_manager
-from mergekit_ot.transport.fused import independent_coupling
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
+from mergekit_ot.graph.symmetry.permutation import reorder_state
+from mergekit_ot.hooks.manager import PluginManager, default_manager
+from mergekit_ot.transport.barycenter import independent_coupling
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
 from mergekit_ot.transport.solver import Scope
 
 # Relative to the mean squared distance; measures by responses round in single precision and add a jitter.

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import ground_cost
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure
-from mergekit_ot.transport.solver import BarycenterProblem
+from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.problem import BarycenterProblem
 
 SIZE = 7
 

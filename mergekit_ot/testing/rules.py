@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mergekit_ot.api import check_model
 from mergekit_ot.errors import PluginError
-from mergekit_ot.graph.expressions import Atom, atoms_of, resolve
-from mergekit_ot.graph.rule import Labels, NodeRule, OperationView, Value
-from mergekit_ot.graph.verify import CheckReport, check_model
-from mergekit_ot.plugin_manager import Entry, PluginManager, default_manager
+from mergekit_ot.graph.axes.expressions import Atom, atoms_of, resolve
+from mergekit_ot.graph.rules.rule import Labels, NodeRule, OperationView, Value
+from mergekit_ot.graph.symmetry.check import CheckReport
+from mergekit_ot.hooks.manager import Entry, PluginManager, default_manager
 
 
 def check_rule(

@@ -10,9 +10,11 @@ import torch
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing.problems import SIZE as _SIZE
 from mergekit_ot.testing.problems import best_permutations, permuted, random_problem
-from mergekit_ot.transport.fused import barycenter_cost, fused_measure
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure, uniform_mass
-from mergekit_ot.transport.solver import AbstractBarycenterSolver, BarycenterProblem
+from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
+from mergekit_ot.transport.problem import BarycenterProblem
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 _TOLERANCE = 1e-5
 # Four sources of five neurons: small enough to try all permutations, and a local search rarely finds the best.

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot.transport.fused import fused_measure
+from mergekit_ot.transport.barycenter import fused_measure
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure
-from mergekit_ot.transport.solver import BarycenterProblem
+from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.problem import BarycenterProblem
 
 # merge_cost(couplings of the sources placed so far, number of the next): cost [occupied, n] of putting a neuron of the
 # next source where an occupied fused neuron is, and the sign (or None) at which each pair would be put together.

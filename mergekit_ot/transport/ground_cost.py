@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
-from mergekit_ot.transport.measure import Coupling, uniform_mass
-from mergekit_ot.transport.solver import Status
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.problem import Status
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000

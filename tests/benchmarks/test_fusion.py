@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot import couple, ground_cost
+from mergekit_ot.api import prepare
 from mergekit_ot.fusion.engine import FusionRun
-from mergekit_ot.fusion.setup import FusionSetup, prepare
-from mergekit_ot.plugin_manager import default_manager
+from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.hooks.manager import default_manager
 
 PAIRS: dict[str, tuple[str, dict[str, object], tuple[int, ...]]] = {
     "mnist-mlp": ("mlp", {"sizes": "784-400-200-100-10", "bias": False}, (2, 1, 28, 28)),

@@ -8,8 +8,9 @@ from nets import Grouped
 from torch import Tensor, nn
 
 from mergekit_ot import Coupling, trace_model
-from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling, apply_coupling, transport_parameter
-from mergekit_ot.graph.ir import IN, OUT
+from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
+from mergekit_ot.fusion.moving import apply_coupling, transport_parameter
+from mergekit_ot.graph.layouts import IN, OUT
 
 INPUTS = torch.randn(2, 2, 8, 8, dtype=torch.float64)
 # Which group of three each of six groups is a copy of, in an order that is not sorted.

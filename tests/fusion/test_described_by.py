@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mergekit_ot import Coupling, FusionResult, GroupView, NeuronMeasure, Scope, fuse
 from mergekit_ot.fusion.alignment import Alignment
-from mergekit_ot.plugin_manager import default_manager
+from mergekit_ot.hooks.manager import default_manager
 
 VECTORS = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 STREAM = "embed.weight:0"

@@ -9,8 +9,8 @@ from nets import NETS, Mlp, ResNet
 from torch import Tensor, nn
 
 from mergekit_ot import fuse, trace_model
-from mergekit_ot.graph.blocks import random_orders, reorder_state
-from mergekit_ot.plugin_manager import default_manager
+from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
+from mergekit_ot.hooks.manager import default_manager
 
 SOLVERS = ("wb", "otfusion", "gwb", "refinement", "weight-matching", "activation-matching")
 FUSIBLE = (

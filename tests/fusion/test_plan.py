@@ -11,7 +11,8 @@ from nets import NETS
 
 from mergekit_ot import Start, trace_model
 from mergekit_ot.fusion.plan import FusionPlan, build_plan
-from mergekit_ot.graph.ir import ModelGraph, leaf_groups
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import leaf_groups
 from mergekit_ot.graph.order import solve_order
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mergekit_ot import Coupling, FusionResult, ModelGraph, fuse, trace_model
 from mergekit_ot.fusion import setup
-from mergekit_ot.graph.blocks import blocks_of, random_orders, reorder_state
-from mergekit_ot.graph.ir import IN
+from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.layouts import IN
+from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
 
 
 class Recurrent(nn.Module):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mergekit_ot import DataError, default_manager, fuse, trace_model
+from mergekit_ot.api import prepare
+from mergekit_ot.fusion.calibration import calibration_batches, inputs_of
 from mergekit_ot.fusion.engine import FusionRun
-from mergekit_ot.fusion.responses import ResponseGrams, calibration_batches, inputs_of
-from mergekit_ot.fusion.setup import prepare
+from mergekit_ot.fusion.responses import ResponseGrams
 
 
 def mlp(seed: int) -> nn.Module:

@@ -29,8 +29,9 @@ from signed import (
 from torch import Tensor, nn
 
 from mergekit_ot import BarycenterProblem, Coupling, GroupView, Scope, fuse, fused_measure, load_checkpoint
-from mergekit_ot.cli import main
-from mergekit_ot.fusion.alignment import Alignment, transport_parameter
+from mergekit_ot.cli.app import main
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.moving import transport_parameter
 
 Make = Callable[..., nn.Module]
 

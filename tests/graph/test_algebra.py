@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mergekit_ot import check_model
-from mergekit_ot.graph.algebra import AxisAlgebra
-from mergekit_ot.graph.expressions import Atom, Case, Concat, Product, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.axes.algebra import AxisAlgebra
+from mergekit_ot.graph.axes.expressions import Atom, Case, Concat, Product, Replicated, atoms_of, resolve, size_of
 
 MOVES = (
     "heads",

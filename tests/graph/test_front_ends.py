@@ -10,7 +10,7 @@ from architectures import samples
 from torch import Tensor, nn
 
 from mergekit_ot import ArchitectureError, TraceLimits, check_model, trace_model
-from mergekit_ot.graph.front_end import TraceLimitError
+from mergekit_ot.graph.capture.front_end import TraceLimitError
 
 FRONT_ENDS = ("export", "make-fx", "symbolic")
 # A spread of what the rules must read alike, however the program was captured.

@@ -12,8 +12,8 @@ from networks import resnet18, small_llama
 from torch import nn
 
 from mergekit_ot import trace_model
-from mergekit_ot.graph.group_picture import group_svg
-from mergekit_ot.graph.module_picture import module_flow, module_svg
+from mergekit_ot.pictures.groups import group_svg
+from mergekit_ot.pictures.modules import module_flow, module_svg
 
 NETS = {
     "resnet18": (resnet18, torch.zeros(2, 3, 64, 64)),

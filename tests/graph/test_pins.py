@@ -18,7 +18,7 @@ from mergekit_ot import (
     hookimpl,
     trace_model,
 )
-from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.hooks.manager import PluginManager
 
 
 def manager_with(**rules: NodeRule) -> PluginManager:

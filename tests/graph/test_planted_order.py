@@ -6,8 +6,8 @@ from nets import NETS
 from torch import nn
 
 from mergekit_ot import check_model, trace_model
-from mergekit_ot.graph.blocks import random_orders, reorder_state
-from mergekit_ot.graph.ir import IN, OUT
+from mergekit_ot.graph.layouts import IN, OUT
+from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mergekit_ot import ArchitectureError, FunctionRule, NodeRule, OperationView, check_model, hookimpl, trace_model
-from mergekit_ot.graph.blocks import random_orders, reorder_state
 from mergekit_ot.graph.build import GraphBuilder
-from mergekit_ot.graph.capture import capture
-from mergekit_ot.graph.front_end import TraceBudget, TraceLimits
+from mergekit_ot.graph.capture.capture import capture
+from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
+from mergekit_ot.graph.capture.module_state import tied_names
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.propagate import Propagator
-from mergekit_ot.graph.trace import operation_graph, rule_finder, tied_names
-from mergekit_ot.plugin_manager import PluginManager, default_manager
+from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
+from mergekit_ot.graph.trace import operation_graph, rule_finder
+from mergekit_ot.hooks.manager import PluginManager, default_manager
 
 
 def graph_without_questions(model: nn.Module, inputs: Tensor, manager: PluginManager | None = None) -> ModelGraph:

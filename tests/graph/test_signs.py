@@ -26,7 +26,8 @@ from signed import (
 from torch import Tensor, nn
 
 from mergekit_ot import Coupling, ModelGraph
-from mergekit_ot.graph.signs import SignPlaces, find_signs
+from mergekit_ot.graph.symmetry.signs import find_signs
+from mergekit_ot.graph.symmetry.symmetry import SignPlaces
 
 YES, NO = (True,), (False,)
 LSTM, GRU = (False, False, True, False), (False, False, True)

@@ -23,7 +23,7 @@ MODULE = "example_radial_basis.py"
 PAGE = ROOT / "docs" / "how-to" / "unknown-operations.md"
 BUILT = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
 
-MERGEOT = "from mergekit_ot.cli import main; main()"
+MERGEOT = "from mergekit_ot.cli.app import main; main()"
 WITHOUT = "mergeot_layers"
 WITH = "mergeot_layers,example_radial_basis"
 BY_PATH = ("check", "net.pt", "--arch", f"{MODULE}:radial")

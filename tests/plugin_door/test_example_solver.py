@@ -51,7 +51,7 @@ END = "== end of a command =="
 # Several commands in one process: starting it takes longer than most of them.
 MERGEOT = f"""
 import json, sys
-from mergekit_ot.cli import main
+from mergekit_ot.cli.app import main
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

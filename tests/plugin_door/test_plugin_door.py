@@ -16,7 +16,7 @@ from torch import nn
 
 from mergekit_ot import FusionResult, fuse, hookimpl
 from mergekit_ot.errors import PluginError, RecipeError
-from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.hooks.manager import PluginManager
 
 LOOPBACK = Path(__file__).parent / "loopback"
 # What the loopback does not bring: it has no executor.
@@ -134,7 +134,7 @@ def test_plugin_that_raises_on_import_does_not_stop_the_command_line(install, tm
     (tmp_path / "mergeot_raising.py").write_text("raise RuntimeError('out of cheese')\n")
     places = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
-    code = "from mergekit_ot.cli import main; main()"
+    code = "from mergekit_ot.cli.app import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "plugins"], env=environment, capture_output=True, text=True, check=False
     )  # fmt: skip

@@ -15,9 +15,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from mergekit_ot import check_model, fuse, load_checkpoint, save_checkpoint
-from mergekit_ot.datasets import resolve_data
-from mergekit_ot.plugin_manager import PluginManager, default_manager
-from mergekit_ot.specs import resolve_architecture
+from mergekit_ot.hooks.manager import PluginManager, default_manager
+from mergekit_ot.sources.datasets import resolve_data
+from mergekit_ot.sources.specs import resolve_architecture
 from mergekit_ot.testing import check_solver
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-plugins.md"

@@ -14,7 +14,7 @@ from nets import draw_norms
 from torch import Tensor, nn
 
 from mergekit_ot import fuse, trace_model
-from mergekit_ot.fusion.responses import calibration_batches
+from mergekit_ot.fusion.calibration import calibration_batches
 
 _PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -26,7 +26,7 @@ from mergeot_experiments.tables import Summary, make_table
 from mergeot_experiments.training import Training, trained
 
 from mergekit_ot import PluginManager, default_manager, evaluate, hookimpl, resolve_architecture
-from mergekit_ot.cli import main
+from mergekit_ot.cli.app import main
 from mergekit_ot.errors import RecipeError
 
 TINY = Training("mlp", {"sizes": "64-8-10", "bias": False}, "digits", 1, 2, "sgd", 0.1, 0.9)

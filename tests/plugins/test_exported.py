@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from mergekit_ot import CheckpointError, check_model, fuse, load_checkpoint
-from mergekit_ot.cli import build_app
+from mergekit_ot.cli.app import build_app
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.plugin_manager import default_manager
+from mergekit_ot.hooks.manager import default_manager
 
 
 class Net(nn.Module):

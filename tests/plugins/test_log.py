@@ -18,10 +18,10 @@ import typer
 from nets import Mlp
 
 from mergekit_ot import FusionResult, PluginManager, StepReport, fuse
-from mergekit_ot.cli import build_app
+from mergekit_ot.cli.app import build_app
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.fusion.result import GroupReport
-from mergekit_ot.transport.solver import Status
+from mergekit_ot.fusion.step_report import GroupReport
+from mergekit_ot.transport.problem import Status
 
 PLUGINS = (mergeot_executors, mergeot_layers, mergeot_matching, mergeot_measures, mergeot_log)
 

@@ -17,10 +17,12 @@ from mergeot_matching.solver import ActivationMatchingSolver, WeightMatchingSolv
 
 from mergekit_ot.errors import MergeotError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
-from mergekit_ot.transport.fused import barycenter_cost, fused_measure
+from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure
-from mergekit_ot.transport.solver import BarycenterProblem, Scope, Start, Status
+from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.problem import BarycenterProblem, Status
+from mergekit_ot.transport.solver import Scope, Start
 
 LAW = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 10_000)

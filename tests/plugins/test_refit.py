@@ -10,7 +10,7 @@ from nets import draw_norms
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, evaluate, fuse, resolve_architecture
-from mergekit_ot.fusion.responses import calibration_batches
+from mergekit_ot.fusion.calibration import calibration_batches
 
 
 def _net(seed: int, batch_norm: bool = False) -> nn.Module:

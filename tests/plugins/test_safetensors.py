@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergekit_ot import CheckpointError, load_checkpoint, save_checkpoint
-from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.hooks.manager import PluginManager
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from architectures import samples
 from torch import Tensor, nn
 
 from mergekit_ot import EinRule, NodeRule, check_model, hookimpl
-from mergekit_ot.plugin_manager import PluginManager
+from mergekit_ot.hooks.manager import PluginManager
 
 
 class MixtralExperts(nn.Module):

@@ -20,10 +20,11 @@ from mergeot_wasserstein.solver import WassersteinBarycenterSolver
 
 from mergekit_ot.errors import MergeotError, RecipeError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
-from mergekit_ot.transport.fused import barycenter_cost, fused_measure, transport_cost
+from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, transport_cost
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import ground_cost
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure
-from mergekit_ot.transport.solver import BarycenterProblem, Status
+from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.problem import BarycenterProblem, Status
 
 LAW = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 10_000)

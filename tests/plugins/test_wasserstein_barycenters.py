@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mergekit_ot import Barycenter, BarycenterProblem, ground_cost, uniform_mass
 from mergekit_ot.testing import random_problem
-from mergekit_ot.transport.solver import Status
+from mergekit_ot.transport.problem import Status
 
 LAW = settings(deadline=None, max_examples=12)
 SEEDS = st.integers(0, 10_000)

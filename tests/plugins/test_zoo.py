@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mergekit_ot import ArchitectureError, DataError
-from mergekit_ot.datasets import resolve_data
-from mergekit_ot.plugin_manager import PluginManager
-from mergekit_ot.specs import resolve_architecture
+from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.sources.datasets import resolve_data
+from mergekit_ot.sources.specs import resolve_architecture
 
 
 @pytest.fixture

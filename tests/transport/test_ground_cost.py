@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing import permuted, random_problem
 from mergekit_ot.transport import ground_cost as module
-from mergekit_ot.transport.fused import (
+from mergekit_ot.transport.barycenter import (
     barycenter_cost,
     fused_measure,
     in_order_of,
@@ -25,9 +25,10 @@ from mergekit_ot.transport.fused import (
     transport_cost,
     unsolved,
 )
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
-from mergekit_ot.transport.measure import Coupling, NeuronMeasure
-from mergekit_ot.transport.solver import Status
+from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.problem import Status
 
 SEEDS = st.integers(0, 10_000)
 LAW = settings(deadline=None, max_examples=50)

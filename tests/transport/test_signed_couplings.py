@@ -12,9 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mergekit_ot import BarycenterProblem, Coupling, NeuronMeasure
-from mergekit_ot.fusion.alignment import apply_coupling
-from mergekit_ot.graph.ir import IN, OUT
-from mergekit_ot.transport.fused import averaged_support, barycenter_cost, fused_measure, in_order_of, transport_cost
+from mergekit_ot.fusion.moving import apply_coupling
+from mergekit_ot.graph.layouts import IN, OUT
+from mergekit_ot.transport.barycenter import (
+    averaged_support,
+    barycenter_cost,
+    fused_measure,
+    in_order_of,
+    transport_cost,
+)
 
 LAW = settings(deadline=None, max_examples=30)
 SEEDS = st.integers(0, 10_000)

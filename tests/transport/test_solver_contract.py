@@ -12,10 +12,11 @@ import torch
 from mergekit_ot.errors import SolverError
 from mergekit_ot.testing import check_solver, random_problem
 from mergekit_ot.testing.problems import best_permutations
-from mergekit_ot.transport.fused import barycenter_cost, fused_measure
+from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure
+from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
-from mergekit_ot.transport.measure import Coupling
-from mergekit_ot.transport.solver import AbstractBarycenterSolver, Barycenter, BarycenterProblem, Status
+from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,325 @@
+"""Names become things, with the installed plugins by default: the public functions of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_ot.errors import DataError, RecipeError
+from mergekit_ot.fusion.calibration import calibration
+from mergekit_ot.fusion.engine import run_fusion
+from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.setup import FusionSetup, checked_weights
+from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.tracing import Tracer, trace_all
+from mergekit_ot.graph.capture.capture import AUTO, traced_inputs
+from mergekit_ot.graph.capture.front_end import TraceLimits
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.symmetry.check import CheckReport, check
+from mergekit_ot.graph.trace import trace
+from mergekit_ot.hooks.manager import PluginManager, default_manager
+from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.progress import Progress
+from mergekit_ot.storage.checkpoint import load, save
+from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+
+def trace_model(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[object, ...],
+    manager: PluginManager | None = None,
+    *,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
+) -> ModelGraph:
+    """Finds the neuron groups of a module.
+
+    Args:
+        model: Any ``nn.Module``; it is copied, put into evaluation mode and never run.
+        example_inputs: A tensor or a tuple of positional inputs of the shapes that the model takes.
+        manager: Whose node rules and front ends are used; the installed plugins by default.
+        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
+
+    Returns:
+        The graph IR of the model.
+
+    Raises:
+        ArchitectureError: The module cannot be traced at these inputs, or was run before and holds what that run left.
+        TraceLimitError: A limit is passed.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = trace_model(net, torch.randn(2, 4))
+        >>> list(graph.free_groups)
+        ['0.weight:0']
+    """
+    manager = manager or default_manager()
+    front_ends = {name: _maker(entry.load) for name, entry in manager.front_ends.items()}
+    rules = {name: entry.load for name, entry in manager.node_rules.items()}
+    return trace(model, example_inputs, rules, front_ends, front_end=front_end, limits=limits)
+
+
+def _maker(load_kind: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+    return lambda: load_kind()()
+
+
+def check_model(
+    make: Callable[[], nn.Module],
+    example_inputs: Tensor | tuple[object, ...],
+    *,
+    manager: PluginManager | None = None,
+    seed: int = 0,
+    trials: int = 2,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
+) -> CheckReport:
+    """Verifies the neuron groups of a model on fresh instances and pins those that do not hold.
+
+    Args:
+        make: Gives a fresh instance each time; it must never have been run.
+        example_inputs: Inputs of the shapes the model takes.
+        manager: Whose node rules are used; the installed plugins by default.
+        seed: Seed of the random weights, inputs and orders.
+        trials: Number of random orders of all groups.
+        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
+
+    Raises:
+        ArchitectureError: The model cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> report = check_model(make, torch.randn(2, 4))
+        >>> report.groups, report.certified, report.preserved
+        (1, 1, True)
+    """
+    model = make()
+    graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
+    return check(make, graph, traced_inputs(model, example_inputs), seed=seed, trials=trials)
+
+
+def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:
+    """Reads a checkpoint without executing anything that stands in it.
+
+    Plugins are asked first (hook ``mergeot_load_checkpoint``); the core reads what ``torch.save`` writes, new and
+    legacy, bare or inside the wrappers of training scripts.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.pt"
+        >>> torch.save({"epoch": 3, "model_state_dict": {"module.weight": torch.zeros(2, 3)}}, path)
+        >>> checkpoint = load_checkpoint(path)
+        >>> list(checkpoint.state), "model_state_dict" in checkpoint.found
+        (['weight'], True)
+    """
+    hook = (manager or default_manager()).hook
+    return load(Path(path), [lambda place: hook.mergeot_load_checkpoint(path=place)])
+
+
+def save_checkpoint(
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    template: str | Path | None = None,
+    manager: PluginManager | None = None,
+) -> Path:
+    """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
+
+    Args:
+        model_or_state: The module, or its state dict.
+        path: Where to; plugins are asked first (hook ``mergeot_save_checkpoint``), then it is a PyTorch file.
+        architecture: Name of a registered architecture, so that the file needs no ``--arch`` later.
+        arguments: Its keyword arguments, plain data.
+        input_shape: Shape of one input without the batch axis.
+        provenance: Plain data on how the weights were made.
+        template: A file that holds the program to which the state belongs, for formats that need one.
+        manager: Whose formats are used; the installed plugins by default.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.pt"
+        >>> saved = save_checkpoint(nn.Linear(3, 2), path, architecture="linear", input_shape=(3,))
+        >>> load_checkpoint(saved).architecture
+        'linear'
+    """
+    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": architecture,
+        "arguments": dict(arguments or {}),
+        "input_shape": None if input_shape is None else [int(size) for size in input_shape],
+        "provenance": dict(provenance or {}),
+    }
+    hook = (manager or default_manager()).hook
+    formats = [lambda place, kept, known: hook.mergeot_save_checkpoint(path=place, state=kept, metadata=known)]
+    save(Path(path), state, metadata, formats, None if template is None else Path(template))
+    return Path(path)
+
+
+def fuse(
+    models: Sequence[nn.Module | SourceModel],
+    *,
+    solver: str | AbstractBarycenterSolver = "wb",
+    solver_options: Mapping[str, object] | None = None,
+    example_inputs: Tensor | tuple[object, ...] | None = None,
+    model_weights: Sequence[float] | None = None,
+    target: int | nn.Module | SourceModel = 0,
+    measure: str | None = None,
+    data: Iterable[Any] | None = None,
+    calibration_size: int = 2000,
+    repair: str = "none",
+    device: str = "auto",
+    seed: int = 0,
+    refine: bool = False,
+    restarts: int = 1,
+    executor: str = "serial",
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
+    manager: PluginManager | None = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> FusionResult:
+    """Fuses independently trained networks into one.
+
+    Args:
+        models: The sources: modules, or `SourceModel` where states are read from disk.
+        solver: Name of a registered solver, or a solver.
+        solver_options: Options of a solver given by name.
+        example_inputs: Inputs to trace the models with; the first batch of `data` where it is not given.
+        model_weights: One per source, non-negative, summing to one; equal by default.
+        target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
+        measure: What a neuron is seen by; the solver's own choice by default.
+        data: Calibration batches, of inputs or (inputs, targets); targets are never read.
+        calibration_size: Samples of `data` used at most.
+        repair: Name of a registered repair, or ``none``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Seed of every random choice.
+        refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
+        restarts: How often to align, each time with another seed; the least objective is kept.
+        executor: Name of a registered executor.
+        front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        limits: Time and size at which tracing is stopped.
+        manager: The plugins to use; the installed ones by default.
+        progress: Called with (steps done, steps in all, what is done).
+        dry_run: Plan only: the result holds no state.
+
+    Returns:
+        The fused state with its alignment and reports.
+
+    Raises:
+        MergeotError: Anything is wrong with the models, the options or the data.
+
+    Example:
+        >>> import torch
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> model = make()
+        >>> result = fuse([model, model], solver="wb", example_inputs=torch.randn(2, 4))
+        >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
+        True
+    """
+    setup = prepare(
+        models,
+        solver=solver,
+        solver_options=solver_options,
+        example_inputs=example_inputs,
+        model_weights=model_weights,
+        target=target,
+        measure=measure,
+        data=data,
+        calibration_size=calibration_size,
+        repair=repair,
+        device=device,
+        seed=seed,
+        refine=refine,
+        restarts=restarts,
+        executor=executor,
+        manager=manager or default_manager(),
+        front_end=front_end,
+        limits=limits,
+    )
+    return run_fusion(setup, progress, dry_run)
+
+
+def prepare(
+    models: Sequence[nn.Module | SourceModel],
+    *,
+    solver: str | AbstractBarycenterSolver,
+    solver_options: Mapping[str, object] | None,
+    example_inputs: Tensor | tuple[object, ...] | None,
+    model_weights: Sequence[float] | None,
+    target: int | nn.Module | SourceModel,
+    measure: str | None,
+    data: Iterable[Any] | None,
+    calibration_size: int,
+    repair: str,
+    device: str,
+    seed: int,
+    executor: str,
+    manager: PluginManager,
+    refine: bool = False,
+    restarts: int = 1,
+    front_end: str = AUTO,
+    limits: TraceLimits | None = None,
+) -> FusionSetup:
+    """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised."""
+    if len(models) < 1:
+        raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
+    sources = tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(models))
+    weights = checked_weights(model_weights, len(sources))
+    chosen = checked_solver(build_solver(solver, solver_options or {}, manager))
+    if restarts < 1:
+        raise RecipeError(f"restarts={restarts}: give how often to align, at least once.")
+    seen_by = build(manager, "measure", measure or chosen.measure)
+    mending = None if repair == "none" else build(manager, "repair", repair)
+    for source in sources:
+        source.check_state()
+    needs_batches = seen_by.needs_data or (mending is not None and mending.needs_data)
+    if needs_batches and data is None:
+        who = f"measure '{measure or chosen.measure}'" if seen_by.needs_data else f"repair '{repair}'"
+        raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
+    batches, inputs = calibration(data, calibration_size, needs_batches, example_inputs)
+    if not batches:
+        inputs = traced_inputs(sources[0].make(), inputs)
+    tracer = Tracer(lambda model: trace_model(model, inputs, manager, front_end=front_end, limits=limits))
+    graphs, goal, goal_graph = trace_all(sources, target, tracer)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return FusionSetup(
+        sources=sources,
+        graphs=graphs,
+        target=goal,
+        target_graph=goal_graph,
+        model_weights=weights,
+        solver=chosen,
+        measure=seen_by,
+        repair=mending,
+        executor=build(manager, "executor", executor),
+        inputs=inputs,
+        batches=batches,
+        device=where,
+        seed=seed,
+        observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
+        refinement=build_refinement(chosen, manager) if refine else None,
+        restarts=restarts,
+    )

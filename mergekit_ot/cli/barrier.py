@@ -1,0 +1,81 @@
+"""The command ``mergeot barrier``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergekit_ot.cli import output
+from mergekit_ot.cli.options import (
+    Arch,
+    Device,
+    Json,
+    Measure,
+    Refine,
+    Restarts,
+    Seed,
+    Shape,
+    Size,
+    SolverOption,
+    installed_plugins,
+    parse_options,
+)
+
+
+def barrier(
+    model_a: Annotated[str, typer.Argument(metavar="A.pt", show_default=False, help="The model at t = 0.")],
+    model_b: Annotated[str, typer.Argument(metavar="B.pt", show_default=False, help="The model at t = 1.")],
+    data: Annotated[str, typer.Option("--data", metavar="SPEC", show_default=False, help="Data to measure on.")],
+    arch: Arch = None,
+    solver: Annotated[
+        str | None, typer.Option("--align", metavar="SOLVER", help="Also measure it after aligning B to A.")
+    ] = None,
+    points: Annotated[int, typer.Option("--points", min=2, help="Points on the path, both ends included.")] = 25,
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            "--repair",
+            metavar="NAME",
+            help="Also measure the paths with this repair at every point between the ends.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves (.png, .pdf, .svg).")
+    ] = None,
+    plane: Annotated[
+        Path | None,
+        typer.Option(
+            "--plane", metavar="FILE", help="Draw the loss landscape on the plane through A, B and aligned B."
+        ),
+    ] = None,
+    plane_points: Annotated[
+        int, typer.Option("--plane-points", min=2, metavar="N", help="Evaluate the plane at N × N points.")
+    ] = 21,
+    solver_option: SolverOption = None,
+    measure: Measure = None,
+    refine: Refine = None,
+    restarts: Restarts = None,
+    input_shape: Shape = None,
+    calibration_size: Size = None,
+    device: Device = "cpu",
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the loss and error barrier on the straight path between two models, and draw the plane around it."""
+    options = parse_options(solver_option)
+    with output.working(), output.StepLine() as step:
+        from mergekit_ot.jobs.connecting import Pictures, run_barrier
+        from mergekit_ot.recipe import make_recipe
+
+        recipe = make_recipe(
+            models=[model_a, model_b], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
+            data=data, calibration_size=calibration_size, device=device, seed=seed, measure=measure, refine=refine,
+            restarts=restarts, repair=repair,
+        )  # fmt: skip
+        pictures = Pictures(plot, plane, plane_points)
+        found = run_barrier(
+            recipe, points, installed_plugins(), output.note, step, align=solver is not None, pictures=pictures
+        )
+    output.show_barrier(found, pictures.paths, as_json=as_json)

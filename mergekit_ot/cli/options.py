@@ -1,0 +1,138 @@
+"""The options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mergekit_ot.hooks.manager import PluginManager
+
+_SPEC = "package.module:name, path/file.py:name or a registered name, with ?key=value&key=value"
+
+
+def installed_plugins() -> PluginManager:
+    """Returns the manager of the installed plugins."""
+    from mergekit_ot.hooks.manager import default_manager
+
+    return default_manager()
+
+
+def _numbers(text: str, kind: type, what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is not {what}") from error
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Reads ``1,28,28``.
+
+    Raises:
+        BadParameter: It is not a list of whole numbers above zero.
+    """
+    shape = _numbers(text, int, "a shape such as 1,28,28")
+    if any(size < 1 for size in shape):
+        raise typer.BadParameter(f"'{text}' is not a shape: every size is at least 1")
+    return shape
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Reads ``0.5,0.5``.
+
+    Raises:
+        BadParameter: It is not a list of numbers.
+    """
+    return _numbers(text, float, "a list of model weights such as 0.5,0.5")
+
+
+def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Reads ``key=value`` pairs.
+
+    Raises:
+        BadParameter: One has no equals sign.
+    """
+    from mergekit_ot.sources.specs import parse_value
+
+    pairs = [option.partition("=") for option in options or ()]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise typer.BadParameter(f"'{key}' is not key=value", param_hint="--solver-option")
+    return {key.replace("-", "_"): parse_value(value) for key, _, value in pairs}
+
+
+def parse_target(text: str | None) -> int | str | None:
+    """Reads the place of a source, or leaves a SPEC as it is."""
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+Arch = Annotated[
+    list[str] | None,
+    typer.Option("--arch", metavar="SPEC", help=f"Architecture ({_SPEC}); once for all checkpoints, or once each."),
+]
+Shape = Annotated[
+    Any,
+    typer.Option(
+        "--input-shape", metavar="1,28,28", parser=parse_shape, help="Shape of one input, without the batch axis."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SPEC", help="Data: an .npz, or a callable that gives (inputs, targets) batches."),
+]
+Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="Solver; 'mergeot plugins' lists them.")]
+SolverOption = Annotated[
+    list[str] | None, typer.Option("--solver-option", metavar="KEY=VALUE", help="An option of the solver; repeatable.")
+]
+Measure = Annotated[
+    str | None, typer.Option("--measure", metavar="NAME", help="What a neuron is seen by: weights, activations …")
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="INDEX|SPEC", help="Whose sizes the fused model takes: a place from 0. Default: 0."
+    ),
+]
+Repair = Annotated[
+    str | None,
+    typer.Option(
+        "--repair",
+        metavar="none|NAME",
+        help="What is done after the couplings, such as 'refit'; 'mergeot plugins' lists them. Default: none.",
+    ),
+]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        "--refine",
+        help="Sweep on from the solver's couplings, neurons seen by all their weights, until nothing gains.",
+    ),
+]
+Restarts = Annotated[
+    int | None,
+    typer.Option("--restarts", min=1, help="Align so often, each time with another seed; keep the best. Default: 1."),
+]
+Size = Annotated[
+    int | None, typer.Option("--calibration-size", min=1, help="Calibration inputs taken from --data. Default: 2000.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute. Default: auto.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: 0.")]
+FrontEnd = Annotated[
+    str | None,
+    typer.Option(
+        "--front-end",
+        metavar="NAME",
+        help="What captures the network: auto, export, make-fx or symbolic. Default: auto (export, then make-fx).",
+    ),
+]
+TraceSeconds = Annotated[
+    float | None,
+    typer.Option("--trace-seconds", metavar="SECONDS", help="Stop a trace that takes longer. Default: 300."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+Models = Annotated[list[str], typer.Argument(metavar="CKPT…", show_default=False, help="Checkpoints.")]
+Model = Annotated[str, typer.Argument(metavar="CKPT", show_default=False, help="A checkpoint.")]

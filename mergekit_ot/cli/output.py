@@ -1,0 +1,271 @@
+"""What the commands print: one JSON object on standard output, or tables on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from mergekit_ot.storage.files import plain
+
+
+def note(text: str) -> None:
+    """Prints a line for the reader on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Prints warnings on standard error."""
+    for text in texts:
+        note(f"warning: {text}")
+
+
+def show_warning(message: object, *_: object, **__: object) -> None:
+    """Prints a Python warning as one line, without the place in the code it comes from."""
+    note(f"warning: {message}")
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Keeps standard output for the result: whatever the user's own code prints meanwhile goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """Prints one JSON object; numbers that JSON cannot hold become null."""
+    print(json.dumps(plain(dict(value)), allow_nan=False), flush=True)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
+    """Prints records as a table on standard error; numbers stand right, missing values are a dash."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names = list(columns or (rows[0] if rows else ()))
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=_box(), pad_edge=False)
+    for name in names:
+        is_number = all(isinstance(row.get(name), int | float | None) for row in rows)
+        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(shown(row.get(name))) for name in names])
+    width = None if sys.stderr.isatty() else 160
+    Console(file=sys.stderr, width=width, highlight=False).print(table)
+
+
+def _box() -> Any:
+    from rich import box
+
+    return box.SIMPLE_HEAD
+
+
+def shown(value: object) -> str:
+    """Returns a value as a cell: four significant digits, a dash for what is missing."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(map(str, value)) or "–"
+    return str(value)
+
+
+class StepLine:
+    """Shows on a terminal which step of a fusion runs, and for how long yet; writes nothing into files."""
+
+    def __enter__(self) -> StepLine:
+        self._is_shown = False
+        self._done = sys.maxsize
+        return self
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        """Shows the step that is done last."""
+        if sys.stderr.isatty():
+            now = time.perf_counter()
+            # A count that starts anew belongs to a new part, of which nothing is known yet.
+            if done <= self._done:
+                self._since, self._from = now, done
+            self._done = done
+            spent, steps = now - self._since, done - self._from
+            is_known = steps > 0 and done < total and spent > 2
+            left = f", about {spent / steps * (total - done):.0f} s left" if is_known else ""
+            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}{left}  {name[:60]}")
+            sys.stderr.flush()
+            self._is_shown = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def report_error(error: BaseException) -> None:
+    """Prints one message for an error of the user's input, without a traceback."""
+    note(f"mergeot: error: {error}")
+
+
+def report_bug(error: BaseException) -> None:
+    """Prints a short message for an error that nobody foresaw; the traceback with ``MERGEOT_DEBUG=1``."""
+    if os.environ.get("MERGEOT_DEBUG") == "1":
+        traceback.print_exception(error, file=sys.stderr)
+        return
+    first = str(error).splitlines()[0] if str(error) else "no message"
+    note(
+        f"mergeot: internal error: {type(error).__name__}: {first}\n"
+        "This is a mistake in mergeot or in a plugin. Run the same command with MERGEOT_DEBUG=1 for the traceback, and "
+        "please report it together with the command."
+    )
+
+
+def show_fusion(outcome: Any, *, as_json: bool) -> None:
+    """Prints the outcome of ``mergeot fuse``."""
+    content = outcome.as_json()
+    warn(outcome.result.warnings)
+    if as_json:
+        show_json(content)
+        return
+    if outcome.output is None:
+        show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
+        return
+    show_table(content["groups"], ("name", "size", "cost", "status"), title="Neuron groups")
+    error = content["aligned_sources_max_error"]
+    for when, objective in outcome.result.objectives.items():
+        note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
+    if outcome.is_exact or (error is not None and error < 1e-5):
+        note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
+    for text in outcome.result.notes:
+        note(text)
+    note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
+    print(outcome.output)
+
+
+def show_aligned(reference: str, solver: str, written: Sequence[Any], *, as_json: bool) -> None:
+    """Prints what ``mergeot align`` wrote."""
+    rows = [{"source": w.source, "path": w.path, "max_error": w.max_error, "seconds": w.seconds} for w in written]
+    if as_json:
+        show_json({"reference": reference, "solver": solver, "outputs": rows})
+        return
+    show_table(rows, title=f"In the neuron order of {reference} (solver {solver})")
+    for row in rows:
+        print(row["path"])
+
+
+def show_check(report: Any, *, as_json: bool) -> None:
+    """Prints the counts of ``mergeot check``, its table, and why axes are pinned."""
+    names = ("groups", "families", "certified", "pinned", "max_error", "preserved")
+    warn(report.warnings)
+    if as_json:
+        show_json({name: getattr(report, name) for name in names})
+        return
+    if report.rows:
+        show_table(report.rows, title="Neuron groups")
+    for pin in report.pins:
+        note(f"pinned: {pin}")
+    if report.preserved is None:
+        note("Nothing found: no neuron group is free, so nothing was tested.")
+        return
+    verdict = "stays" if report.preserved else "CHANGES"
+    note(
+        f"{report.groups} groups ({report.families} independent orders), {report.certified} certified, {report.pinned} "
+        f"pinned. Reordered at random, the function {verdict} (largest error {shown(report.max_error)})."
+    )
+
+
+def show_graph(graph: Any, *, as_json: bool) -> None:
+    """Prints the groups of a traced graph."""
+    from mergekit_ot.pictures.dot import group_rows
+
+    rows = group_rows(graph)
+    warn(graph.diagnostics.sentences)
+    if as_json:
+        show_json({"groups": rows, "diagnostics": list(graph.diagnostics.sentences)})
+    elif rows:
+        free = [{**row, "members": _few(row["members"])} for row in rows if row["why"] is None]
+        if free:
+            show_table(free, ("name", "size", "orders", "members", "flags"), title="Neuron groups")
+        else:
+            note("Nothing found: no neuron group is free.")
+        for sentence in graph.pin_sentences():
+            note(f"pinned: {sentence}")
+    else:
+        note("Nothing found: the graph has no neuron group.")
+
+
+def _few(members: Sequence[str]) -> str:
+    return ", ".join(members[:3]) + (f" and {len(members) - 3} more" if len(members) > 3 else "")
+
+
+def show_scores(paths: Sequence[str], scores: Sequence[Any], *, as_json: bool) -> None:
+    """Prints what ``mergeot eval`` measured."""
+    rows = [
+        {"path": path, "loss": score.loss, "accuracy": score.accuracy, "count": score.count}
+        for path, score in zip(paths, scores, strict=True)
+    ]
+    if as_json:
+        show_json({"models": rows})
+        return
+    show_table([{**row, "accuracy": percent(row["accuracy"])} for row in rows], ("path", "loss", "accuracy", "count"))
+
+
+def percent(value: float | None) -> str | None:
+    """Returns an accuracy with two decimals."""
+    return None if value is None else f"{value:.2f} %"
+
+
+def show_barrier(found: Any, pictures: Sequence[object], *, as_json: bool) -> None:
+    """Prints the paths between two models: as they are, aligned, repaired."""
+    if as_json:
+        show_json(found.as_json())
+        return
+    curves = found.curves()
+    rows = [
+        {"t": f"{t:.2f}", **{label: _scores_at(curve, index) for label, curve in curves.items()}}
+        for index, t in enumerate(found.naive["t"])
+    ]
+    show_table(
+        rows, title="Loss and accuracy on the path" if found.naive["accuracy"] is not None else "Loss on the path"
+    )
+    for label, curve in curves.items():
+        height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"
+        note(f"{label}: loss barrier {shown(curve['loss_barrier'])}{height}")
+    for path in pictures:
+        print(path)
+
+
+def _scores_at(curve: Any, index: int) -> str:
+    loss = shown(curve["loss"][index])
+    return loss if curve["accuracy"] is None else f"{loss:>9}  {percent(curve['accuracy'][index]):>8}"
+
+
+def show_plugins(manager: Any, *, as_json: bool) -> None:
+    """Prints the installed plugins and what they register, without importing it."""
+    kinds = {
+        "solvers": manager.solvers,
+        "measures": manager.node_measures,
+        "repairs": manager.repairs,
+        "executors": manager.executors,
+        "architectures": manager.architectures,
+        "datasets": manager.datasets,
+        "rules": manager.node_rules,
+    }
+    rows = [
+        {"name": row.name, "version": row.version, "distribution": row.distribution, "hooks": list(row.hooks)}
+        for row in manager.describe()
+    ]
+    if as_json:
+        show_json({"plugins": rows, **{kind: sorted(table) for kind, table in kinds.items()}, "broken": manager.broken})
+        return
+    show_table([{**row, "hooks": [hook.removeprefix("mergeot_") for hook in row["hooks"]]} for row in rows])
+    for kind, table in kinds.items():
+        names = sorted(table)
+        listing = f"{len(names)} operations" if kind == "rules" else ", ".join(names) or "none"
+        note(f"{kind}: {listing}")

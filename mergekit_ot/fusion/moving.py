@@ -1,0 +1,221 @@
+"""Tensors follow the couplings: blocks, parameters and values moved to the fused neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.fusion.alignment import Alignment, Pairs
+from mergekit_ot.graph.blocks import Block, blocks_of, context_place, gate_dimension
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import IN, Fixed, layout_size
+from mergekit_ot.transport.coupling import Coupling
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A dimension while its block is transported: what is left of its context, and the pairs fixed so far."""
+
+    group: str | None
+    role: str
+    axis: int
+    pairs: dict[str, tuple[int, int]]
+    answers: tuple[bool, ...] = (False,)
+
+
+def transport_block(
+    block: Block,
+    parameter: str,
+    alignment: Alignment,
+    source: int,
+    keep: frozenset[int] = frozenset(),
+    fixed: Mapping[int, tuple[int, int]] | None = None,
+) -> Tensor:
+    """Returns a block of a source's parameter with its dimensions moved to the fused neurons.
+
+    Role OUT is averaged, role IN is split (2.4 of the design): what flows through a split neuron is conserved.
+
+    Args:
+        block: A view of the source's tensor.
+        parameter: Its name.
+        alignment: Must align the group of every dimension that is not kept.
+        source: Number of the source.
+        keep: Dimensions to leave in the source's own order.
+        fixed: Dimension → (fused index, source index) at which it is cut; it is gone from the result.
+    """
+    parts = [
+        _Part(
+            None if place in keep else d.group,
+            alignment.role(source, parameter, d.axis, d.group),
+            d.axis,
+            {},
+            alignment.sign_answers(parameter, d.axis, d.group),
+        )
+        for place, d in enumerate(block.dimensions)
+    ]
+    view, places = block.view, list(range(len(parts)))
+    for place, pair in (fixed or {}).items():
+        for other in _contexts(block, parts, places, alignment).get(place, []):
+            pairs = {**parts[other].pairs, block.dimensions[place].group or "": pair}
+            parts[other] = replace(parts[other], pairs=pairs)
+        view = view.select(places.index(place), pair[1])
+        places.remove(place)
+    return _transport(block, view, parts, places, alignment, source)
+
+
+def _transport(
+    block: Block, view: Tensor, parts: list[_Part], places: list[int], alignment: Alignment, source: int
+) -> Tensor:
+    """Transports `view`, whose dimensions are those of `block` at `places`; the others are fixed already."""
+    contexts = _contexts(block, parts, places, alignment)
+    for position, place in enumerate(places):
+        dependents = contexts.get(place)
+        if not dependents or place in {p for inner in contexts.values() for p in inner}:
+            continue
+        return _transport_family(block, view, parts, places, alignment, source, position, dependents)
+    for position, place in enumerate(places):
+        part = parts[place]
+        if part.group is not None and part.group in alignment.couplings:
+            coupling = alignment.coupling(part.group, source, _pairs_of(part, alignment))
+            moved = apply_coupling(view, position, coupling, part.role)
+            if coupling.sign is None or not any(part.answers):
+                view = moved
+                continue
+            gates = gate_dimension(block, place, part.answers)
+            odd = apply_coupling(view, position, coupling, part.role, is_signed=True)
+            view = odd if gates is None else _chosen(part.answers, places.index(gates), odd, moved)
+    return view
+
+
+def _chosen(answers: tuple[bool, ...], dim: int, odd: Tensor, even: Tensor) -> Tensor:
+    """Returns `odd` at the gates that change sign and `even` at the others."""
+    shape = [1] * odd.ndim
+    shape[dim] = -1
+    return torch.where(torch.tensor(answers, device=odd.device).reshape(shape), odd, even)
+
+
+def _contexts(block: Block, parts: list[_Part], places: list[int], alignment: Alignment) -> dict[int, list[int]]:
+    """Returns dimension → the families in this block that are indexed by it and not fixed yet."""
+    found: dict[int, list[int]] = {}
+    for place in places:
+        part = parts[place]
+        if part.group is None or part.group not in alignment.couplings:
+            continue
+        for outer in alignment.target.groups[part.group].context:
+            if outer not in part.pairs:
+                found.setdefault(context_place(block.dimensions, place, outer), []).append(place)
+    return found
+
+
+def _transport_family(
+    block: Block,
+    view: Tensor,
+    parts: list[_Part],
+    places: list[int],
+    alignment: Alignment,
+    source: int,
+    position: int,
+    dependents: list[int],
+) -> Tensor:
+    part = parts[places[position]]
+    outer = block.dimensions[places[position]].group or ""
+    rest = [place for place in places if place != places[position]]
+    result: Tensor | None = None
+    if part.group is None:
+        # The context stays in the source's order: each family member is that of the pair on the diagonal.
+        entries: list[tuple[int, int, float]] = [(k, k, 1.0) for k in range(view.shape[position])]
+        size = view.shape[position]
+    else:
+        coupling = alignment.coupling(outer, source, _pairs_of(part, alignment))
+        entries, size = list(_entries(coupling, part.role)), coupling.target_size
+    for target_index, source_index, weight in entries:
+        fixed = list(parts)
+        for place in dependents:
+            pairs = {**parts[place].pairs, outer: (target_index, source_index)}
+            fixed[place] = replace(parts[place], pairs=pairs)
+        moved = _transport(block, view.select(position, source_index), fixed, rest, alignment, source)
+        if result is None:
+            shape = [*moved.shape[:position], size, *moved.shape[position:]]
+            result = torch.zeros(shape, dtype=moved.dtype, device=moved.device)
+        result.select(position, target_index).add_(moved, alpha=weight)
+    return view if result is None else result
+
+
+def _pairs_of(part: _Part, alignment: Alignment) -> Pairs:
+    return tuple(part.pairs[outer] for outer in alignment.target.groups[part.group or ""].context)
+
+
+def _entries(coupling: Coupling, role: str) -> Iterator[tuple[int, int, float]]:
+    """Yields (target, source, weight) of the map that `role` asks for."""
+    if coupling.index is not None:
+        for target, source in enumerate(coupling.index.tolist()):
+            yield target, source, 1.0
+        return
+    weights = coupling.split_map().T if role == IN else coupling.average_map()
+    for target, source in weights.nonzero().tolist():
+        yield target, source, float(weights[target, source])
+
+
+def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str, is_signed: bool = False) -> Tensor:
+    """Returns `tensor` with dimension `dim` moved to the fused neurons, averaged (OUT) or split (IN).
+
+    Args:
+        tensor: Holds the source's neurons on `dim`.
+        dim: Which dimension.
+        coupling: Of the group there.
+        role: ``OUT`` or ``IN``.
+        is_signed: Whether negated neurons arrive negated.
+    """
+    if coupling.index is not None:
+        moved = tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
+        if not is_signed or coupling.sign is None:
+            return moved
+        shape = [1] * tensor.ndim
+        shape[dim] = -1
+        return moved * coupling.sign.to(tensor).reshape(shape)
+    weights = coupling.split_map(tensor, is_signed).T if role == IN else coupling.average_map(tensor, is_signed)
+    return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor.movedim(dim, 0), dims=1), 0, dim)
+
+
+def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:
+    """Returns a source's parameter in the neuron order and sizes of the fused model."""
+    mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
+    shape = fused_shape(alignment.target, name)
+    result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    for old, new in zip(blocks_of(tensor, mine), blocks_of(result, fused), strict=True):
+        new.view.copy_(transport_block(old, name, alignment, source))
+    return result
+
+
+def transport_values(
+    values: Tensor, axis: int, parameter: str, parameter_axis: int, alignment: Alignment, source: int
+) -> Tensor:
+    """Returns values that a source's neurons have, in the order and number of the fused model (averaged: role OUT).
+
+    Args:
+        values: One entry per neuron along `axis`.
+        axis: Where the neurons are.
+        parameter: A parameter that owns these neurons on `parameter_axis`.
+        parameter_axis: Which of its axes that is.
+        alignment: The couplings.
+        source: Number of the source.
+    """
+    rows = values.movedim(axis, 0)
+    # As many empty axes before as in the parameter, so that roles and signs are looked up at its axis.
+    before, rest = [Fixed(1)] * parameter_axis, [Fixed(size) for size in rows.shape[1:]]
+    mine, fused = (side.layouts[parameter][parameter_axis] for side in (alignment.graphs[source], alignment.target))
+    result = torch.empty((layout_size(fused), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    for _ in before:
+        rows = rows[None]
+    view = result[(None,) * parameter_axis]
+    for old, new in zip(blocks_of(rows, [*before, mine, *rest]), blocks_of(view, [*before, fused, *rest]), strict=True):
+        new.view.copy_(transport_block(old, parameter, alignment, source))
+    return result.movedim(0, axis)
+
+
+def fused_shape(graph: ModelGraph, name: str) -> tuple[int, ...]:
+    """Returns the shape of a parameter in the fused model."""
+    return tuple(layout_size(layout) for layout in graph.layouts[name])

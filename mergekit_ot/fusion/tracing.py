@@ -1,0 +1,91 @@
+"""The graphs of a fusion: each architecture is traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.graph.ir import ModelGraph
+
+# Lists of weights and of their names that recurrent modules keep beside their parameters.
+_DERIVED = frozenset({"_all_weights", "_flat_weights", "_flat_weights_names", "_flat_weight_refs"})
+
+
+def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules differ in the values of their tensors at most, so that one trace serves both."""
+    ours, theirs = dict(one.named_modules()), dict(other.named_modules())
+    if ours.keys() != theirs.keys():
+        return False
+    tensors = [*one.named_parameters(), *one.named_buffers()]
+    others = dict([*other.named_parameters(), *other.named_buffers()])
+    if {n: (t.shape, t.dtype) for n, t in tensors} != {n: (t.shape, t.dtype) for n, t in others.items()}:
+        return False
+    return all(
+        type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """What a module is set to, apart from its tensors; anything that is no plain value counts by identity."""
+    plain = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device)
+    return {
+        name: value if isinstance(value, plain) else id(value)
+        for name, value in vars(module).items()
+        if name not in nn.Module().__dict__ and name not in _DERIVED and not isinstance(value, nn.Module)
+    }
+
+
+class Tracer:
+    """Traces each architecture once, however many sources share it.
+
+    Args:
+        trace: Gives the graph of a fresh module.
+    """
+
+    def __init__(self, trace: Callable[[nn.Module], ModelGraph]) -> None:
+        self.trace = trace
+        self.traced: list[tuple[SourceModel, nn.Module, ModelGraph]] = []
+
+    def graph_of(self, source: SourceModel) -> ModelGraph:
+        """Returns the graph of a source."""
+        model = None
+        for other, instance, graph in self.traced:
+            if other.make is source.make:
+                return graph
+            model = source.make() if model is None else model
+            if is_same_architecture(model, instance):
+                return graph
+        model = source.make() if model is None else model
+        graph = self.trace(model)
+        self.traced.append((source, model, graph))
+        return graph
+
+
+def trace_all(
+    sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: Tracer
+) -> tuple[tuple[ModelGraph, ...], SourceModel, ModelGraph]:
+    """Returns the graphs of all sources, and the target with its own.
+
+    Raises:
+        RecipeError: The target is no source.
+        GraphMismatchError: A source differs from the target by more than neuron counts.
+        ArchitectureError: The target has a group without neurons.
+    """
+    graphs = tuple(tracer.graph_of(source) for source in sources)
+    if isinstance(target, int):
+        if not 0 <= target < len(sources):
+            raise RecipeError(f"Target {target} is not one of the {len(sources)} models (counted from 0).")
+        goal, goal_graph = sources[target], graphs[target]
+    else:
+        goal = SourceModel.of(target, "the target")
+        goal_graph = tracer.graph_of(goal)
+    for source, graph in zip(sources, graphs, strict=True):
+        goal_graph.check_same_structure(graph, goal.name, source.name)
+    for key, group in goal_graph.groups.items():
+        if group.size < 1:
+            raise ArchitectureError(f"Group '{key}' of the target has no neurons. Give it at least one.")
+    return graphs, goal, goal_graph

@@ -1,0 +1,1 @@
+"""The axis algebra: expressions of what an axis is made of, and their unification."""

@@ -1,0 +1,157 @@
+"""Capture of a module as a captured program: `torch.export` by itself, other front ends from plugins."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
+
+AUTO = "auto"
+EXPORT = "export"
+
+# Front ends by name: each gives an instance, loaded when it is first asked for.
+FrontEndTable = Mapping[str, Callable[[], AbstractFrontEnd]]
+
+
+class ExportFrontEnd(AbstractFrontEnd):
+    """`torch.export`: functional, names every parameter, runs on the meta device."""
+
+    def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
+        """Returns the exported program without decompositions, so that a linear map stays one operation."""
+        with budget.watching():
+            program = torch.export.export(model, inputs, strict=False)
+        budget.check("before in-place writes were removed")
+        return from_exported(program.run_decompositions({}), EXPORT)
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[object, ...],
+    front_ends: FrontEndTable | None = None,
+    front_end: str = AUTO,
+    budget: TraceBudget | None = None,
+) -> CapturedProgram:
+    """Returns the captured program of `model` in evaluation mode; the model itself is neither run nor changed.
+
+    Args:
+        model: Any module; it is copied first, so that nothing a forward leaves behind reaches it.
+        example_inputs: A tensor or a tuple of positional inputs; a batch of one is doubled, since a size of one
+            would hide the batch axis.
+        front_ends: Further front ends by name; none where left out.
+        front_end: ``auto`` (export, then the fallbacks in order), ``export``, or the name of a registered one.
+        budget: Time and size so far; a new one with the default limits where left out.
+
+    Raises:
+        ArchitectureError: No front end can trace the module at these inputs, or a limit is passed.
+    """
+    inputs = traced_inputs(model, example_inputs)
+    name = type(model).__name__
+    budget = TraceBudget(TraceLimits(), name) if budget is None else budget
+    failures: dict[str, BaseException] = {}
+    for chosen, end in _chosen(front_ends or {}, front_end).items():
+        try:
+            with _quiet():
+                program = end.capture(prepared(copy.deepcopy(model)), inputs, budget)
+        except TraceLimitError:
+            raise
+        except Exception as error:
+            failures[chosen] = error
+            continue
+        remarks = [
+            f"Captured by '{chosen}', since '{other}' cannot trace this module: {first_line(error)}."
+            for other, error in failures.items()
+        ]
+        return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
+    reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
+    raise ArchitectureError(
+        f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "
+        "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
+    ) from next(iter(failures.values()))
+
+
+def _chosen(front_ends: FrontEndTable, wanted: str) -> Mapping[str, AbstractFrontEnd]:
+    if wanted == EXPORT:
+        return {EXPORT: ExportFrontEnd()}
+    if wanted != AUTO:
+        if wanted not in front_ends:
+            raise ArchitectureError(unknown_name("front end", wanted, {AUTO, EXPORT, *front_ends}))
+        return {wanted: front_ends[wanted]()}
+    further = {name: make() for name, make in front_ends.items()}
+    return {EXPORT: ExportFrontEnd(), **{name: end for name, end in further.items() if end.is_fallback}}
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """Returns `model` in evaluation mode, as it is captured and as its function is compared.
+
+    Language models of `transformers` return their key/value cache beside the result. It is no output in the sense of a
+    function that must stay, and would pin every head; their configuration can leave it out.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False  # type: ignore[union-attr]
+    return model.eval()
+
+
+def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    return {
+        path: tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object)
+        for path, module in model.named_modules()
+    }
+
+
+def as_inputs(example_inputs: object) -> tuple[object, ...]:
+    """Returns the inputs as a tuple of positional arguments."""
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
+    """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
+    inputs = as_inputs(example_inputs)
+    # A program that holds at its own shapes only says so (a module read from a .pt2 file).
+    return inputs if getattr(model, "has_fixed_shapes", False) else doubled(inputs)
+
+
+def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:
+    """Returns the inputs with batches of one repeated."""
+    if all(isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 1 for x in inputs):
+        return tuple(torch.cat([x, x]) for x in inputs)  # type: ignore[list-item]
+    return inputs
+
+
+def describe(inputs: tuple[object, ...]) -> str:
+    """Returns the shapes of the inputs for a message."""
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first telling line of an error message, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch.export from printing whole graphs when it fails."""
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,51 @@
+"""What a module holds: names of tied tensors, and tensors outside its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Returns further name → first name for every parameter or buffer that a module holds under several names."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        # By identity, never by address: on the meta device every address is zero.
+        if first.setdefault(id(tensor), name) != name:
+            aliases[name] = first[id(tensor)]
+    return aliases
+
+
+def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors that a module keeps outside its parameters and buffers, also in lists and mappings."""
+    found = {}
+    # nn.LSTM keeps its parameters in a list besides; those are no hidden state.
+    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith(("_parameters", "_buffers", "_modules")):
+                for inner, tensor in _tensors_in(value, name):
+                    if id(tensor) not in registered:
+                        found[f"{path}.{inner}" if path else inner] = tensor
+    return found
+
+
+def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [
+        found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")
+    ]
+
+
+def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:
+    """Returns a sentence for each tensor outside parameters and buffers."""
+    return tuple(
+        f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, "
+        "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance."
+        for where in hidden
+    )

@@ -1,0 +1,167 @@
+"""A captured program: a module as a functional graph of aten operations, whichever front end made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.graph.axes.expressions import PinReason
+
+INPUT = "input"
+PARAMETER = "parameter"
+BUFFER = "buffer"
+CONSTANT = "constant"
+# A tensor that came into a recording from outside: it may have been computed from anything.
+RECORDED = "recorded"
+USER_OUTPUT = "user output"
+MUTATION = "mutation"
+OTHER_OUTPUT = "other output"
+
+
+@dataclass(frozen=True)
+class ProgramSlot:
+    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one."""
+
+    kind: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class CapturedProgram:
+    """A module as a graph of aten operations.
+
+    Attributes:
+        module: The graph; parameters, buffers and constants are placeholders like the inputs.
+        inputs: One slot per placeholder, in order.
+        outputs: One slot per output, in order.
+        tensors: Values of parameters, buffers and constants as they were when the module was captured.
+        front_end: Name of the front end that made it.
+        remarks: Sentences for the user on how it was made.
+        module_types: Module path → the types of the module there, the most special first, as qualified names.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[ProgramSlot, ...]
+    outputs: tuple[ProgramSlot, ...]
+    tensors: Mapping[str, Tensor]
+    front_end: str
+    remarks: tuple[str, ...] = ()
+    module_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The operations."""
+        return self.module.graph
+
+    def arguments(self, state: Mapping[str, Tensor], inputs: Sequence[object]) -> list[Any]:
+        """Returns what the graph is called with, for the parameters and buffers in `state`."""
+        rest = iter(inputs)
+        found: list[Any] = []
+        for slot in self.inputs:
+            if slot.kind == INPUT:
+                found.append(next(rest))
+            else:
+                found.append(state[slot.target] if slot.target in state else self.tensors[slot.target])
+        return found
+
+
+_INPUT_KINDS = {
+    InputKind.USER_INPUT: INPUT,
+    InputKind.PARAMETER: PARAMETER,
+    InputKind.BUFFER: BUFFER,
+}
+_MUTATIONS = ("BUFFER_MUTATION", "PARAMETER_MUTATION")
+
+
+def from_exported(program: ExportedProgram, front_end: str) -> CapturedProgram:
+    """Returns the captured program that a functional exported program is.
+
+    Raises:
+        ArchitectureError: A shape in it depends on data, so that it stands for no sizes.
+    """
+    for node in program.graph.nodes:
+        sizes = getattr(node.meta.get("val"), "shape", ())
+        if not all(isinstance(size, int) or size.node.has_hint() for size in sizes):
+            raise ArchitectureError(f"the shape of {node.name}{_at(node)} depends on the data")
+    signature = program.graph_signature
+    slots = {
+        spec.arg.name: ProgramSlot(_INPUT_KINDS.get(spec.kind, CONSTANT), str(spec.target or ""))
+        for spec in signature.input_specs
+        if hasattr(spec.arg, "name")
+    }
+    inputs = tuple(slots.get(n.name, ProgramSlot(INPUT)) for n in program.graph.nodes if n.op == "placeholder")
+    kinds = {kind: MUTATION for name in _MUTATIONS if (kind := getattr(OutputKind, name, None)) is not None}
+    kinds[OutputKind.USER_OUTPUT] = USER_OUTPUT
+    outputs = tuple(
+        ProgramSlot(kinds.get(spec.kind, OTHER_OUTPUT), str(spec.target or "")) for spec in signature.output_specs
+    )
+    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    return CapturedProgram(program.graph_module, inputs, outputs, {**program.state_dict, **constants}, front_end)
+
+
+def reason_of(node: fx.Node) -> PinReason:
+    """Returns where an operation stands: its name, module path and source line."""
+    path = module_path(node)
+    source = ""
+    for line in (node.meta.get("stack_trace") or "").splitlines():
+        if 'File "' in line and "/torch/" not in line:
+            file, _, rest = line.split('File "', 1)[1].partition('", line ')
+            source = f"{file.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+    return PinReason("", str(node.target) if node.op == "call_function" else "", path, source)
+
+
+def module_path(node: fx.Node) -> str:
+    """Returns the path of the innermost module in which an operation stands; empty for the root."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _at(node: fx.Node) -> str:
+    path = module_path(node)
+    return f" at '{path}'" if path else ""
+
+
+def is_mutating(target: Any) -> bool:
+    """Returns whether an operation writes into one of its inputs."""
+    schema = getattr(target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """Returns the arguments of an operation by the names of its schema, defaults included."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
+    bound = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
+    bound |= dict(node.kwargs)
+    for argument in schema.arguments:
+        if argument.name not in bound and argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Returns the shape of a traced tensor, or None for anything else."""
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def shapes_of(value: Any) -> list[tuple[int, ...] | None] | None:
+    """Returns a shape per output of an operation (None for one that is no tensor), or None where none is a tensor."""
+    if isinstance(value, Tensor):
+        return [shape_of(value)]
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+        return [shape_of(v) for v in value]
+    return None
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether a node holds a floating-point tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and (value.is_floating_point() or torch.is_complex(value))

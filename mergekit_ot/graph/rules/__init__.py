@@ -1,0 +1,1 @@
+"""Node rules, and how they are carried out."""

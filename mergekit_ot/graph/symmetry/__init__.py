@@ -1,0 +1,1 @@
+"""Symmetries: what may be done to neurons without changing the function, and its proof."""

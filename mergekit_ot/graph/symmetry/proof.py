@@ -1,0 +1,238 @@
+"""One proof by planted order: fresh instances, random weights and inputs, and the comparisons made with them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_ot.graph.capture.capture import prepared
+from mergekit_ot.graph.capture.module_state import hidden_tensors
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import AxisLayout, Choice, Fixed, Neurons
+from mergekit_ot.graph.symmetry.permutation import random_orders, reorder, reorder_state
+
+TOLERANCE = 1e-10
+# Some layers compute in float32 whatever they are given (RMSNorm of several libraries): their rounding stays.
+UPCAST_TOLERANCE = 1e-5
+SENSITIVITY = 20.0
+# Large enough to change a number in single precision, small enough for curvature to stay below the tolerance.
+_STEP = 1e-8
+# How far random weights spread: less where the outputs overflow.
+_SPREADS = (1.0, 0.3, 0.1)
+# What the error of a kernel that exists in single precision only speaks of.
+_SINGLE_ONLY = ("double", "float64", "float32", "dtype")
+
+State = Mapping[str, Tensor]
+
+
+class Proof:
+    """Fresh instances, randomised weights and inputs in float64, and the comparisons made with them."""
+
+    def __init__(
+        self, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int, state: State | None = None
+    ) -> None:
+        self.make = make
+        self.dtype = torch.float64
+        self.generator = torch.Generator().manual_seed(seed)
+        self.inputs = tuple(self._random_input(x) for x in inputs)
+        self.left_behind: tuple[str, ...] = ()
+        self.state: State = {}
+        self.reference: list[Tensor] = []
+        for spread in _SPREADS:
+            self.state = self._random_state(spread) if state is None else state
+            self.reference = self._first_run()
+            if state is not None or all(bool(torch.isfinite(x).all()) for x in self.reference):
+                break
+        self.scale = max((float(x.abs().max()) for x in self.reference if x.numel()), default=1.0) or 1.0
+        self.noise = self._distance(self.run(self.state))
+        self.tolerance = TOLERANCE if self._is_double() else UPCAST_TOLERANCE
+
+    def at_other_shapes(self) -> list[Proof]:
+        """Returns the same proof at a larger batch, and at the first longer axis that the model accepts.
+
+        A table traced at one length, or a shape baked into the graph, holds at the traced shape only. The longer axis
+        is more than doubled where the model allows it.
+        """
+        found = []
+        tensors = [x for x in self.inputs if isinstance(x, Tensor)]
+        for axis in range(min((x.ndim for x in tensors), default=0)):
+            proof = next((p for is_doubled in ((False,) if axis == 0 else (True, False))
+                          if (p := self._longer_by(axis, is_doubled)) is not None), None)  # fmt: skip
+            if proof is not None:
+                found.append(proof)
+                if axis > 0:
+                    break
+        return found
+
+    def _longer_by(self, axis: int, is_doubled: bool) -> Proof | None:
+        inputs = tuple(_longer(x, axis, is_doubled) if isinstance(x, Tensor) else x for x in self.inputs)
+        try:
+            return Proof(self.make, inputs, 1, self.state)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+            return None
+
+    def again(self) -> Proof:
+        """Returns the proof with other random weights and inputs: what one input does not show, another may."""
+        return Proof(self.make, self.inputs, 2)
+
+    def _random_input(self, value: object) -> object:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+        return value
+
+    def _first_run(self) -> list[Tensor]:
+        try:
+            return self.run(self.state)
+        except (RuntimeError, ValueError) as error:
+            if self.dtype is torch.float32 or not any(word in str(error).lower() for word in _SINGLE_ONLY):
+                raise
+            # A forward that makes tensors of a fixed type, or calls a kernel of one, cannot run in another.
+            self.dtype = torch.float32
+            return self.run(self.state)
+
+    def _random_state(self, spread: float) -> dict[str, Tensor]:
+        state = {}
+        for name, tensor in self.make().state_dict().items():
+            if not tensor.is_floating_point():
+                state[name] = tensor.clone()
+                continue
+            noise = spread * torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
+            fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 1
+            # Variances must stay positive, and gains near one keep deep nets from exploding.
+            if name.endswith("running_var"):
+                state[name] = 0.5 + noise.abs()
+            else:
+                state[name] = noise / fan_in**0.5 if tensor.ndim > 1 else 0.5 * noise + (1.0 if "weight" in name else 0)
+        return state
+
+    def run(self, state: State) -> list[Tensor]:
+        """Returns the float outputs of a fresh instance that holds `state`."""
+        model = prepared(copy.deepcopy(self.make()).to(self.dtype))
+        model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
+        inputs = [x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.inputs]
+        before = hidden_tensors(model)
+        torch.manual_seed(0)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a forward warns of was told when it was traced
+            outputs = float_outputs(model(*inputs))
+        after = hidden_tensors(model)
+        self.left_behind = tuple(where for where in after if after[where] is not before.get(where))
+        return outputs
+
+    def _is_double(self) -> bool:
+        """Whether the model computes in float64 throughout.
+
+        A smooth function is straight over a small enough step; one that rounds to single precision on the way is not.
+        """
+        if self.dtype is not torch.float64:
+            return False
+        generator = torch.Generator().manual_seed(1)
+        ways = {
+            k: v * torch.randn(v.shape, generator=generator, dtype=torch.float64) if v.is_floating_point() else None
+            for k, v in self.state.items()
+        }
+
+        def moved(step: float) -> list[Tensor]:
+            return self.run({k: v if (way := ways[k]) is None else v + step * way for k, v in self.state.items()})
+
+        pairs = zip(moved(_STEP), moved(2 * _STEP), self.reference, strict=True)
+        bends = [float((two - 2 * one + here).abs().max()) / self.scale for one, two, here in pairs if here.numel()]
+        return max(bends, default=0.0) < TOLERANCE
+
+    def _distance(self, outputs: list[Tensor]) -> float:
+        pairs = zip(outputs, self.reference, strict=True)
+        return max((float((a - b).abs().max()) / self.scale for a, b in pairs if a.numel()), default=0.0)
+
+    def change(self, state: State) -> float:
+        """Returns the largest relative change of the output when the model holds `state` instead of its own."""
+        distance = self._distance(self.run(state))
+        return distance if distance == distance else float("inf")
+
+    def error(self, graph: ModelGraph, trials: int = 1, only: list[str] | None = None) -> float | None:
+        """Returns the largest relative change of the output over random orders; None where no group is free."""
+        if not graph.free_groups:
+            return None
+        worst = 0.0
+        for _ in range(trials):
+            orders = random_orders(graph, self.generator)
+            chosen = orders if only is None else {key: orders[key] for key in only}
+            worst = max(worst, self.change(reorder_state(self.state, graph, chosen)))
+        return worst
+
+    def bisect(self, graph: ModelGraph, keys: list[str]) -> list[str]:
+        """Returns the groups that change the function on their own, or, where only a mixture does, all of `keys`."""
+        alone = [key for key in keys if (self.error(graph, 1, [key]) or 0.0) > self.tolerance]
+        return alone or keys
+
+    def is_sensitive(self, graph: ModelGraph, key: str) -> bool:
+        """Whether moving one member of the group without the others changes the output by more than the noise.
+
+        A member is one place in one axis of one parameter: query and key neurons that share a fused weight are two.
+        """
+        orders = {key: random_orders(graph, self.generator)[key]}
+        for name in dict.fromkeys(slot.parameter for slot in graph.groups[key].members):
+            for layouts in one_place_each(graph.layouts[name], key):
+                alone = dict(self.state)
+                alone[name] = reorder(self.state[name], layouts, graph, orders)
+                for other, described in graph.aliases.items():
+                    if described == name and other in alone:
+                        alone[other] = alone[name]
+                if not self._distance(self.run(alone)) <= SENSITIVITY * max(self.noise, self.tolerance):
+                    return True
+        return False
+
+
+def one_place_each(layouts: tuple[AxisLayout, ...], key: str) -> list[tuple[AxisLayout, ...]]:
+    """Returns the layouts once per place of a group, with all its other places fixed."""
+    count = sum(layout_places(layout, key) for layout in layouts)
+    found = []
+    for kept in range(count):
+        numbers = itertools.count()
+        found.append(tuple(_with_one_place(layout, key, kept, numbers) for layout in layouts))
+    return found
+
+
+def layout_places(layout: AxisLayout, key: str) -> int:
+    """Returns how often a group stands in a layout."""
+    if isinstance(layout, Neurons | Fixed):
+        return int(isinstance(layout, Neurons) and layout.group == key)
+    return sum(layout_places(part, key) for part in (layout.options if isinstance(layout, Choice) else layout.parts))
+
+
+def _with_one_place(layout: AxisLayout, key: str, kept: int, numbers: Iterator[int]) -> AxisLayout:
+    if isinstance(layout, Neurons):
+        return Fixed(layout.size) if layout.group == key and next(numbers) != kept else layout
+    if isinstance(layout, Fixed):
+        return layout
+    if isinstance(layout, Choice):
+        return replace(layout, options=tuple(_with_one_place(o, key, kept, numbers) for o in layout.options))
+    return replace(layout, parts=tuple(_with_one_place(p, key, kept, numbers) for p in layout.parts))
+
+
+def _longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:
+    """Returns the tensor with more entries along an axis, the same as its last: two, or twice as many and two."""
+    more = tensor.shape[axis] + 2 if is_doubled else 2
+    last = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
+    return torch.cat([tensor, *([last] * more)], axis)
+
+
+def float_outputs(output: Any) -> list[Tensor]:
+    """Returns the floating-point tensors in a model's output, whatever holds them, in float64."""
+    return [x.double() for x in _tensors(output) if x.is_floating_point()]
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [x for value in output.values() for x in _tensors(value)]
+    if isinstance(output, tuple | list):
+        return [x for value in output for x in _tensors(value)]
+    return []

@@ -1,0 +1,77 @@
+"""Methods by name: solvers, measures, repairs and executors, built from what plugins registered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_ot.errors import RecipeError, unknown_name
+from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+# The registered solver that sweeps on from couplings in force.
+REFINEMENT = "refinement"
+
+
+def build_solver(
+    solver: str | AbstractBarycenterSolver, options: Mapping[str, object], manager: PluginManager
+) -> AbstractBarycenterSolver:
+    """Returns the solver with its options set.
+
+    Raises:
+        RecipeError: The solver or an option is unknown.
+    """
+    if not isinstance(solver, str):
+        return solver
+    kind = manager.get("solver", solver)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in options:
+        if name not in fields:
+            raise RecipeError(unknown_name(f"option of solver '{solver}'", name, fields))
+    try:
+        return kind(**{name: _like_default(fields[name].default, value) for name, value in options.items()})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The options {dict(options)} do not fit solver '{solver}': {error}.") from error
+
+
+def checked_solver(solver: AbstractBarycenterSolver) -> AbstractBarycenterSolver:
+    """Returns a solver whose choices the engine knows.
+
+    Raises:
+        RecipeError: ``members`` or ``scaling`` has a value that there is not.
+    """
+    for option, known in (("members", ("all", "first")), ("scaling", ("density", "paper"))):
+        value = getattr(solver, option)
+        if value not in known:
+            raise RecipeError(f"Option {option}='{value}' of '{solver.name}' is unknown. Take {' or '.join(known)}.")
+    return solver
+
+
+def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -> AbstractBarycenterSolver:
+    """Returns the solver that refines what `solver` found, with the options that the two share.
+
+    Raises:
+        RecipeError: No plugin brings a solver named ``refinement``.
+    """
+    kind = manager.get("solver", REFINEMENT)
+    own = {"max_sweeps", "outgoing", "starts", "max_steps"}
+    shared = {field.name for field in dataclasses.fields(kind)} - own
+    given = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
+    return kind(**{field.name: getattr(solver, field.name) for field in given if field.name in shared})
+
+
+def _like_default(default: object, value: object) -> object:
+    """Returns an option given as text in the type of the option's default."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError(f"'{value}' is neither true nor false")
+        return value.lower() in ("true", "1", "yes")
+    return type(default)(value) if isinstance(default, int | float) else value
+
+
+def build(manager: PluginManager, kind: str, name: str) -> Any:
+    """Returns a new instance of a registered measure, repair or executor."""
+    return manager.get(kind, name)()

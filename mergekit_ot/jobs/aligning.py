@@ -1,0 +1,145 @@
+"""Write models in the neuron order of another: the same functions, ready for any other merging tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mergekit_ot.api import fuse, save_checkpoint
+from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, limits_of, source_model
+from mergekit_ot.progress import Notify, Progress
+from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
+from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.reading import ReadSource, read_sources
+
+
+@dataclass(frozen=True)
+class AlignedFile:
+    """One model written in the reference's neuron order."""
+
+    source: str
+    path: str
+    max_error: float | None
+    seconds: float
+
+
+def run_align(
+    recipe: FusionRecipe, folder: Path, manager: PluginManager, notify: Notify, progress: Progress | None = None
+) -> list[AlignedFile]:
+    """Writes models in the neuron order of the first; every one computes what it computed before.
+
+    Args:
+        recipe: Its first model is the reference, the others are reordered; solver, architectures and data.
+        folder: Where they are written, under their own names.
+        manager: Whose solvers are used.
+        notify: Told what was found.
+        progress: Told about each step.
+
+    Raises:
+        MergeotError: Anything the user gave does not fit, or the solver gives no reordering.
+    """
+    reference, others = recipe.models[0], recipe.models[1:]
+    check_methods(recipe, manager)
+    check_folder(folder)
+    outputs = _output_names(folder, others)
+    for output in outputs:
+        if folder.is_dir():
+            check_output(output, recipe.models)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify)
+    data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
+    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
+    written = []
+    for source, output in zip(sources[1:], outputs, strict=True):
+        result = align_pair(sources[0], source, recipe, inputs, data, manager, progress)
+        check_reference_order(sources[0], result, recipe.solver)
+        folder.mkdir(exist_ok=True)
+        make, digest = source.make, source.checkpoint.sha256
+        save_checkpoint(
+            result.aligned_state(1), output, architecture=make.name if make.is_registered else None,
+            arguments=make.arguments if make.is_registered else None, input_shape=shape,
+            provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
+            template=source.checkpoint.path, manager=manager,
+        )  # fmt: skip
+        written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
+    return written
+
+
+def _output_names(folder: Path, others: Sequence[str]) -> list[Path]:
+    names: list[Path] = []
+    for other in others:
+        path, count = folder / Path(other).name, 2
+        while path in names:
+            path, count = folder / f"{Path(other).stem}-{count}{Path(other).suffix}", count + 1
+        names.append(path)
+    return names
+
+
+def align_pair(
+    reference: ReadSource,
+    other: ReadSource,
+    recipe: FusionRecipe,
+    inputs: tuple[Tensor, ...],
+    data: DataSource | None,
+    manager: PluginManager,
+    progress: Progress | None = None,
+) -> FusionResult:
+    """Returns the fusion of two models in which every neuron of one corresponds to one of the other.
+
+    Raises:
+        ArchitectureError: Neurons have no one-to-one correspondence: widths differ, or the plan is soft.
+    """
+    for name, tensor in reference.state.items():
+        if name in other.state and other.state[name].shape != tensor.shape:
+            raise ArchitectureError(
+                f"'{other.name}' and '{reference.name}' differ in width ('{name}' is {tuple(other.state[name].shape)} "
+                f"and {tuple(tensor.shape)}): neurons cannot be put in one order. Fuse them instead (mergeot fuse)."
+            )
+    result = fuse(
+        [source_model(reference), source_model(other)],
+        solver=recipe.solver,
+        solver_options=recipe.solver_options,
+        example_inputs=inputs,
+        measure=recipe.measure,
+        data=data,
+        calibration_size=recipe.calibration_size,
+        refine=recipe.refine,
+        restarts=recipe.restarts,
+        device=recipe.device,
+        seed=recipe.seed,
+        front_end=recipe.front_end,
+        limits=limits_of(recipe),
+        manager=manager,
+        progress=progress,
+    )
+    if not all(result.alignment.is_function_preserving(number) for number in (0, 1)):
+        raise ArchitectureError(
+            f"Solver '{recipe.solver}' gave a soft transport plan, which is no order of neurons. "
+            "Choose one that assigns neurons, such as weight-matching."
+        )
+    return result
+
+
+def check_reference_order(reference: ReadSource, result: FusionResult, solver: str) -> None:
+    """Checks that the fused order is the reference's own.
+
+    Raises:
+        ArchitectureError: The solver reordered the reference.
+    """
+    kept = result.aligned_state(0)
+    for name, tensor in reference.state.items():
+        if not _same(kept[name], tensor):
+            raise ArchitectureError(
+                f"Solver '{solver}' reordered the reference itself ('{name}'), so there is no common order to write. "
+                "Choose another, such as --solver weight-matching."
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool((one.to(other).reshape(-1) == other.reshape(-1)).all())

@@ -1,0 +1,1 @@
+"""Pictures of curves, planes, groups and modules."""

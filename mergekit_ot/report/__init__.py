@@ -1,0 +1,1 @@
+"""The report of a fusion: a page to read and to send."""

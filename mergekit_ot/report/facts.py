@@ -1,0 +1,170 @@
+"""All that a report says about a fusion, before it is put into words."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.report.group_facts import GroupFacts, describe_groups
+from mergekit_ot.report.repeating import fuse_command, recipe_command
+from mergekit_ot.report.scores import Scores
+from mergekit_ot.scoring.evaluation import Evaluation, choose_device
+from mergekit_ot.sources.instances import on_meta
+from mergekit_ot.sources.reading import ReadSource
+from mergekit_ot.sources.specs import Architecture
+from mergekit_ot.storage.files import file_digest
+
+if TYPE_CHECKING:
+    from mergekit_ot.report.outcome import FusionOutcome
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A checkpoint of a fusion.
+
+    Attributes:
+        name: The file, as the user gave it.
+        sha256: Its digest.
+        size: In bytes.
+        parameters: Number of its trainable numbers.
+        architecture: As a SPEC.
+        weight: Its model weight; None for the fused model.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    parameters: int
+    architecture: str
+    weight: float | None
+
+    @property
+    def short(self) -> str:
+        """The file name without its folder."""
+        return Path(self.name).name
+
+
+@dataclass(frozen=True)
+class Report:
+    """A fusion, with everything that its report shows.
+
+    Attributes:
+        recipe: What was asked for.
+        result: What came out.
+        sources: The files that were fused, in order.
+        fused: The file that was written.
+        scores: What was measured on data.
+        groups: One record per neuron group.
+        command: The command line that repeats the fusion; None where only the recipe can say it.
+        recipe_command: The command that repeats it from the recipe in the report's folder.
+        device: The device that it ran on.
+        versions: What it ran with, by name.
+        made: When the report was made.
+    """
+
+    recipe: FusionRecipe
+    result: FusionResult
+    sources: tuple[FileFacts, ...]
+    fused: FileFacts
+    scores: Scores
+    groups: tuple[GroupFacts, ...]
+    command: str | None
+    recipe_command: str
+    device: str
+    versions: dict[str, str]
+    made: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every source was only reordered."""
+        return all(self.result.alignment.is_function_preserving(number) for number in range(len(self.sources)))
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what ``report.json`` holds beyond the object of ``mergeot fuse --json``."""
+        own = list(zip([file.name for file in self.sources], self.scores.sources, strict=False))
+        return {
+            "warnings": list(self.result.warnings),
+            "notes": list(self.result.notes),
+            "sources": [vars(file) for file in self.sources],
+            "fused": {key: value for key, value in vars(self.fused).items() if key != "weight"},
+            "scores": [{"name": name, **vars(score)} for name, score in [*own, *self.scores.rows]],
+            "path": dict(self.scores.curves),
+            "not_measured": self.not_measured,
+            "command": self.command,
+            "recipe_command": self.recipe_command,
+            "device": self.device,
+            "versions": self.versions,
+        }
+
+    @property
+    def not_measured(self) -> list[str]:
+        """Why scores are missing, a sentence each."""
+        scores = self.scores
+        return [why for why in (scores.missing, scores.naive_missing, scores.path_missing) if why]
+
+
+def collect_report(
+    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: Sequence[ReadSource], fused_as: Architecture,
+    scores: Scores,
+) -> Report:  # fmt: skip
+    """Returns what a report says about a fusion that was saved.
+
+    Args:
+        folder: Where the report goes.
+        recipe: What was asked for.
+        outcome: What came out.
+        sources: The checkpoints, in order.
+        fused_as: Architecture of the fused model.
+        scores: What was measured.
+    """
+    output = Path(outcome.output or recipe.output)
+    device = choose_device(recipe.device).type
+    files = [
+        FileFacts(
+            source.name, source.checkpoint.sha256, source.checkpoint.path.stat().st_size, _count(source.make),
+            _spec(source.make), weight,
+        )
+        for source, weight in zip(sources, recipe.weights, strict=True)
+    ]  # fmt: skip
+    fused = FileFacts(str(output), file_digest(output), output.stat().st_size, _count(fused_as), _spec(fused_as), None)
+    return Report(
+        recipe, outcome.result, tuple(files), fused, scores, tuple(describe_groups(outcome.result)),
+        fuse_command(recipe, device), recipe_command(folder), device, versions(),
+        datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Returns what decides whether a fusion can be repeated to the last bit, by name."""
+    from mergekit_ot import __version__
+
+    return {
+        "mergekit_ot": __version__,
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def accuracy_gap(score: Evaluation, other: Evaluation) -> float | None:
+    """Returns by how many percent points a model is more accurate than another; None without accuracies."""
+    return None if score.accuracy is None or other.accuracy is None else score.accuracy - other.accuracy
+
+
+def _count(make: Architecture) -> int:
+    return sum(parameter.numel() for parameter in on_meta(make).parameters())
+
+
+def _spec(make: Architecture) -> str:
+    if "?" in make.name or not make.arguments:
+        return make.name
+    return make.name + "?" + "&".join(f"{key}={value}" for key, value in make.arguments.items())

@@ -1,0 +1,156 @@
+"""The sections of a report's page about neuron groups: a table, and a picture of every coupling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mergekit_ot.report.facts import Report
+from mergekit_ot.report.group_facts import CouplingFacts, GroupFacts
+from mergekit_ot.report.markup import Markup, join, tag
+from mergekit_ot.report.rasters import coupling_picture
+from mergekit_ot.report.scores_section import number_text, scrolled
+
+# Characters of all pictures together: a page stays small enough to be sent.
+_ROOM = 1_400_000
+_SIDE = 112
+_CELLS = (96, 56, 32)
+_MANY = (60, 240)
+
+
+def groups_section(report: Report) -> Markup:
+    """Returns the section with one row per neuron group."""
+    head = tag("h2", "Neuron groups")
+    if not report.groups:
+        return tag(
+            "section", head, tag("p", "No neuron group was aligned: every neuron stayed in its place."), id="groups"
+        )
+    columns = _columns(report)
+    heads = [tag("th", name, scope="col", class_=kind) for name, kind, _ in columns]
+    rows = [
+        tag("tr", *[tag("td" if place else "th", show(group), scope=None if place else "row", class_=kind)
+                    for place, (_, kind, show) in enumerate(columns)])
+        for group in report.groups
+    ]  # fmt: skip
+    caption = "Cost: what the solver minimised in this group, after its last step."
+    if len(report.sources) > 1:
+        caption += " Several numbers in a cell are those of the sources, in order."
+    if any(group.orders > 1 for group in report.groups):
+        caption += " 2 × 8: two orders of 8 neurons each, such as one per head; what moved is counted within each."
+    table = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="groups")
+    return tag(
+        "section", head, tag("p", _summary(report)), scrolled(table, "Neuron groups"), _advice(report), id="groups"
+    )
+
+
+def _summary(report: Report) -> str:
+    neurons = sum(group.report.size * group.orders for group in report.groups)
+    facts = [fact for group in report.groups for fact in group.facts]
+    negated, alone = sum(fact.negated for fact in facts), sum(fact.alone for fact in facts)
+    soft = sum(not group.is_permutation for group in report.groups)
+    parts = [f"{len(report.groups)} groups with {neurons:,} neurons in the fused model"]
+    parts.append(f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations")
+    parts.append(f"{negated:,} neurons arrive negated" if negated else "no neuron negated")
+    parts.append(f"{alone:,} places kept apart without a partner" if alone else "none without a partner")
+    return "; ".join(parts) + "."
+
+
+def _advice(report: Report) -> Markup | None:
+    ended = {g.report.status for g in report.groups if g.report.status.name != "CONVERGED"}
+    if not ended:
+        return None
+    return join(*[tag("p", status.value, class_="soft") for status in sorted(ended, key=lambda one: one.name)])
+
+
+def _columns(report: Report) -> list[tuple[str, str | None, Callable[[GroupFacts], str]]]:
+    """Returns heading, class and content of each column; one that says nothing in any row is left out."""
+    facts = [fact for group in report.groups for fact in group.facts]
+    columns: list[tuple[str, str | None, Callable[[GroupFacts], str]]] = [
+        ("group", None, lambda group: group.report.name),
+        ("neurons", "number", _size),
+        ("cost", "number", lambda group: number_text(group.report.cost)),
+        ("status", None, lambda group: group.report.status.name.lower().replace("_", " ")),
+        ("coupling", None, _kind),
+    ]
+    if any(fact.moved is not None for fact in facts):
+        columns.append(("moved", "number", lambda group: _each(group, lambda fact: fact.moved)))
+    if any(fact.negated for fact in facts):
+        columns.append(("negated", "number", lambda group: _each(group, lambda fact: fact.negated)))
+    if any(fact.alone for fact in facts):
+        columns.append(("without partner", "number", lambda group: _each(group, lambda fact: fact.alone)))
+    if not all(fact.is_permutation for fact in facts):
+        columns.append(("partners each", "number", lambda group: _each(group, lambda fact: f"{fact.partners:.3g}")))
+    return columns
+
+
+def _size(group: GroupFacts) -> str:
+    sizes = [fact.size for fact in group.facts]
+    times = f"{group.orders} × " if group.orders > 1 else ""
+    own = "" if set(sizes) <= {group.report.size} else f" (from {', '.join(map(str, sizes))})"
+    return f"{times}{group.report.size}{own}"
+
+
+def _kind(group: GroupFacts) -> str:
+    if not group.facts:
+        return "in place"
+    if group.is_permutation:
+        return "permutation"
+    return "transport plan"
+
+
+def _each(group: GroupFacts, what: Callable[[CouplingFacts], object]) -> str:
+    shown = ["–" if (value := what(fact)) is None else str(value) for fact in group.facts]
+    return ", ".join(shown) or "–"
+
+
+def couplings_section(report: Report) -> Markup | None:
+    """Returns the section with a picture per group and source; None where nothing was coupled."""
+    groups = [group for group in report.groups if group.couplings]
+    if not groups:
+        return None
+    pictures = sum(len(group.couplings) for group in groups)
+    cells = next((size for size, many in zip(_CELLS, _MANY, strict=False) if pictures <= many), _CELLS[-1])
+    figures: list[Markup] = []
+    used = 0
+    for group in groups:
+        figure = _figure(group, cells)
+        used += len(figure)
+        if used > _ROOM:
+            break
+        figures.append(figure)
+    left = len(groups) - len(figures)
+    axes = (
+        "Rows are neurons of the fused group, from the top; columns are neurons of the source, from the left. A point "
+        "is a pair that is coupled, the darker the more; on the diagonal a neuron stays in its place."
+    )
+    if any(fact.negated for group in groups for fact in group.facts):
+        axes += " Orange: arrives negated."
+    if any(max(group.report.size * group.orders, *(f.size * group.orders for f in group.facts)) > cells
+           for group in groups):  # fmt: skip
+        axes += f" In groups of more than {cells} neurons several share a point."
+    count = "1 more group is" if left == 1 else f"{left} more groups are"
+    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
+    return tag(
+        "section", tag("h2", "Couplings"), tag("p", axes, class_="soft"),
+        tag("div", *figures, class_="couplings"), more, id="couplings",
+    )  # fmt: skip
+
+
+def _figure(group: GroupFacts, cells: int) -> Markup:
+    drawn = []
+    for number, (coupling, fact) in enumerate(zip(group.couplings, group.facts, strict=True), start=1):
+        address, width, height = coupling_picture(coupling, cells)
+        drawn.append(tag("div", f"source {number}", tag(
+            "img", src=address, alt=_words(group, fact, number), **_displayed(width, height),
+        )))  # fmt: skip
+    return tag("figure", tag("figcaption", group.report.name), tag("div", *drawn, class_="pictures"))
+
+
+def _displayed(width: int, height: int) -> dict[str, int]:
+    longest = max(width, height)
+    return {"width": max(8, _SIDE * width // longest), "height": max(8, _SIDE * height // longest)}
+
+
+def _words(group: GroupFacts, fact: CouplingFacts, number: int) -> str:
+    kind = "permutation" if fact.is_permutation else "transport plan"
+    moved = "" if fact.moved is None else f", {fact.moved} moved"
+    return f"Coupling of {group.report.name} with source {number}: {kind}, {_size(group)} neurons{moved}"

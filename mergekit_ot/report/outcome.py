@@ -1,0 +1,45 @@
+"""A fusion and where it went, as plain records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_ot.fusion.result import FusionResult
+
+
+@dataclass(frozen=True)
+class FusionOutcome:
+    """A fusion and where it went; `output` is None for a dry run."""
+
+    output: str | None
+    solver: str
+    result: FusionResult
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the object of ``mergeot fuse --json``."""
+        return {
+            "output": self.output,
+            "solver": self.solver,
+            "groups": group_rows(self.result),
+            "aligned_sources_max_error": self.result.aligned_sources_max_error,
+            "seconds": self.result.seconds,
+        }
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every source was only reordered, so that its aligned copy computes what it computes."""
+        return all(map(self.result.alignment.is_function_preserving, range(len(self.result.sources))))
+
+
+def group_rows(result: FusionResult) -> list[dict[str, Any]]:
+    """Returns one plain record per neuron group."""
+    return [
+        {"name": group.name, "size": group.size, "cost": group.cost, "status": status_word(group.status)}
+        for group in result.groups
+    ]
+
+
+def status_word(status: object) -> str:
+    """Returns a solver's status as one word."""
+    return str(getattr(status, "name", status)).lower()

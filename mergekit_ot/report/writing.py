@@ -1,0 +1,89 @@
+"""Write the report of a fusion: a page, a summary, plain data, and the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_ot.errors import CheckpointError
+from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.progress import Notify, Progress
+from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.report.facts import Report, collect_report
+from mergekit_ot.report.page import report_page
+from mergekit_ot.report.repeating import RECIPE_FILE
+from mergekit_ot.report.scores import NO_DATA, Scores, score_fusion
+from mergekit_ot.report.scores_section import number_text, percent, verdict
+from mergekit_ot.sources.datasets import resolve_data
+from mergekit_ot.sources.reading import ReadSource
+from mergekit_ot.sources.specs import Architecture
+from mergekit_ot.storage.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from mergekit_ot.report.outcome import FusionOutcome
+
+PAGE = "report.html"
+
+
+def write_report(
+    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: Sequence[ReadSource], fused_as: Architecture,
+    manager: PluginManager, notify: Notify, progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Writes ``report.html``, ``report.md``, ``report.json`` and ``recipe.yaml``; each as a whole or not at all.
+
+    Args:
+        folder: Where to; it is made.
+        recipe: What was asked for.
+        outcome: What came out; its model is saved already.
+        sources: The checkpoints, in order.
+        fused_as: Architecture of the fused model.
+        manager: Whose data sets are known.
+        notify: Told what is computed for the report.
+        progress: Called with (points done, points in all, what is done).
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot create the folder '{folder}': {error.strerror}. Choose another one.") from error
+    scores = Scores(missing=NO_DATA)
+    if recipe.data is not None:
+        spec = recipe.data
+        scores = score_fusion(
+            outcome.result, recipe.weights, lambda: resolve_data(spec, manager), recipe.device, notify, progress
+        )
+    report = collect_report(folder, recipe, outcome, sources, fused_as, scores)
+    page, summary = report_page(report), report_summary(report)
+    recipe.write(folder / RECIPE_FILE)
+    write_json(folder / "report.json", {**outcome.as_json(), **report.as_json()})
+    write_text(folder / "report.md", summary)
+    write_text(folder / PAGE, page)
+    notify(f"Report: {folder / PAGE}")
+
+
+def report_summary(report: Report) -> str:
+    """Returns the report in brief, as Markdown."""
+    recipe = report.recipe
+    lines = [f"# {', '.join(recipe.models)} → {report.fused.name}", "", verdict(report), ""]
+    lines.append(
+        f"Solver {recipe.solver}, model weights {', '.join(f'{weight:g}' for weight in recipe.weights)}, "
+        f"{report.result.seconds:.2f} s. Largest error of the aligned sources: "
+        f"{number_text(report.result.aligned_sources_max_error)}."
+    )
+    own = list(zip([file.name for file in report.sources], report.scores.sources, strict=False))
+    if own:
+        lines += ["", "| model | loss | accuracy |", "|---|---|---|"]
+        lines += [f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
+                  for name, score in [*own, *report.scores.rows]]  # fmt: skip
+    lines += ["", "| neuron group | neurons | cost | status |", "|---|---|---|---|"]
+    lines += [f"| {one.report.name} | {one.report.size} | {number_text(one.report.cost)} | "
+              f"{one.report.status.name.lower()} |" for one in report.groups]  # fmt: skip
+    lines += ["", *[f"- {text}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)]]
+    repeated = [command for command in (report.command, report.recipe_command) if command is not None]
+    lines += ["", "Repeat it:", "", *[f"    {command}" for command in repeated]]
+    text = "\n".join(lines).rstrip() + "\n"
+    # A file name need not be valid text.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

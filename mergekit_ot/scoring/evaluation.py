@@ -1,0 +1,266 @@
+"""Metrics of models: loss and accuracy on data, of modules or of many states of one module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
+from mergekit_ot.progress import Progress
+
+State = Mapping[str, Tensor]
+Data = Iterable[Any] | Callable[[], Iterable[Any]]
+
+# States that share a pass over the data: at most so many, so that progress is seen, with at most so many entries.
+_STATES_AT_ONCE = 32
+_ENTRIES_AT_ONCE = 500_000_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on data.
+
+    Attributes:
+        loss: Mean cross-entropy (the same for logits and log-softmax outputs); mean squared error for float targets.
+        accuracy: Percent of targets that are the most likely class; None for float targets.
+        count: Number of targets.
+    """
+
+    loss: float
+    accuracy: float | None
+    count: int
+
+
+@dataclass
+class _Tally:
+    loss: float = 0.0
+    correct: int = 0
+    count: int = 0
+    is_classification: bool = True
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point():
+            self.is_classification = False
+            if outputs.shape != targets.shape and outputs.numel() == targets.numel():
+                outputs = outputs.reshape(targets.shape)
+            if outputs.shape != targets.shape:
+                raise DataError(
+                    f"Outputs have shape {tuple(outputs.shape)}, float targets {tuple(targets.shape)}: for a squared "
+                    "error they must agree. Class targets must be integers."
+                )
+            count = targets.shape[0] if targets.dim() else 1
+            self.loss += (outputs.double() - targets.double()).square().mean().item() * count
+            self.count += count
+            return
+        logits, classes = _flat_classes(outputs, targets.long())
+        self.loss += nn.functional.cross_entropy(logits.double(), classes, reduction="sum").item()
+        self.correct += int((logits.argmax(1) == classes).sum())
+        self.count += classes.numel()
+
+    def result(self) -> Evaluation:
+        if self.count == 0:
+            raise DataError("The data has no batches: nothing was evaluated.")
+        accuracy = 100 * self.correct / self.count if self.is_classification else None
+        return Evaluation(self.loss / self.count, accuracy, self.count)
+
+
+@overload
+def evaluate(model_or_models: nn.Module, data: Data, device: str = "cpu") -> Evaluation: ...
+
+
+@overload
+def evaluate(model_or_models: Sequence[nn.Module], data: Data, device: str = "cpu") -> tuple[Evaluation, ...]: ...
+
+
+def evaluate(
+    model_or_models: nn.Module | Sequence[nn.Module], data: Data, device: str = "cpu"
+) -> Evaluation | tuple[Evaluation, ...]:
+    """Scores one or more models in a single pass over the data, in evaluation mode and without gradients.
+
+    Args:
+        model_or_models: A module, or several that see the same batches.
+        data: (inputs, targets) batches, or a callable that returns them.
+        device: ``cpu``, ``cuda`` or ``auto``. The models come back to where they were.
+
+    Returns:
+        One `Evaluation`, or one per model.
+
+    Raises:
+        DataError: The data is empty, or targets do not fit the outputs.
+        ArchitectureError: A model cannot take the inputs.
+
+    Example:
+        >>> perfect = nn.Identity()
+        >>> evaluate(perfect, [(torch.eye(3) * 100, torch.arange(3))]).accuracy
+        100.0
+    """
+    if isinstance(model_or_models, nn.Module):
+        return _evaluate_all([model_or_models], data, device)[0]
+    return _evaluate_all(list(model_or_models), data, device)
+
+
+def _evaluate_all(models: list[nn.Module], data: Data, device: str) -> tuple[Evaluation, ...]:
+    place = choose_device(device)
+    tallies = [_Tally() for _ in models]
+    with _evaluating(models, place), torch.no_grad():
+        for inputs, targets in _batches(data):
+            moved, goal = _to(inputs, place), targets.to(place)
+            for model, tally in zip(models, tallies, strict=True):
+                tally.add(run_model(model, moved), goal)
+    return tuple(tally.result() for tally in tallies)
+
+
+@contextlib.contextmanager
+def _evaluating(models: list[nn.Module], place: torch.device) -> Iterator[None]:
+    """Puts models into evaluation mode on a device, and back to where and how they were."""
+    homes = [next((tensor.device for tensor in _tensors(model)), place) for model in models]
+    modes = [{module: module.training for module in model.modules()} for model in models]
+    try:
+        for model in models:
+            model.to(place).eval()
+        yield
+    finally:
+        for model, home, mode in zip(models, homes, modes, strict=True):
+            model.to(home)
+            for module, is_training in mode.items():
+                module.training = is_training
+
+
+def score_states(
+    model: nn.Module,
+    states: Iterable[State],
+    data: Data,
+    device: str = "cpu",
+    *,
+    count: int,
+    progress: Progress | None = None,
+    task: str = "states",
+) -> list[Evaluation]:
+    """Scores many states of one module: several in each pass over the data, in bounded memory, the module built once.
+
+    Reading the data is often dearer than a small network's forward pass, so states share a pass. (`torch.func.vmap`
+    over stacked states gains nothing here on a CPU: perceptrons run as fast, convolutions three times as slow.)
+
+    Args:
+        model: A module of the architecture; its own weights are neither used nor changed.
+        states: Taken one by one, when there is room for them.
+        data: (inputs, targets) batches that can be read more than once, or a callable that returns them.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        count: How many states there are, for the progress.
+        progress: Called with (states done, states in all, what is done).
+        task: What is done, in words.
+
+    Returns:
+        One `Evaluation` per state.
+
+    Raises:
+        DataError: The data is empty, or targets do not fit the outputs.
+        ArchitectureError: The model cannot take the inputs.
+    """
+    place, waiting = choose_device(device), iter(states)
+    if not callable(data) and iter(data) is data:
+        data = list(data)
+    entries = sum(tensor.numel() for tensor in _tensors(model))
+    together = max(1, min(_STATES_AT_ONCE, _ENTRIES_AT_ONCE // max(1, entries)))
+    scores: list[Evaluation] = []
+    with _evaluating([model], place), torch.no_grad():
+        while group := list(islice(waiting, together)):
+            moved = [{name: value.to(place) for name, value in state.items()} for state in group]
+            tallies = [_Tally() for _ in moved]
+            for number, (inputs, targets) in enumerate(_batches(data), 1):
+                there, wanted = _to(inputs, place), targets.to(place)
+                for state, tally in zip(moved, tallies, strict=True):
+                    tally.add(run_model(model, there, state), wanted)
+                if progress is not None:
+                    progress(len(scores), count, f"{task}, {len(moved)} of them on batch {number}")
+            scores += [tally.result() for tally in tallies]
+    if progress is not None:
+        progress(len(scores), count, task)
+    return scores
+
+
+def run_model(model: nn.Module, inputs: Any, state: State | None = None) -> Tensor:
+    """Runs a module, with its own state or with another, and returns its first output tensor.
+
+    Raises:
+        ArchitectureError: The module cannot take the inputs, or returns no tensor.
+    """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    try:
+        if state is None:
+            outputs = model(*arguments)
+        else:
+            outputs = functional_call(model, dict(state), arguments, tie_weights=False)
+    except Exception as failure:
+        shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in arguments)
+        raise ArchitectureError(
+            f"{type(model).__name__} cannot take inputs of shape {shapes}: {type(failure).__name__}: {failure}. "
+            "Check that the data and the architecture belong together."
+        ) from failure
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits", next(iter(outputs.values()), None))
+    while isinstance(outputs, tuple | list) and outputs:
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor):
+        raise ArchitectureError(f"{type(model).__name__} returned a {type(outputs).__name__}, not a tensor of outputs.")
+    return outputs
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        RecipeError: The device does not exist on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"Unknown device '{name}'. Use auto, cpu or cuda.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"Unknown device '{name}'. Use auto, cpu or cuda.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("This machine has no CUDA device. Use --device cpu or --device auto.")
+    return device
+
+
+def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n classes"], Tensor]:
+    """Returns one row of logits per target: classes stand on the last axis or, as in torch's losses, on axis 1."""
+    if outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape:
+        logits = outputs.reshape(-1, outputs.shape[-1])
+    elif outputs.dim() == targets.dim() + 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape):
+        logits = outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
+    else:
+        raise DataError(
+            f"Outputs have shape {tuple(outputs.shape)}, class targets {tuple(targets.shape)}: "
+            "expected one row of logits per target."
+        )
+    classes = targets.reshape(-1)
+    wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
+    if wrong.numel():
+        raise DataError(
+            f"Target {int(wrong[0])} is no class of a model with {logits.shape[1]} outputs. Check the data's labels."
+        )
+    return logits, classes
+
+
+def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:
+    return data() if callable(data) else data
+
+
+def _to(inputs: Any, place: torch.device) -> Any:
+    return tuple(part.to(place) for part in inputs) if isinstance(inputs, tuple) else inputs.to(place)
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

@@ -1,0 +1,1 @@
+"""The door for names: architectures, data and files become sources."""

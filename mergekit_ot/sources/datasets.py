@@ -1,0 +1,252 @@
+"""Data SPECs: a callable, an ``.npz`` archive or a registered data set becomes (inputs, targets) batches."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergekit_ot.errors import DataError
+from mergekit_ot.sources.specs import Spec, call_with, find_object, parse_spec, registered
+from mergekit_ot.storage.files import missing_file
+
+if TYPE_CHECKING:
+    from mergekit_ot.hooks.manager import PluginManager
+
+Batch = tuple[Any, Tensor]
+
+TEST = "test"
+TRAIN = "train"
+BATCH_SIZE = 500
+
+_PAIRS = (("x", "y"), ("inputs", "targets"), ("images", "labels"), ("data", "labels"), ("data", "targets"))
+_OPTIONS = ("split", "mean", "std", "batch", "limit", "layout")
+_PAIR_HELP = "A data SPEC gives an iterable of (inputs, targets) batches: pairs of tensors or arrays."
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Data that can be read from the start any number of times.
+
+    Attributes:
+        name: The SPEC.
+        open: Returns a fresh iterable of batches.
+    """
+
+    name: str
+    open: Callable[[], Iterable[Any]]
+
+    def __call__(self) -> Iterator[Batch]:
+        """Returns the batches from the start, each checked to be a pair of tensors.
+
+        Raises:
+            DataError: Something in it is no pair, or it yields nothing.
+        """
+        return self._checked()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._checked()
+
+    def _checked(self) -> Iterator[Batch]:
+        count = 0
+        for item in self.open():
+            count += 1
+            yield _pair(item, self.name)
+        if count == 0:
+            raise DataError(f"Data '{self.name}' has no batches. {_PAIR_HELP}")
+
+
+def resolve_data(spec: str, manager: PluginManager | None = None, split: str = TEST) -> DataSource:
+    """Finds the data that a SPEC names.
+
+    Args:
+        spec: ``file.npz``, ``file.py:callable``, ``module:callable`` or a registered name, with a query. An archive
+            takes ``split=train|test``, ``mean=``, ``std=``, ``batch=``, ``limit=`` and ``layout=raw`` (no channel axis
+            is added or moved). The train part is read in a shuffled order, the same each time.
+        manager: Whose registered data sets are known; the installed plugins by default.
+        split: Part to take where the query does not say; a callable gets it if it has a ``split`` argument.
+
+    Raises:
+        DataError: It cannot be found, or it is neither an archive nor a callable nor an iterable.
+
+    Example:
+        >>> inputs, targets = next(iter(resolve_data("digits?batch=4")))
+        >>> tuple(inputs.shape), tuple(targets.shape)
+        ((4, 1, 8, 8), (4,))
+    """
+    parsed = parse_spec(spec)
+    if parsed.name is None and parsed.place.endswith(".npz"):
+        return _archive(parsed, split)
+    table = registered(manager, "datasets")
+    if parsed.name is None and parsed.place in table:
+        found = table[parsed.place].load()
+    else:
+        found = find_object(parsed, "data set", table, DataError)
+    if callable(found) and not _is_reiterable(found):
+        return DataSource(spec, _opener(found, parsed, split))
+    if _is_reiterable(found):
+        return DataSource(spec, lambda: cast("Iterable[Any]", found))
+    raise DataError(f"'{spec}' is a {type(found).__name__}. {_PAIR_HELP}")
+
+
+def _is_reiterable(found: object) -> bool:
+    return isinstance(found, Iterable) and not isinstance(found, Iterator | type)
+
+
+def _opener(function: Callable[..., Any], spec: Spec, split: str) -> Callable[[], Iterable[Any]]:
+    arguments = dict(spec.arguments)
+    try:
+        takes_split = "split" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        takes_split = False
+    if takes_split:
+        arguments.setdefault("split", split)
+
+    def opened() -> Iterable[Any]:
+        found = call_with(function, arguments, f"data '{spec.text}'", DataError)
+        if not isinstance(found, Iterable):
+            raise DataError(f"Data '{spec.text}' returned a {type(found).__name__}. {_PAIR_HELP}")
+        return found
+
+    return opened
+
+
+def _pair(item: object, name: str) -> Batch:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
+        raise DataError(f"A batch of data '{name}' is a {kind}, not an (inputs, targets) pair. {_PAIR_HELP}")
+    inputs, targets = item
+    if isinstance(inputs, tuple | list):
+        return tuple(_tensor(part, name) for part in inputs), _tensor(targets, name)
+    return _tensor(inputs, name), _tensor(targets, name)
+
+
+def _tensor(value: object, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.from_numpy(value)
+    raise DataError(f"A batch of data '{name}' holds a {type(value).__name__}, not a tensor. {_PAIR_HELP}")
+
+
+def _archive(spec: Spec, split: str) -> DataSource:
+    path = Path(spec.place)
+    if not path.is_file():
+        raise DataError(missing_file(path))
+    unknown = [key for key in spec.arguments if key not in _OPTIONS]
+    if unknown:
+        raise DataError(f"Option '{unknown[0]}' of '{spec.text}' is not known. An .npz takes: {', '.join(_OPTIONS)}.")
+    options = spec.arguments
+    part = str(options.get("split", split))
+    if part not in (TEST, TRAIN):
+        raise DataError(f"split={part} of '{spec.text}': it is {TRAIN} or {TEST}.")
+    size = _positive(spec, "batch", BATCH_SIZE)
+    limit = _positive(spec, "limit", None)
+    loaded: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def opened() -> Iterator[Batch]:
+        if not loaded:
+            loaded.append(_read_pair(path, part, "split" in options))
+            if part == TRAIN:
+                # Archives are often sorted by class, and calibration takes only what comes first.
+                order = np.random.default_rng(0).permutation(len(loaded[0][0]))
+                loaded[0] = (loaded[0][0][order], loaded[0][1][order])
+        inputs, targets = (array[:limit] for array in loaded[0])
+        for start in range(0, len(inputs), size or BATCH_SIZE):
+            rows = slice(start, start + (size or BATCH_SIZE))
+            yield _prepared(inputs[rows], options, spec), _targets(targets[rows])
+
+    return DataSource(spec.text, opened)
+
+
+def _positive(spec: Spec, key: str, default: int | None) -> int | None:
+    value = spec.arguments.get(key, default)
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise DataError(f"{key}={value} of '{spec.text}': it is a whole number above zero.")
+    return value
+
+
+def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+            chosen = _choose(names, part, is_demanded)
+            if chosen is None:
+                others = [other for other in (TRAIN, TEST) if other != part and _choose(names, other, True)]
+                hint = f"Add ?split={others[0]} to take the {others[0]} part." if others else (
+                    "Expected x_train, y_train, x_test, y_test, or one pair: x and y, inputs and targets, "
+                    "images and labels."
+                )  # fmt: skip
+                raise DataError(f"'{path}' has no {part} part: it holds {', '.join(names) or 'nothing'}. {hint}")
+            inputs, targets = archive[chosen[0]], archive[chosen[1]]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"'{path}' cannot be read as an .npz of plain arrays: {error}.") from error
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise DataError(
+            f"'{path}' does not pair up: {chosen[0]} has shape {inputs.shape}, {chosen[1]} has {targets.shape}. "
+            "Both need one entry per example along the first axis."
+        )
+    return inputs, targets
+
+
+def _choose(names: list[str], part: str, is_demanded: bool) -> tuple[str, str] | None:
+    by_lower = {name.lower(): name for name in names}
+    forms = [(f"{x}_{part}", f"{y}_{part}") for x, y in _PAIRS] + [(f"{part}_{x}", f"{part}_{y}") for x, y in _PAIRS]
+    has_parts = any(_is_part(name) for name in by_lower)
+    if not is_demanded or not has_parts:
+        forms += [*_PAIRS, ("arr_0", "arr_1")]
+    return next(((by_lower[x], by_lower[y]) for x, y in forms if x in by_lower and y in by_lower), None)
+
+
+def _is_part(name: str) -> bool:
+    return any(name.startswith(f"{part}_") or name.endswith(f"_{part}") for part in (TRAIN, TEST))
+
+
+def _prepared(array: np.ndarray, options: Mapping[str, Any], spec: Spec) -> Tensor:
+    """Returns inputs as a model takes them: bytes as fractions, images with the channel axis first."""
+    inputs = torch.from_numpy(np.ascontiguousarray(array))
+    if inputs.dtype == torch.uint8:
+        inputs = inputs.float() / 255
+    elif inputs.dtype in (torch.float64, torch.bool):
+        inputs = inputs.float()
+    if options.get("layout") != "raw" and inputs.is_floating_point():
+        if inputs.dim() == 3:
+            inputs = inputs[:, None]  # [N, H, W] -> [N, 1, H, W]
+        elif inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] not in (1, 3):
+            inputs = inputs.permute(0, 3, 1, 2).contiguous()  # [N, H, W, C] -> [N, C, H, W]
+    for key in ("mean", "std"):
+        if key in options:
+            inputs = _scaled(inputs, options[key], key, spec)
+    return inputs
+
+
+def _scaled(inputs: Tensor, value: object, key: str, spec: Spec) -> Tensor:
+    numbers = value if isinstance(value, tuple) else (value,)
+    is_usable = all(isinstance(number, int | float) for number in numbers) and inputs.is_floating_point()
+    if not is_usable or (len(numbers) > 1 and (inputs.dim() < 2 or len(numbers) != inputs.shape[1])):
+        raise DataError(
+            f"{key}={value} of '{spec.text}' does not fit inputs of shape {tuple(inputs.shape[1:])}: "
+            "give one number, or one per channel (separated by commas)."
+        )
+    if key == "std" and 0 in numbers:
+        raise DataError(f"std={value} of '{spec.text}': it divides the inputs, so it cannot be zero.")
+    scale = torch.tensor(numbers, dtype=inputs.dtype)
+    if len(numbers) > 1:
+        scale = scale.reshape(-1, *[1] * (inputs.dim() - 2))
+    return inputs - scale if key == "mean" else inputs / scale
+
+
+def _targets(array: np.ndarray) -> Tensor:
+    targets = torch.from_numpy(np.ascontiguousarray(array))
+    if targets.is_floating_point():
+        return targets.float()
+    if targets.dim() == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]  # [N, 1] class numbers -> [N]
+    return targets.long()

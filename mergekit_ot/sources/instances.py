@@ -1,0 +1,29 @@
+"""Fresh instances of an architecture, without memory for their tensors where that is possible."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    pass
+
+
+def shapes_of(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Returns the state dict of a fresh instance, without memory for its tensors where that is possible."""
+    return {name: value for name, value in on_meta(make).state_dict().items() if isinstance(value, Tensor)}
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """Returns a fresh instance on the meta device, or a real one where the constructor needs real tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                return make()
+        except Exception:
+            return make()

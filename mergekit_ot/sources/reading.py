@@ -1,0 +1,155 @@
+"""From file names to source models: read, checked against their architectures, with an input to trace them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_ot.api import load_checkpoint
+from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.sources.instances import shapes_of
+from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.checkpoint import check_finite
+from mergekit_ot.storage.record import Checkpoint
+
+if TYPE_CHECKING:
+    from mergekit_ot.hooks.manager import PluginManager
+
+# A counter that older files lack; it takes no part in the function at evaluation.
+_OPTIONAL_SUFFIX = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class ReadSource:
+    """A checkpoint together with the architecture that it fits.
+
+    Attributes:
+        checkpoint: What was read.
+        make: Builds fresh instances of its architecture.
+        state: The checkpoint's state, completed by counters that its file lacks.
+    """
+
+    checkpoint: Checkpoint
+    make: Architecture
+    state: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The file name, as the user gave it."""
+        return str(self.checkpoint.path)
+
+    def module(self) -> nn.Module:
+        """Returns a fresh module that holds the state."""
+        module = self.make()
+        module.load_state_dict(dict(self.state), strict=False)  # names and shapes were checked when it was read
+        return module
+
+
+def read_sources(
+    paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Callable[[str], None]
+) -> list[ReadSource]:
+    """Reads checkpoints, in order, and checks every name and shape against the architectures before any work.
+
+    Args:
+        paths: The checkpoints.
+        arch: No SPEC (each file carries its own), one for all, or one per checkpoint.
+        manager: Whose formats and architectures are known.
+        notify: Told what was found.
+
+    Raises:
+        CheckpointError: A file cannot be read, or holds NaN or infinity.
+        ArchitectureError: No architecture is known for it, or the state does not fit.
+        RecipeError: The number of architectures fits neither.
+    """
+    if len(arch) not in (0, 1, len(paths)):
+        raise RecipeError(
+            f"{len(arch)} architectures for {len(paths)} checkpoints: give --arch once for all, or once each."
+        )
+    checkpoints = []
+    for path in paths:
+        checkpoints.append(load_checkpoint(Path(path), manager))
+        notify(f"{path}: {checkpoints[-1].found}")
+    sources: list[ReadSource] = []
+    for index, checkpoint in enumerate(checkpoints):
+        spec = arch[index if len(arch) > 1 else 0] if arch else None
+        make = _architecture_of(checkpoint, spec, manager)
+        # One object per architecture: it is then traced once for all its checkpoints.
+        make = next((other.make for other in sources if other.make == make), make)
+        state = fit_state(checkpoint, make)
+        check_finite(state, str(checkpoint.path))
+        sources.append(ReadSource(checkpoint, make, state))
+    return sources
+
+
+def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:
+    if spec is not None:
+        return resolve_architecture(spec, manager)
+    if checkpoint.build is not None:
+        return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
+    if checkpoint.architecture is None:
+        raise ArchitectureError(
+            f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
+            "builds the network, such as --arch nets.py:mlp."
+        )
+    # Only registered names: a file must not be able to name code.
+    if checkpoint.architecture not in manager.architectures:
+        known = ", ".join(sorted(manager.architectures)) or "none"
+        raise ArchitectureError(
+            f"'{checkpoint.path}' carries the architecture '{checkpoint.architecture}', which no installed plugin "
+            f"registers (known: {known}). Install its plugin, or pass --arch SPEC."
+        )
+    return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
+
+
+def fit_state(checkpoint: Checkpoint, make: Architecture) -> dict[str, Tensor]:
+    """Returns the state in the architecture's order, after checking that names and shapes agree.
+
+    Raises:
+        ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
+    """
+    expected, state = shapes_of(make), checkpoint.state
+    missing = [name for name in expected if name not in state and not name.endswith(_OPTIONAL_SUFFIX)]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        raise ArchitectureError(
+            f"'{checkpoint.path}' does not fit architecture '{make.name}'. "
+            + (f"Missing in the file: {_first(missing)}. " if missing else "")
+            + (f"Not in the architecture: {_first(unexpected)}. " if unexpected else "")
+            + "Check --arch and its arguments."
+        )
+    for name, tensor in expected.items():
+        if name in state and state[name].shape != tensor.shape:
+            raise ArchitectureError(
+                f"'{checkpoint.path}' does not fit architecture '{make.name}': '{name}' is {_shape(state[name])} in "
+                f"the file and {_shape(tensor)} in the architecture. Check --arch and its arguments."
+            )
+    counters = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in expected.items()
+                if name not in state}  # fmt: skip
+    return {name: state[name] if name in state else counters[name] for name in expected}
+
+
+def check_target(make: Architecture, spec: str) -> None:
+    """Checks that a target architecture has neurons everywhere.
+
+    Raises:
+        ArchitectureError: Names the first parameter without any.
+    """
+    for name, tensor in shapes_of(make).items():
+        if tensor.dim() and 0 in tensor.shape:
+            raise ArchitectureError(
+                f"Target '{spec}' has no neurons in '{name}' (shape {_shape(tensor)}): a fused layer needs at least "
+                "one. Give a width of 1 or more."
+            )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"

@@ -1,0 +1,1 @@
+"""Networks come from anywhere, a tensor at a time."""

@@ -1,0 +1,110 @@
+"""Checkpoints: read any plain state dict safely, write one that says how it was made.
+
+A file written here holds plain data only: tensors, numbers, strings, lists and mappings. What it names (a registered
+architecture) is looked up among the installed plugins; no code is ever taken out of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.files import check_readable, file_digest, replacing
+from mergekit_ot.storage.record import Checkpoint
+from mergekit_ot.storage.state_dicts import quantised_name
+from mergekit_ot.storage.torch_format import compacted, read_torch_file, write_torch_file
+
+# Formats in the order in which they are asked: each reads a path, or writes a state with its metadata to one, and says
+# so; what none of them takes is a file of torch.
+Loader = Callable[[Path], Checkpoint | None]
+Saver = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], bool | None]
+
+
+def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
+    """Reads a checkpoint without executing anything that stands in it.
+
+    Args:
+        path: The file.
+        formats: Asked first, in order; then it is what ``torch.save`` writes.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
+    """
+    check_readable(path)
+    asked = (read(path) for read in formats)
+    checkpoint = next((content for content in asked if content is not None), None) or read_torch_file(path)
+    damaged = quantised_name(checkpoint.state)
+    if damaged is not None:
+        raise CheckpointError(
+            f"'{path}' holds quantised weights ('{damaged}'): packed integers cannot be averaged. "
+            "Dequantise it to float32 with the tool that made it, or use the original checkpoint."
+        )
+    return checkpoint if checkpoint.sha256 else replace(checkpoint, sha256=file_digest(path))
+
+
+def save(
+    path: Path,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    formats: Sequence[Saver],
+    template: Path | None = None,
+) -> None:
+    """Writes a state and its metadata, beside the place first, then renamed into it.
+
+    Args:
+        path: Where to.
+        state: Name → tensor.
+        metadata: Plain data: what the file says about the state.
+        formats: Asked first, in order; then it is a PyTorch file.
+        template: A file that holds the program to which the state belongs, for formats that need one.
+
+    Raises:
+        CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
+    """
+    compact = {name: compacted(value) for name, value in state.items() if isinstance(value, Tensor)}
+    for key, value in metadata.items():
+        _check_plain(value, key)
+    known = {**metadata, "template": None if template is None else str(template)}
+    with replacing(path) as beside:
+        if not any(write(beside, compact, known) for write in formats):
+            write_torch_file(beside, compact, metadata)
+
+
+def check_finite(state: Mapping[str, Tensor], name: str) -> None:
+    """Checks that no weight is NaN or infinite; integer tensors have no such value.
+
+    Raises:
+        CheckpointError: Names the first tensor that is not finite, and how many of its entries.
+    """
+    for key, value in state.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        # Narrow float types have no test of their own.
+        wide = value.float() if value.is_floating_point() and value.element_size() < 2 else value
+        bad = int((~torch.isfinite(wide)).sum())
+        if bad:
+            raise CheckpointError(
+                f"Tensor '{key}' of '{name}' has {bad} of {value.numel()} entries that are NaN or infinite: its "
+                "training diverged, or the file is damaged. Use an earlier checkpoint of that training."
+            )
+
+
+def _check_plain(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, f"{where} key")
+            _check_plain(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, where)
+    elif value is not None and not isinstance(value, str | int | float | bool):
+        raise CheckpointError(
+            f"Cannot save '{where}': a {type(value).__name__} is not plain data. "
+            "Use numbers, strings, booleans, None, lists and mappings of these."
+        )

@@ -1,0 +1,241 @@
+"""The fused measure that couplings imply, and what it costs: the closed forms that solvers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_ot.errors import SolverError
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.ground_cost import at_least_single, ground_cost, single_precision
+from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
+from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
+
+
+def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> NeuronMeasure:
+    """Returns the barycenter for fixed couplings, in closed form.
+
+    Supports are averaged, ``Σ_i λ_i Ā_i V_i``; structures are averaged on their rows and split on their columns,
+    ``Σ_i λ_i Ā_i H_i S̄_i``. Both minimise the objective of arXiv:2210.06671 for these couplings. A fused neuron that
+    has no partner in some source is the mean over the others.
+
+    Raises:
+        SolverError: Some sources have a structure and others have none.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> swapped = Coupling(index=torch.tensor([1, 0]))
+        >>> fused_measure(problem, (Coupling.identity(2), swapped)).support.tolist()
+        [[0.0], [3.0]]
+    """
+    first = problem.measures[0]
+    support = torch.zeros(
+        problem.size, first.support.shape[1], dtype=single_precision(first.support), device=first.support.device
+    )
+    structure = None
+    if problem.has_structure:
+        slices = _structure_slices(problem)
+        structure = support.new_zeros(slices, problem.size, problem.size)
+    shares = [(w, c.presence(support)) for w, c in zip(problem.model_weights, couplings, strict=True) if w > 0]
+    for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
+        # A zero weight must not let a source's infinities through.
+        if weight == 0:
+            continue
+        support.add_(averaged_support(coupling, measure), alpha=weight)
+        if structure is not None and measure.structure is not None:
+            structure.add_(_on_both_axes(coupling, measure), alpha=weight)
+    if any(here is not None for _, here in shares):
+        share = support.new_zeros(problem.size)
+        for weight, here in shares:
+            share += weight if here is None else weight * here
+        share = torch.where(share > 0, share, torch.ones_like(share))[:, None]
+        support, structure = support / share, None if structure is None else structure / share
+    dtype = first.support.dtype
+    return NeuronMeasure(
+        support.to(dtype),
+        uniform_mass(problem.size, first.mass),
+        None if structure is None else structure.to(dtype),
+        first.signs,
+    )
+
+
+def transport_cost(
+    coupling: Coupling,
+    target: Float[Tensor, "m d"],
+    source: Float[Tensor, "n d"],
+    signs: Signs | None = None,
+) -> float:
+    """Returns ``⟨Π, C⟩`` for the squared Euclidean ground cost; no matrix product for a permutation.
+
+    Args:
+        coupling: The coupling.
+        target: Support of the fused group.
+        source: Support of the source.
+        signs: Which columns change sign with a negated neuron.
+
+    Example:
+        >>> transport_cost(Coupling.identity(2), torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
+        2.0
+    """
+    target, source = at_least_single(target), at_least_single(source)
+    columns = None if signs is None or coupling.sign is None else signs.columns
+    if coupling.index is not None:
+        moved = source[coupling.index]
+        if columns is not None:
+            moved[:, columns] *= coupling.sign.to(moved)[:, None]  # type: ignore[union-attr]
+        return _squared_sum(moved.sub_(target)) / max(coupling.target_size, 1)
+    plan = coupling.transport_plan(target)
+    cost = float((plan * ground_cost(target, source)).sum())
+    if columns is None:
+        return cost
+    product = target[:, columns] @ source[:, columns].T
+    return cost + 2 * float(((plan - coupling.signed_plan(target)) * product).sum())
+
+
+def barycenter_cost(problem: BarycenterProblem, couplings: Sequence[Coupling], support: Float[Tensor, "m d"]) -> float:
+    """Returns the objective ``Σ_i λ_i ⟨Π_i, C_i⟩`` of supports alone; sources of zero weight are not looked at.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> couplings = (Coupling.identity(2), Coupling(index=torch.tensor([1, 0])))
+        >>> barycenter_cost(problem, couplings, torch.tensor([[0.0], [3.0]]))
+        0.5
+    """
+    return sum(
+        weight * transport_cost(coupling, support, measure.support, measure.signs)
+        for weight, coupling, measure in zip(problem.model_weights, couplings, problem.measures, strict=True)
+        if weight > 0
+    )
+
+
+def rounding_error(problem: BarycenterProblem) -> float:
+    """Returns the size below which a difference of two objectives of this problem is rounding.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> 0 < rounding_error(problem) < 1e-4
+        True
+    """
+    epsilon = torch.finfo(single_precision(problem.measures[0].support)).eps
+    moments = (
+        weight * _squared_sum(at_least_single(measure.support)) / max(measure.size, 1)
+        for weight, measure in zip(problem.model_weights, problem.measures, strict=True)
+        if weight > 0
+    )
+    return 8 * epsilon * sum(moments)
+
+
+def in_order_of(couplings: Sequence[Coupling], source: int) -> tuple[Coupling, ...]:
+    """Returns the couplings with the fused neurons in the order and signs of one source, where it has a permutation.
+
+    Example:
+        >>> couplings = (Coupling(index=torch.tensor([1, 0])), Coupling.identity(2))
+        >>> [coupling.index.tolist() for coupling in in_order_of(couplings, 0)]
+        [[0, 1], [1, 0]]
+    """
+    index = couplings[source].index
+    if index is None or couplings[source].is_identity:
+        return tuple(couplings)
+    order = torch.argsort(index)
+    ordered = [coupling.in_order(order) for coupling in couplings]
+    sign = ordered[source].sign
+    return tuple(ordered) if sign is None else tuple(coupling.negated(sign) for coupling in ordered)
+
+
+def independent_coupling(target_mass: Float[Tensor, " m"], source_mass: Float[Tensor, " n"]) -> Coupling:
+    """Returns the coupling that knows nothing: every target neuron takes from every source neuron.
+
+    Example:
+        >>> independent_coupling(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).plan.tolist()
+        [[0.125, 0.375], [0.125, 0.375]]
+    """
+    return Coupling(plan=torch.outer(target_mass, source_mass))
+
+
+def unsolved(problem: BarycenterProblem) -> Barycenter | None:
+    """Returns the barycenter to hand back where a source is not finite, and None where all are.
+
+    Its couplings are those in force, or else the identity (sizes equal) or the independent coupling.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> unsolved(problem) is None
+        True
+    """
+    tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
+    if all(tensor is None or _is_finite(tensor) for tensor in tensors):
+        return None
+    couplings = problem.initial or tuple(
+        Coupling.identity(problem.size, measure.support.device)
+        if measure.size == problem.size
+        else independent_coupling(uniform_mass(problem.size, measure.mass), measure.mass)
+        for measure in problem.measures
+    )
+    return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
+
+
+def _squared_sum(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor)) ** 2
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum settles almost every case without a second array of the tensor's size; it may overflow by itself.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def averaged_support(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor, "m d"]:
+    """Returns a source's support moved to the fused neurons: ``Ā V``, signs included.
+
+    Example:
+        >>> measure = NeuronMeasure.uniform(torch.tensor([[1.0], [2.0]]))
+        >>> averaged_support(Coupling(index=torch.tensor([1, 0])), measure).tolist()
+        [[2.0], [1.0]]
+    """
+    support = at_least_single(measure.support)
+    columns = None if measure.signs is None or coupling.sign is None else measure.signs.columns
+    moved = support[coupling.index] if coupling.index is not None else coupling.average_map(support) @ support
+    if columns is None:
+        return moved
+    if coupling.index is not None:
+        moved[:, columns] *= coupling.sign.to(moved)[:, None]  # type: ignore[union-attr]
+    else:
+        moved[:, columns] = coupling.average_map(support, is_signed=True) @ support[:, columns]
+    return moved
+
+
+def _on_both_axes(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor, "s m m"]:
+    structure = at_least_single(measure.structure)  # type: ignore[arg-type]
+    signs = measure.signs if coupling.sign is not None else None
+    if coupling.index is not None:
+        moved = structure[:, coupling.index][:, :, coupling.index]
+        if signs is not None:
+            sign = coupling.sign.to(moved)  # type: ignore[union-attr]
+            moved *= torch.where(signs.rows[:, None, None], sign[:, None], torch.ones_like(sign)[:, None])
+            moved *= torch.where(signs.readers[:, None, None], sign, torch.ones_like(sign))
+        return moved
+    if signs is None:
+        return coupling.average_map(structure) @ structure @ coupling.split_map(structure)
+    averages = [coupling.average_map(structure, is_signed) for is_signed in (False, True)]
+    splits = [coupling.split_map(structure, is_signed) for is_signed in (False, True)]
+    moved = [
+        averages[int(row)] @ each @ splits[int(reader)]
+        for each, row, reader in zip(structure, signs.rows, signs.readers, strict=True)
+    ]
+    return torch.stack(moved)
+
+
+def _structure_slices(problem: BarycenterProblem) -> int:
+    slices = {None if measure.structure is None else measure.structure.shape[0] for measure in problem.measures}
+    if len(slices) != 1:
+        raise SolverError(
+            f"The sources' structures do not match: {sorted(map(str, slices))} matrices per source. "
+            "A barycenter needs the same structure matrices of every source; give all of them, or none."
+        )
+    return slices.pop() or 0
