@@ -11,8 +11,7 @@ import torch
 from nets import Attention
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, ModelGraph, trace_model
-from mergekit_ot.fusion import setup
+from mergekit_ot import Coupling, ModelGraph, api, trace_model
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.graph.symmetry.signs import find_signs
@@ -109,7 +108,7 @@ def trace_once(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *arguments
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fusions of this test trace every architecture once."""
-    monkeypatch.setattr(setup, "trace_model", trace_once)
+    monkeypatch.setattr(api, "trace_model", trace_once)
 
 
 def traced(make: Callable[[], nn.Module], inputs: Tensor) -> tuple[ModelGraph, dict[str, SignPlaces]]:

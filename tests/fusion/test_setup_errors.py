@@ -227,7 +227,7 @@ def test_nothing_heavy_runs_before_a_mistake_is_told(monkeypatch: pytest.MonkeyP
     def traced(*args: object, **options: object) -> None:
         raise AssertionError("a model was traced before the mistake was told")
 
-    monkeypatch.setattr("mergekit_ot.fusion.setup.trace_model", traced)
+    monkeypatch.setattr("mergekit_ot.api.trace_model", traced)
     broken = Cnn()
     broken.fc1.weight.data[0, 0] = float("nan")
     inputs = torch.randn(2, 1, 8, 8)
