@@ -37,6 +37,7 @@ def run_fusion(setup: FusionSetup, progress: Progress | None = None, dry_run: bo
         aligned_sources_max_error=error,
         plan=run.plan,
         solver=setup.solver.name,
+        options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings(error)),
         target=setup.target,
@@ -92,26 +93,26 @@ class FusionRun:
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
         setup, best = self.setup, None
-        is_single = self.plan.max_sweeps <= 1 and setup.restarts == 1 and setup.refinement is None
-        for restart in range(setup.restarts):
+        is_single = self.plan.max_sweeps <= 1 and setup.options.restarts == 1 and setup.refinement is None
+        for restart in range(setup.options.restarts):
             run = AlignmentRun(
-                setup, setup.solver, self.plan, self.tensors, self.grams, self.alignment, setup.seed + restart,
+                setup, setup.solver, self.plan, self.tensors, self.grams, self.alignment, setup.options.seed + restart,
                 self._step_done if is_single else None, self.progress,
             )  # fmt: skip
             found = run.run()
-            objective = self._objective(found) if setup.restarts > 1 else None
+            objective = self._objective(found) if setup.options.restarts > 1 else None
             if best is None or (objective is not None and objective < best[0]):
                 best = (float("inf") if objective is None else objective, found, run.reports)
         if best is not None:
             objective, self.alignment, self.reports = best
-            if setup.restarts > 1:
+            if setup.options.restarts > 1:
                 self.objectives["aligned"] = objective
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
         plan = build_plan(self.setup.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
-            self.setup, solver, plan, self.tensors, None, self.alignment, self.setup.seed, None, self.progress
+            self.setup, solver, plan, self.tensors, None, self.alignment, self.setup.options.seed, None, self.progress
         )
         found = run.run()
         before, after = self._objective(self.alignment), self._objective(found)
@@ -176,7 +177,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if setup.target_graph.buffers and setup.repair is None and setup.solver.name != "average":
+        if setup.target_graph.buffers and setup.repair is None and setup.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
 from mergekit_ot.fusion.repair import RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
@@ -27,6 +28,8 @@ class FusionResult:
         aligned_sources_max_error: Largest difference between a source's outputs and those of its aligned copy,
             relative to the outputs' scale; zero up to rounding wherever all couplings are permutations.
         plan: The plan that was run.
+        solver: Name of the solver.
+        options: What was chosen.
         seconds: Wall time.
         warnings: Sentences the user should read.
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
@@ -40,6 +43,7 @@ class FusionResult:
     aligned_sources_max_error: float | None
     plan: FusionPlan
     solver: str
+    options: FusionOptions
     seconds: float
     warnings: tuple[str, ...]
     target: SourceModel

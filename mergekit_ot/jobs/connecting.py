@@ -12,6 +12,7 @@ from torch import Tensor
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.calibration import calibration_inputs
+from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AbstractRepair, repair_context
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.hooks.manager import PluginManager
@@ -28,10 +29,6 @@ from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.files import check_writable
-
-# The solver that leaves every neuron where it is: it brings the traced sources where no alignment is asked for.
-_IN_PLACE = "average"
-_NO_REPAIR = "none"
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def run_barrier(
     first, second = read_sources(recipe.models, recipe.arch, manager, notify)
     states = first.module().state_dict(), second.module().state_dict()
     check_same_shapes(*states)
-    mending = None if recipe.repair == _NO_REPAIR else build(manager, "repair", recipe.repair)
+    mending = None if recipe.repair == NO_REPAIR else build(manager, "repair", recipe.repair)
     moved = aligned_repair = naive_repair = None
     if align or mending is not None:
         calibration = resolve_data(recipe.data or "", manager, TRAIN)
@@ -184,11 +181,11 @@ def _traced(
 ) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:  # fmt: skip
     """Returns the two models aligned (in place, if nothing else is asked for) and the inputs that a repair sees."""
     batches: tuple[tuple[Tensor, ...], ...] = ()
-    if recipe.repair != _NO_REPAIR:
+    if recipe.repair != NO_REPAIR:
         batches = calibration_inputs(calibration, recipe.calibration_size)
     inputs = batches[0] if batches else example_inputs_of(first, recipe.input_shape, test, notify)[0]
-    method = recipe if align else recipe.model_copy(update={"solver": _IN_PLACE})
-    result = align_pair(first, second, method, inputs, calibration, manager, progress)
+    # Only planned, two models keep every neuron where it is, and are traced all the same.
+    result = align_pair(first, second, recipe, inputs, calibration, manager, progress, dry_run=not align)
     for warning in result.warnings:
         # That a network with BatchNorm needs a repair is no news where one was asked for.
         if not batches or "--repair" not in warning:
