@@ -58,6 +58,13 @@ _HOMES = {
     "GroupView": "mergekit_ot.fusion.group_view",
     "AbstractExecutor": "mergekit_ot.fusion.executor",
     "Step": "mergekit_ot.fusion.plan",
+    "StepSolution": "mergekit_ot.fusion.task",
+    "StepTask": "mergekit_ot.fusion.task",
+    "TaskQueue": "mergekit_ot.fusion.executor",
+    "run_task": "mergekit_ot.fusion.task",
+    "FusionInputs": "mergekit_ot.fusion.setup",
+    "FusionOptions": "mergekit_ot.fusion.options",
+    "fuse_with": "mergekit_ot.api",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
@@ -95,16 +102,19 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from mergekit_ot.api import check_model, fuse, load_checkpoint, save_checkpoint, trace_model
+    from mergekit_ot.api import check_model, fuse, fuse_with, load_checkpoint, save_checkpoint, trace_model
     from mergekit_ot.errors import ArchitectureError, CheckpointError, DataError, MergeotError, RecipeError, SolverError
-    from mergekit_ot.fusion.executor import AbstractExecutor
+    from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView
     from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+    from mergekit_ot.fusion.options import FusionOptions
     from mergekit_ot.fusion.plan import Step
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
     from mergekit_ot.fusion.result import FusionResult
+    from mergekit_ot.fusion.setup import FusionInputs
     from mergekit_ot.fusion.source import SourceModel
     from mergekit_ot.fusion.step_report import StepReport
+    from mergekit_ot.fusion.task import StepSolution, StepTask, run_task
     from mergekit_ot.graph.capture.capture import ExportFrontEnd
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
     from mergekit_ot.graph.capture.program import CapturedProgram, ProgramSlot

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.engine import run_fusion
+from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
@@ -19,7 +20,7 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
-from mergekit_ot.hooks.preparing import prepare
+from mergekit_ot.hooks.preparing import GivenMethods, prepare
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
@@ -113,7 +114,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> C
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
 
     Example:
-        >>> import tempfile, pathlib
+        >>> import pathlib, tempfile, torch
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.pt"
         >>> torch.save({"epoch": 3, "model_state_dict": {"module.weight": torch.zeros(2, 3)}}, path)
         >>> checkpoint = load_checkpoint(path)
@@ -191,7 +192,7 @@ def fuse(
     seed: int = 0,
     refine: bool = False,
     restarts: int = 1,
-    executor: str = "serial",
+    executor: str | AbstractExecutor = "serial",
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
     manager: PluginManager | None = None,
@@ -215,7 +216,7 @@ def fuse(
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
         restarts: How often to align, each time with another seed; the least objective is kept.
-        executor: Name of a registered executor.
+        executor: Name of a registered executor, or an executor.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
         manager: The plugins to use; the installed ones by default.
@@ -251,11 +252,17 @@ def fuse(
         front_end=front_end,
         trace_seconds=limits.seconds,
         trace_operations=limits.operations,
-        executor=executor,
+        executor=executor if isinstance(executor, str) else type(executor).__name__,
     )
-    given = None if isinstance(solver, str) else solver
-    inputs = FusionInputs(models, target, example_inputs, data)
-    return fuse_with(inputs, options, solver=given, manager=manager, progress=progress, dry_run=dry_run)
+    return fuse_with(
+        FusionInputs(models, target, example_inputs, data),
+        options,
+        solver=None if isinstance(solver, str) else solver,
+        executor=None if isinstance(executor, str) else executor,
+        manager=manager,
+        progress=progress,
+        dry_run=dry_run,
+    )
 
 
 def fuse_with(
@@ -263,6 +270,7 @@ def fuse_with(
     options: FusionOptions,
     *,
     solver: AbstractBarycenterSolver | None = None,
+    executor: AbstractExecutor | None = None,
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -273,6 +281,7 @@ def fuse_with(
         inputs: What is fused.
         options: How.
         solver: A solver to take instead of the one that `options` names.
+        executor: An executor to take instead of the one that `options` names.
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
@@ -286,5 +295,6 @@ def fuse_with(
         >>> fuse_with(FusionInputs([model, model], example_inputs=torch.randn(2, 4)), FusionOptions()).solver
         'wb'
     """
-    setup = prepare(inputs, options, manager or default_manager(), trace_model, solver)
+    methods = GivenMethods(solver, executor)
+    setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
     return run_fusion(setup, progress, dry_run)

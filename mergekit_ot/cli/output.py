@@ -136,7 +136,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     if outcome.output is None:
         show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
         return
-    show_table(content["groups"], ("name", "size", "cost", "status"), title="Neuron groups")
+    show_table(content["groups"], ("name", "size", "cost", "status", "solver"), title="Neuron groups")
     error = content["aligned_sources_max_error"]
     for when, objective in outcome.result.objectives.items():
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")

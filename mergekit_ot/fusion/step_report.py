@@ -9,12 +9,21 @@ from mergekit_ot.transport.problem import Status
 
 @dataclass(frozen=True)
 class GroupReport:
-    """How the fusion of one group ended."""
+    """How the fusion of one group ended.
+
+    Attributes:
+        name: Key of the group.
+        size: Neurons of the fused group.
+        cost: The objective at the end, where there is one.
+        status: How the solver ended.
+        solver: Who coupled it: the solver, the nested assignment of heads and channels, or nobody.
+    """
 
     name: str
     size: int
     cost: float | None
     status: Status
+    solver: str
 
 
 @dataclass(frozen=True)

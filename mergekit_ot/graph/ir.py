@@ -7,7 +7,7 @@ A `ModelGraph` holds, for every parameter axis, an `AxisLayout` whose leaves nam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,6 +114,10 @@ class ModelGraph:
     def pinned_groups(self) -> dict[str, NeuronGroup]:
         """The groups whose order is fixed, each with its reason."""
         return {key: group for key, group in self.groups.items() if group.pin is not None}
+
+    def outline(self) -> ModelGraph:
+        """Returns the graph without its program and its operations: what stands where, small enough to be sent."""
+        return replace(self, operations=nx.DiGraph(), program=None)
 
     def pin_sentences(self) -> tuple[str, ...]:
         """Returns a sentence per reason of a pin: how many parameter axes, why, and where the first one is."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import calibration
+from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.setup import FusionInputs, FusionSetup, checked_weights, trace_limits
 from mergekit_ot.fusion.source import SourceModel
@@ -19,12 +21,20 @@ from mergekit_ot.hooks.methods import build, build_refinement, build_solver, che
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
+@dataclass(frozen=True)
+class GivenMethods:
+    """Methods that a caller made itself, instead of naming them."""
+
+    solver: AbstractBarycenterSolver | None = None
+    executor: AbstractExecutor | None = None
+
+
 def prepare(
     inputs: FusionInputs,
     options: FusionOptions,
     manager: PluginManager,
     trace_model: Callable[..., ModelGraph],
-    solver: AbstractBarycenterSolver | None = None,
+    given: GivenMethods | None = None,
 ) -> FusionSetup:
     """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised.
 
@@ -33,17 +43,17 @@ def prepare(
         options: How.
         manager: Whose methods are known.
         trace_model: `mergekit_ot.trace_model`.
-        solver: A solver to take instead of the one that `options` names.
+        given: Methods to take instead of those that `options` names.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
     """
-    models = inputs.models
+    models, given = inputs.models, given or GivenMethods()
     if len(models) < 1:
         raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
     sources = tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(models))
     weights = checked_weights(options.model_weights, len(sources))
-    chosen = checked_solver(solver or build_solver(options.solver, options.solver_options, manager))
+    chosen = checked_solver(given.solver or build_solver(options.solver, options.solver_options, manager))
     measure_name = options.measure or chosen.measure
     measure = build(manager, "measure", measure_name)
     repair = None if options.repair == NO_REPAIR else build(manager, "repair", options.repair)
@@ -68,7 +78,7 @@ def prepare(
         solver=chosen,
         measure=measure,
         repair=repair,
-        executor=build(manager, "executor", options.executor),
+        executor=given.executor or build(manager, "executor", options.executor),
         inputs=examples,
         batches=batches,
         device=torch.device(_available(options.device)),
