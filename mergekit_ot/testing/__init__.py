@@ -6,9 +6,10 @@ A third party's test is one line: ``check_solver(MySolver())``, ``check_measure(
 
 from __future__ import annotations
 
+from mergekit_ot.testing.executors import check_executor
 from mergekit_ot.testing.measures import check_measure
 from mergekit_ot.testing.problems import permuted, random_problem
 from mergekit_ot.testing.rules import check_rule
 from mergekit_ot.testing.solvers import check_solver
 
-__all__ = ["check_measure", "check_rule", "check_solver", "permuted", "random_problem"]
+__all__ = ["check_executor", "check_measure", "check_rule", "check_solver", "permuted", "random_problem"]
