@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import repair_context
+from mergekit_ot.fusion.repair import AlignedModels, repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
@@ -85,10 +85,10 @@ class FusionRun:
             aligned = tuple(
                 aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)
             )
+            models = AlignedModels(setup.target, setup.sources, self.alignment)
             context = repair_context(
-                self.fused, aligned, setup.target, setup.sources, self.alignment, setup.model_weights, setup.batches,
-                self.progress, self.notes.append,
-            )  # fmt: skip
+                models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
+            )
             self.fused = dict(setup.repair.repair(context))
 
     def _align(self) -> None:

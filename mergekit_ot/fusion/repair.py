@@ -70,26 +70,47 @@ class RepairContext:
     note: Notify | None = None
 
 
+@dataclass(frozen=True)
+class AlignedModels:
+    """The networks of a fusion, and how their neurons correspond.
+
+    Attributes:
+        target: The architecture of the fused model.
+        sources: In the user's order.
+        alignment: The couplings.
+    """
+
+    target: SourceModel
+    sources: tuple[SourceModel, ...]
+    alignment: Alignment
+
+
 def repair_context(
+    models: AlignedModels,
     fused: Mapping[str, Tensor],
     aligned: Sequence[Mapping[str, Tensor]],
-    target: SourceModel,
-    sources: Sequence[SourceModel],
-    alignment: Alignment,
     model_weights: Sequence[float],
     batches: Iterable[tuple[Tensor, ...]],
     progress: Progress | None = None,
     note: Notify | None = None,
 ) -> RepairContext:
-    """Returns what a repair of `fused` works with."""
-    views = tuple(
-        RepairSource(graph.program, source.state, number, alignment)
-        for number, (source, graph) in enumerate(zip(sources, alignment.graphs, strict=True))
-    )
+    """Returns what a repair of `fused`, a mean of the `aligned` states, works with."""
+    graphs = models.alignment.graphs
+    sources = [
+        RepairSource(graph.program, source.state, number, models.alignment)
+        for number, (source, graph) in enumerate(zip(models.sources, graphs, strict=True))
+    ]
     return RepairContext(
-        target.instance, fused, tuple(aligned), tuple(model_weights), batches, alignment.target.program, views,
-        progress, note,
-    )  # fmt: skip
+        instance=models.target.instance,
+        fused=fused,
+        aligned=tuple(aligned),
+        model_weights=tuple(model_weights),
+        batches=batches,
+        program=models.alignment.target.program,
+        sources=tuple(sources),
+        progress=progress,
+        note=note,
+    )
 
 
 class AbstractRepair(abc.ABC):

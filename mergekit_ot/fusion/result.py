@@ -11,7 +11,7 @@ from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
-from mergekit_ot.fusion.repair import RepairContext, repair_context
+from mergekit_ot.fusion.repair import AlignedModels, RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.progress import Progress
@@ -55,12 +55,18 @@ class FusionResult:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
         return aligned_state(self.sources[source], self.target, self.alignment, source)
 
+    @property
+    def models(self) -> AlignedModels:
+        """The networks and their alignment."""
+        return AlignedModels(self.target, self.sources, self.alignment)
+
     def repair_context(
         self,
         fused: Mapping[str, Tensor],
         model_weights: Sequence[float],
         batches: Iterable[tuple[Tensor, ...]],
         progress: Progress | None = None,
+        aligned: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> RepairContext:
         """Returns what a repair of `fused`, a mean of the aligned sources, works with.
 
@@ -69,11 +75,11 @@ class FusionResult:
             model_weights: With which the sources were averaged.
             batches: Calibration inputs, in batches of the size that the sources were traced with.
             progress: Told what is done.
+            aligned: State of each source in the fused model's neuron order, where they are known already.
         """
-        aligned = [self.aligned_state(number) for number in range(len(self.sources))]
-        return repair_context(
-            fused, aligned, self.target, self.sources, self.alignment, model_weights, batches, progress
-        )
+        if aligned is None:
+            aligned = [self.aligned_state(number) for number in range(len(self.sources))]
+        return repair_context(self.models, fused, aligned, model_weights, batches, progress)
 
     def model(self) -> nn.Module:
         """Returns a module that holds the fused state, in evaluation mode."""

@@ -137,9 +137,11 @@ class PluginManager:
         except Exception as error:  # importing a plugin may raise anything, and must not stop the host
             reason = f"{error}" if isinstance(error, PluginError) else _reason(error)
             self._leave_out(
-                point.name, reason, f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
+                point.name,
+                reason,
+                f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
                 f"Reinstall or remove '{distribution}'.",
-            )  # fmt: skip
+            )
 
     def _leave_out(self, plugin: str, reason: str, what: str, advice: str) -> None:
         self.broken[plugin] = reason

@@ -64,11 +64,15 @@ def run_align(
         folder.mkdir(exist_ok=True)
         make, digest = source.make, source.checkpoint.sha256
         save_checkpoint(
-            result.aligned_state(1), output, architecture=make.name if make.is_registered else None,
-            arguments=make.arguments if make.is_registered else None, input_shape=shape,
+            result.aligned_state(1),
+            output,
+            architecture=make.name if make.is_registered else None,
+            arguments=make.arguments if make.is_registered else None,
+            input_shape=shape,
             provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-            template=source.checkpoint.path, manager=manager,
-        )  # fmt: skip
+            template=source.checkpoint.path,
+            manager=manager,
+        )
         written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
     return written
 

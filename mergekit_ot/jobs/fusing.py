@@ -69,18 +69,11 @@ def run_fuse(
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
-        _report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
+        try:
+            write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
+        except MergeotError as error:
+            raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
     return outcome
-
-
-def _report(
-    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: list[ReadSource], fused_as: Architecture,
-    manager: PluginManager, notify: Notify, progress: Progress | None,
-) -> None:  # fmt: skip
-    try:
-        write_report(folder, recipe, outcome, sources, fused_as, manager, notify, progress)
-    except MergeotError as error:
-        raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
 
 
 def source_model(source: ReadSource) -> SourceModel:
