@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 @app.command("list", epilog="Example: mergeot experiments list")
 def list_experiments(as_json: Json = False) -> None:
     """List the experiments, their scales and how many sets of sources each has."""
-    from mergeot_experiments.registry import EXPERIMENTS
+    from mergeot_experiments.catalogue.registry import EXPERIMENTS
 
     rows = [
         {
@@ -82,11 +82,11 @@ def run_experiments(
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         from mergekit_ot import default_manager
-        from mergeot_experiments.descriptions import Method
-        from mergeot_experiments.progress import ProgressLine
-        from mergeot_experiments.registry import choose_scale, find_experiments
-        from mergeot_experiments.rendering import show
-        from mergeot_experiments.runner import Order
+        from mergeot_experiments.catalogue.descriptions import Method
+        from mergeot_experiments.catalogue.registry import choose_scale, find_experiments
+        from mergeot_experiments.results.rendering import show
+        from mergeot_experiments.running.progress import ProgressLine
+        from mergeot_experiments.running.runner import Order
         from mergeot_experiments.workflow import run_orders
 
         methods = tuple(Method(name, options, refine, restarts, measure, repair) for name in solver or ())
@@ -118,7 +118,7 @@ def show_table(
     """Render all stored results as a page of markdown, each row with the command that made it."""
     with contextlib.redirect_stdout(sys.stderr):
         from mergekit_ot import default_manager
-        from mergeot_experiments.rendering import as_markdown
+        from mergeot_experiments.results.rendering import as_markdown
         from mergeot_experiments.workflow import stored_tables, write_page
 
         tables = stored_tables(names or [], default_manager())

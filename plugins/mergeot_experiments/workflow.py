@@ -8,15 +8,15 @@ from pathlib import Path
 
 from mergekit_ot import MergeotError, PluginManager, RecipeError
 from mergekit_ot.errors import unknown_name
-from mergeot_experiments.data import VARIABLE
-from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Method
-from mergeot_experiments.progress import ProgressLine
-from mergeot_experiments.registry import ALL, EXPERIMENTS, find_experiments
-from mergeot_experiments.rendering import as_markdown
-from mergeot_experiments.runner import Order, run
-from mergeot_experiments.store import Store
-from mergeot_experiments.tables import ResultTable, Selection, make_table
-from mergeot_experiments.training import cache_folder
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Method
+from mergeot_experiments.catalogue.registry import ALL, EXPERIMENTS, find_experiments
+from mergeot_experiments.results.rendering import as_markdown
+from mergeot_experiments.results.tables import ResultTable, Selection, make_table
+from mergeot_experiments.running.progress import ProgressLine
+from mergeot_experiments.running.runner import Order, run
+from mergeot_experiments.running.store import Store
+from mergeot_experiments.sources.data import VARIABLE
+from mergeot_experiments.sources.training import cache_folder
 
 
 def run_orders(

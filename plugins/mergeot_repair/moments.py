@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder
-from mergeot_repair.running import HeldBytes, StagedRun
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder
+from mergeot_repair.programs.running import HeldBytes, StagedRun
 
 # A neuron whose deviation is below this share of its layer's says nothing: it is not blown up.
 _SILENT = 1e-4

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
-from mergeot_repair.maps import MapFinder
+from mergeot_repair.programs.maps import MapFinder
 
 
 class RescaleRepair(AbstractRepair):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergeot_repair.maps import MapFinder, named_arguments
-from mergeot_repair.refit import RefitRepair
-from mergeot_repair.running import HeldBytes, StagedRun
-from mergeot_repair.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.programs.maps import MapFinder, named_arguments
+from mergeot_repair.programs.running import HeldBytes, StagedRun
+from mergeot_repair.refit.refit import RefitRepair
+from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
 from nets import draw_norms
 from torch import Tensor, nn
 

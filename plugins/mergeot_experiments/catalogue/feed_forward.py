@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
-from mergeot_experiments.descriptions import (
+from mergeot_experiments.catalogue.descriptions import (
     DIGITS,
     FULL,
     QUICK,
@@ -18,7 +18,7 @@ from mergeot_experiments.descriptions import (
     seeded,
     windows,
 )
-from mergeot_experiments.training import Training
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (43, 348, 437, 82, 233, 31, 786, 234)
 _UNEVEN_SEEDS = (786, 234, 7, 12, 31)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mergeot_experiments.descriptions import (
+from mergeot_experiments.catalogue.descriptions import (
     DIGITS,
     FULL,
     QUICK,
@@ -17,7 +17,7 @@ from mergeot_experiments.descriptions import (
     seeded,
     windows,
 )
-from mergeot_experiments.training import Training
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (847, 53, 43, 348, 437, 82)
 _REPETITIONS = 5

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, PluginManager, RecipeError, SolverError, evaluate, fuse, resolve_architecture
-from mergeot_experiments.data import Images, image_set
-from mergeot_experiments.descriptions import Design, Experiment, Method, Setting
-from mergeot_experiments.progress import Estimate, ProgressLine
-from mergeot_experiments.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
-from mergeot_experiments.training import Training, trained
+from mergeot_experiments.catalogue.descriptions import Design, Experiment, Method, Setting
+from mergeot_experiments.running.progress import Estimate, ProgressLine
+from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
+from mergeot_experiments.sources.data import Images, image_set
+from mergeot_experiments.sources.training import Training, trained
 
 
 @dataclass(frozen=True)

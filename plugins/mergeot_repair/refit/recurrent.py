@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from mergeot_repair.maps import LinearMap, named_arguments, operation_of
+from mergeot_repair.programs.maps import LinearMap, named_arguments, operation_of
 
 States = Float[Tensor, "batch step neuron"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mergeot_repair.maps import LINEAR, TRANSPOSED, LinearMap
+from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
 
 
 def regression_rows(

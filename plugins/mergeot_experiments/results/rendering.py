@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergeot_experiments.descriptions import DIGITS
-from mergeot_experiments.tables import ResultTable, Row
+from mergeot_experiments.catalogue.descriptions import DIGITS
+from mergeot_experiments.results.tables import ResultTable, Row
 
 _HEAD = """\
 # Measured results

@@ -22,7 +22,7 @@ import torch
 
 import mergekit_ot
 from mergekit_ot import MergeotError, PluginManager
-from mergeot_experiments.descriptions import Method, Setting
+from mergeot_experiments.catalogue.descriptions import Method, Setting
 
 # Of what is measured on the sources alone; raised whenever that is measured in another way.
 SOURCES_VERSION = "sources 1"

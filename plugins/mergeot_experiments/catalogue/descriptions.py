@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mergeot_experiments.training import Training
+from mergeot_experiments.sources.training import Training
 
 QUICK, FULL, DIGITS = "quick", "full", "digits"
 

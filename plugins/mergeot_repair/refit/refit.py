@@ -10,13 +10,13 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
-from mergeot_repair.pruning import PULL, PULL_OF_STATES, Products
-from mergeot_repair.recurrent_refit import RecurrentRefit
-from mergeot_repair.regression import Sums, joined
-from mergeot_repair.running import HeldBytes, StagedRun
-from mergeot_repair.samples import regression_rows, rows_of, weight_of
-from mergeot_repair.selection import Selection
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.programs.running import HeldBytes, StagedRun
+from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
+from mergeot_repair.refit.recurrent_refit import RecurrentRefit
+from mergeot_repair.refit.regression import Sums, joined
+from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.refit.selection import Selection
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
 _SAMPLES_PER_INPUT = 60
@@ -28,8 +28,8 @@ class RefitRepair(AbstractRepair):
     """Fits each linear map, in order, to what the sources compute there.
 
     Neurons that are made and read by linear maps and recurrent cells alone are taken from the sources, chosen by
-    what their readers need (see `mergeot_repair.selection`); all others follow the couplings and are fitted to the
-    mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
+    what their readers need (see `mergeot_repair.refit.selection`); all others follow the couplings and are fitted to
+    the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergekit_ot import MergeotError, PluginManager
-from mergeot_experiments.descriptions import FULL, Design, Experiment, Method, Setting
-from mergeot_experiments.store import Cell, Store, code_version, content_of, newest, sources_of
+from mergeot_experiments.catalogue.descriptions import FULL, Design, Experiment, Method, Setting
+from mergeot_experiments.running.store import Cell, Store, code_version, content_of, newest, sources_of
 
 _MEAN, _ENSEMBLE = "sources, mean", "ensemble"
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mergeot_experiments.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, Target, seeded, windows
-from mergeot_experiments.training import Training
+from mergeot_experiments.catalogue.descriptions import (
+    FULL,
+    QUICK,
+    Design,
+    Experiment,
+    Method,
+    Setting,
+    Target,
+    seeded,
+    windows,
+)
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (786, 234, 7, 12, 31)
 _WIDTHS = (16, 24)

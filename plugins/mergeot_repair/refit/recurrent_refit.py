@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from mergekit_ot import RepairContext, RepairSource
-from mergeot_repair.maps import LinearMap, named_arguments
-from mergeot_repair.pruning import Products
-from mergeot_repair.readings import Reading, readings_of_cell
-from mergeot_repair.recurrent import Cell, States, layers_of, regressions
-from mergeot_repair.regression import Sums
-from mergeot_repair.running import StagedRun
-from mergeot_repair.selection import Selection
+from mergeot_repair.programs.maps import LinearMap, named_arguments
+from mergeot_repair.programs.running import StagedRun
+from mergeot_repair.refit.pruning import Products
+from mergeot_repair.refit.readings import Reading, readings_of_cell
+from mergeot_repair.refit.recurrent import Cell, States, layers_of, regressions
+from mergeot_repair.refit.regression import Sums
+from mergeot_repair.refit.selection import Selection
 
 
 @dataclass

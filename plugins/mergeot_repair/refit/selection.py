@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import ModelGraph, RepairContext
-from mergeot_repair.layouts import stretches
-from mergeot_repair.maps import RECURRENT, LinearMap
-from mergeot_repair.pruning import Products, Regression, eliminate, places_of
-from mergeot_repair.readings import Reading, all_readings
-from mergeot_repair.recurrent import layers_of
+from mergeot_repair.programs.layouts import stretches
+from mergeot_repair.programs.maps import RECURRENT, LinearMap
+from mergeot_repair.refit.pruning import Products, Regression, eliminate, places_of
+from mergeot_repair.refit.readings import Reading, all_readings
+from mergeot_repair.refit.recurrent import layers_of
 
 # Inputs of a regression beyond which its inverse takes minutes and gigabytes.
 _MOST_INPUTS = 10_000

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergekit_ot import ModelGraph
-from mergeot_repair.layouts import stretches
-from mergeot_repair.maps import LinearMap
-from mergeot_repair.recurrent import Cell, regressions
+from mergeot_repair.programs.layouts import stretches
+from mergeot_repair.programs.maps import LinearMap
+from mergeot_repair.refit.recurrent import Cell, regressions
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def reading_of(one: LinearMap) -> Reading:
 
 
 def readings_of_cell(cell: Cell, hidden: int) -> list[Reading]:
-    """Returns the regressions of a recurrent cell, in the order of `mergeot_repair.recurrent.regressions`."""
+    """Returns the regressions of a recurrent cell, in the order of `mergeot_repair.refit.recurrent.regressions`."""
     found = []
     for number, (rows, reads_input, reads_hidden) in enumerate(regressions(cell, hidden)):
         weights = [name for name, is_read in zip(cell.names[:2], (reads_input, reads_hidden), strict=True) if is_read]
