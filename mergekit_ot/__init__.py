@@ -41,6 +41,11 @@ _HOMES = {
     "NodeRule": "mergekit_ot.graph.rule",
     "FunctionRule": "mergekit_ot.graph.rule",
     "OperationView": "mergekit_ot.graph.rule",
+    "Value": "mergekit_ot.graph.rule",
+    "Labels": "mergekit_ot.graph.rule",
+    "Atom": "mergekit_ot.graph.expressions",
+    "Case": "mergekit_ot.graph.expressions",
+    "Replicated": "mergekit_ot.graph.expressions",
     "RuleError": "mergekit_ot.graph.rule",
     "AbstractFrontEnd": "mergekit_ot.graph.front_end",
     "TraceBudget": "mergekit_ot.graph.front_end",
@@ -48,10 +53,25 @@ _HOMES = {
     "ExportFrontEnd": "mergekit_ot.graph.capture",
     "CapturedProgram": "mergekit_ot.graph.program",
     "ProgramSlot": "mergekit_ot.graph.program",
+    "SlotKind": "mergekit_ot.graph.program",
+    "named_arguments": "mergekit_ot.graph.program",
+    "operation_name": "mergekit_ot.graph.program",
+    "operation_schema": "mergekit_ot.graph.program",
     "ModelGraph": "mergekit_ot.graph.ir",
+    "AxisLayout": "mergekit_ot.graph.ir",
+    "Neurons": "mergekit_ot.graph.ir",
+    "Fixed": "mergekit_ot.graph.ir",
+    "Factors": "mergekit_ot.graph.ir",
+    "Blocks": "mergekit_ot.graph.ir",
+    "Choice": "mergekit_ot.graph.ir",
+    "layout_size": "mergekit_ot.graph.ir",
+    "leaf_groups": "mergekit_ot.graph.ir",
+    "OUT": "mergekit_ot.graph.ir",
+    "IN": "mergekit_ot.graph.ir",
     "trace_model": "mergekit_ot.graph.trace",
     "check_model": "mergekit_ot.graph.verify",
     "fuse": "mergekit_ot.fusion.engine",
+    "Alignment": "mergekit_ot.fusion.alignment",
     "FusionResult": "mergekit_ot.fusion.result",
     "StepReport": "mergekit_ot.fusion.result",
     "AbstractNodeMeasure": "mergekit_ot.fusion.measures",
@@ -106,6 +126,7 @@ if TYPE_CHECKING:
         SolverError,
     )
     from mergekit_ot.evaluation import evaluate
+    from mergekit_ot.fusion.alignment import Alignment
     from mergekit_ot.fusion.engine import fuse
     from mergekit_ot.fusion.measures import AbstractNodeMeasure, GroupView
     from mergekit_ot.fusion.plan import AbstractExecutor, Step
@@ -113,10 +134,30 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.result import FusionResult, StepReport
     from mergekit_ot.fusion.source import SourceModel
     from mergekit_ot.graph.capture import ExportFrontEnd
+    from mergekit_ot.graph.expressions import Atom, Case, Replicated
     from mergekit_ot.graph.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
-    from mergekit_ot.graph.ir import ModelGraph
-    from mergekit_ot.graph.program import CapturedProgram, ProgramSlot
-    from mergekit_ot.graph.rule import EinRule, FunctionRule, NodeRule, OperationView, RuleError
+    from mergekit_ot.graph.ir import (
+        IN,
+        OUT,
+        AxisLayout,
+        Blocks,
+        Choice,
+        Factors,
+        Fixed,
+        ModelGraph,
+        Neurons,
+        layout_size,
+        leaf_groups,
+    )
+    from mergekit_ot.graph.program import (
+        CapturedProgram,
+        ProgramSlot,
+        SlotKind,
+        named_arguments,
+        operation_name,
+        operation_schema,
+    )
+    from mergekit_ot.graph.rule import EinRule, FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
     from mergekit_ot.graph.trace import trace_model
     from mergekit_ot.graph.verify import check_model
     from mergekit_ot.interpolation import barrier

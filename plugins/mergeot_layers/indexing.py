@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
-
-_Labels = list[Any]
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, Replicated, RuleError, Value
 
 
-def _pin(operation: OperationView, labels: _Labels, why: str) -> None:
+def _pin(operation: OperationView, labels: Labels, why: str) -> None:
     for label in labels:
         operation.algebra.pin(label, why)
 
@@ -18,7 +16,7 @@ def _pin(operation: OperationView, labels: _Labels, why: str) -> None:
 def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
     """The axes given by `argument` stay in order, the others pass to every output."""
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         labels = operation.labels(name)
         axes = operation.axes(name, argument)
         if not axes:
@@ -36,7 +34,7 @@ def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
     return FunctionRule(rule)
 
 
-def _index(operation: OperationView) -> list[_Labels]:
+def _index(operation: OperationView) -> list[Labels]:
     """``tensor[indices]``: the indexed axes stay in order; axes in which the indices agree pass."""
     algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))
@@ -52,7 +50,7 @@ def _index(operation: OperationView) -> list[_Labels]:
         raise RuleError("a mask picks entries")
     _pin(operation, [labels[axis] for axis in places], "entries are picked by their place")
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    picked: _Labels = [algebra.replicated(size) for size in shape[first : first + rank]]
+    picked: Labels = [algebra.replicated(size) for size in shape[first : first + rank]]
     for index in given:
         for axis, label in enumerate(index.labels):
             place = axis + rank - len(index.labels)
@@ -69,7 +67,7 @@ def _index(operation: OperationView) -> list[_Labels]:
     return [[*rest[:first], *varying, *rest[first:]]]
 
 
-def _block(operation: OperationView, indices: Sequence[Any]) -> _Labels | None:
+def _block(operation: OperationView, indices: Sequence[Any]) -> Labels | None:
     """Returns the labels where constant indices pick one block of consecutive entries, as ``x[..., [-2], :]`` does."""
     given: list[tuple[int, Any]] = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(given) != 1 or given[0][1].constant is None or len(given[0][1].shape) != 1 or given[0][1].is_floating:
@@ -84,11 +82,11 @@ def _block(operation: OperationView, indices: Sequence[Any]) -> _Labels | None:
     return None if blocks is None else blocks[1 if start else 0]
 
 
-def _is_constant(label: Any) -> bool:
-    return type(label).__name__ == "Replicated"
+def _is_constant(label: object) -> bool:
+    return isinstance(label, Replicated)
 
 
-def _index_select(operation: OperationView) -> list[_Labels]:
+def _index_select(operation: OperationView) -> list[Labels]:
     labels = operation.labels("self")
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], *operation.labels("index")], "entries are picked by their place")
@@ -96,13 +94,13 @@ def _index_select(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _gather(operation: OperationView) -> list[_Labels]:
+def _gather(operation: OperationView) -> list[Labels]:
     """Picks along one axis, with an index per entry of the others; those are walked together where they are equal."""
     algebra = operation.algebra
     labels, index = operation.labels("self"), operation.value("index")
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], index.labels[axis]], "entries are picked by their place")
-    made: _Labels = []
+    made: Labels = []
     for place, label in enumerate(labels):
         if place == axis:
             made.append(algebra.pinned(index.shape[place], "picked by index"))
@@ -114,17 +112,17 @@ def _gather(operation: OperationView) -> list[_Labels]:
     return [made]
 
 
-def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]]:
+def _written(operands: Sequence[str]) -> Callable[[OperationView], list[Labels]]:
     """Entries along one axis are replaced by place; the other axes are those of what is written."""
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         labels = operation.labels("self")
         axis = operation.axes("self", "dim")[0]
         algebra.pin(labels[axis], "entries are written by their place")
         for name in operands:
-            value: Any = operation.arguments.get(name)
-            if not hasattr(value, "labels"):
+            value = operation.argument(name)
+            if not isinstance(value, Value):
                 continue
             for place, label in enumerate(value.labels):
                 if place == axis or len(value.labels) != len(labels):
@@ -139,7 +137,7 @@ def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]
     return rule
 
 
-def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
+def _never_constant(operation: OperationView, labels: Labels) -> Labels:
     """Returns labels of a tensor into which something was written: what was constant may vary now."""
     return [
         operation.algebra.pinned(operation.algebra.size(label), "written into a constant")
@@ -149,7 +147,7 @@ def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
     ]
 
 
-def _slice_scatter(operation: OperationView) -> list[_Labels]:
+def _slice_scatter(operation: OperationView) -> list[Labels]:
     """Blocks along an axis are replaced: the axis becomes what was before, what is written, and what was after."""
     algebra = operation.algebra
     labels, source = operation.labels("self"), operation.labels("src")
@@ -175,7 +173,7 @@ def _slice_scatter(operation: OperationView) -> list[_Labels]:
     return [algebra.concat(made, axis)]
 
 
-def _select_scatter(operation: OperationView) -> list[_Labels]:
+def _select_scatter(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, source = operation.labels("self"), operation.labels("src")
     axis = operation.axes("self", "dim")[0]
@@ -190,7 +188,7 @@ def _select_scatter(operation: OperationView) -> list[_Labels]:
     return [algebra.concat(parts, axis)]
 
 
-def _index_put(operation: OperationView) -> list[_Labels]:
+def _index_put(operation: OperationView) -> list[Labels]:
     """Writes along the indexed axes, which stay in order, as do the indices; other axes are those of the values."""
     algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))

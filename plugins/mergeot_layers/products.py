@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_ot import EinRule, FunctionRule, NodeRule, OperationView, RuleError
+from mergekit_ot import EinRule, FunctionRule, Labels, NodeRule, OperationView, RuleError
 
-_Labels = list[Any]
 SIZE_SENSITIVE = "size-sensitive"
 
 
-def _attention(operation: OperationView) -> list[_Labels]:
+def _attention(operation: OperationView) -> list[Labels]:
     """Queries meet keys over ``e``, weights meet values over the source positions; heads and batch pass.
 
     The scale divides by the root of ``e`` where none is given, so that axis is sensitive to its size.
@@ -41,11 +40,11 @@ def _attention(operation: OperationView) -> list[_Labels]:
     return [[*batch, query[-2], value[-1]]]
 
 
-def _meet(operation: OperationView, query: _Labels, key: _Labels, value: _Labels) -> _Labels:
+def _meet(operation: OperationView, query: Labels, key: Labels, value: Labels) -> Labels:
     """Returns the labels of the axes before positions; grouped queries have several heads per key and value head."""
     algebra = operation.algebra
     shapes = [operation.shape(name)[:-2] for name in ("query", "key", "value")]
-    batch: _Labels = []
+    batch: Labels = []
     for place in range(-len(query), 0):
         label = query[place]
         for others, shape in ((key, shapes[1]), (value, shapes[2])):
@@ -65,13 +64,13 @@ def _meet(operation: OperationView, query: _Labels, key: _Labels, value: _Labels
     return batch
 
 
-def _einsum(operation: OperationView) -> list[_Labels]:
+def _einsum(operation: OperationView) -> list[Labels]:
     """The equation is the rule already."""
     equation = str(operation.argument("equation")).replace(" ", "")
     return _contracted(operation, equation, list(operation.argument("tensors")))
 
 
-def _contracted(operation: OperationView, equation: str, values: list[Any]) -> list[_Labels]:
+def _contracted(operation: OperationView, equation: str, values: list[Any]) -> list[Labels]:
     algebra = operation.algebra
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -79,7 +78,7 @@ def _contracted(operation: OperationView, equation: str, values: list[Any]) -> l
         letters = [c for c in left if c.isalpha()]
         right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     names: dict[str, Any] = {}
-    rest: _Labels = []
+    rest: Labels = []
     for term, value in zip(terms, values, strict=True):
         before, _, after = term.partition("...")
         spread = len(value.labels) - len(before) - len(after)
@@ -102,7 +101,7 @@ def _contracted(operation: OperationView, equation: str, values: list[Any]) -> l
     return [[*(names[c] for c in before), *(rest if "..." in right else []), *(names[c] for c in after)]]
 
 
-def _broadcast(operation: OperationView, one: _Labels, other: _Labels) -> _Labels:
+def _broadcast(operation: OperationView, one: Labels, other: Labels) -> Labels:
     algebra = operation.algebra
     longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
     common = list(longer)
@@ -115,7 +114,7 @@ def _broadcast(operation: OperationView, one: _Labels, other: _Labels) -> _Label
     return common
 
 
-def _tensordot(operation: OperationView) -> list[_Labels]:
+def _tensordot(operation: OperationView) -> list[Labels]:
     first, second = operation.value("self"), operation.value("other")
     summed = list(zip(operation.axes("self", "dims_self"), operation.axes("other", "dims_other"), strict=True))
     ours = [chr(ord("a") + axis) for axis in range(len(first.shape))]

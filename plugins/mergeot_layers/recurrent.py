@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, RuleError
 
-_Labels = list[Any]
 # Blocks of rows in a recurrent weight: input, forget, cell and output gate; reset, update and new gate; none.
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -73,7 +72,7 @@ def _start(operation: OperationView, value: Any, states: list[Any], batch: Any) 
     return batch
 
 
-def _stacked(operation: OperationView, states: list[Any], between: _Labels) -> _Labels:
+def _stacked(operation: OperationView, states: list[Any], between: Labels) -> Labels:
     algebra = operation.algebra
     return algebra.concat([[algebra.replicated(1), *between, state] for state in states], 0)
 
@@ -81,7 +80,7 @@ def _stacked(operation: OperationView, states: list[Any], between: _Labels) -> _
 def _recurrent(kind: str) -> NodeRule:
     gates, has_cell = _GATES[kind], kind == "lstm"
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         is_packed = "data" in operation.arguments
         value = operation.value("data" if is_packed else "input")
@@ -105,7 +104,7 @@ def _recurrent(kind: str) -> NodeRule:
             # The batch is no axis of packed data, but it is one of the states.
             size = operation.output_shapes[1][1]
             outputs = [[algebra.pinned(value.shape[0], "packed sequences"), features]]
-            between: _Labels = [algebra.pinned(size, "sequences sorted by length")]
+            between: Labels = [algebra.pinned(size, "sequences sorted by length")]
         else:
             outputs = [[*outer[:steps], algebra.pinned(value.shape[steps], "steps"), *outer[steps + 1 :], features]]
             between = [batch] if len(outer) == 2 else []
@@ -119,7 +118,7 @@ def _recurrent(kind: str) -> NodeRule:
 def _cell(kind: str) -> NodeRule:
     gates, has_cell = _GATES[kind], kind == "lstm"
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         value = operation.value("input")
         weights = [operation.value("w_ih"), operation.value("w_hh")]
@@ -138,7 +137,7 @@ def _cell(kind: str) -> NodeRule:
     return FunctionRule(rule)
 
 
-def _pack(operation: OperationView) -> list[_Labels]:
+def _pack(operation: OperationView) -> list[Labels]:
     """Steps and sequences become one axis in an order that the lengths decide; the features pass."""
     labels = operation.labels("input")
     for label in (*labels[:2], *operation.labels("lengths")):
@@ -150,7 +149,7 @@ def _pack(operation: OperationView) -> list[_Labels]:
     ]
 
 
-def _unpack(operation: OperationView) -> list[_Labels]:
+def _unpack(operation: OperationView) -> list[Labels]:
     labels = operation.labels("data")
     for label in (labels[0], *operation.labels("batch_sizes")):
         operation.algebra.pin(label, "packed by length")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mergekit_ot import ModelGraph
+import math
+from collections.abc import Sequence
+
+from mergekit_ot import AxisLayout, Blocks, Factors, Fixed, ModelGraph, Neurons
 
 
 def stretches(graph: ModelGraph, weight: str, axis: int) -> list[tuple[str, int]] | None:
@@ -13,21 +16,26 @@ def stretches(graph: ModelGraph, weight: str, axis: int) -> list[tuple[str, int]
     return _stretches(graph.layouts[weight][axis])
 
 
-def _stretches(layout: object) -> list[tuple[str, int]] | None:
-    group, parts = getattr(layout, "group", None), getattr(layout, "parts", None)
-    if group is not None:
-        return [(group, 1)]
-    if parts is None:
+def _stretches(layout: AxisLayout) -> list[tuple[str, int]] | None:
+    if isinstance(layout, Neurons):
+        return [(layout.group, 1)]
+    if isinstance(layout, Factors):
+        return _with_taps(layout.parts)
+    if not isinstance(layout, Blocks):
         return None
-    if hasattr(layout, "number"):
-        found = [_stretches(part) for part in parts]
-        return None if any(one is None for one in found) else [pair for one in found for pair in one or ()]
-    first, rest = parts[0], parts[1:]
-    if getattr(first, "group", None) is None or any(
-        _stretches(part) is not None or not hasattr(part, "size") for part in rest
-    ):
+    stretches_of_blocks: list[tuple[str, int]] = []
+    for part in layout.parts:
+        of_part = _stretches(part)
+        if of_part is None:
+            return None
+        stretches_of_blocks += of_part
+    return stretches_of_blocks
+
+
+def _with_taps(factors: Sequence[AxisLayout]) -> list[tuple[str, int]] | None:
+    """Returns a group with the number of fixed places behind each of its neurons."""
+    first, *rest = factors
+    places = [factor.size for factor in rest if isinstance(factor, Fixed)]
+    if not isinstance(first, Neurons) or len(places) < len(rest):
         return None
-    taps = 1
-    for part in rest:
-        taps *= part.size
-    return [(first.group, taps)]
+    return [(first.group, math.prod(places))]

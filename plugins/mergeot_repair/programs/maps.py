@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from mergekit_ot import CapturedProgram
+from mergekit_ot import CapturedProgram, named_arguments, operation_name
 
 LINEAR, CONVOLUTION, TRANSPOSED, RECURRENT = "linear", "convolution", "transposed", "recurrent"
 _NORMS = ("aten._native_batch_norm_legit_no_training", "aten.batch_norm", "aten.native_batch_norm")
@@ -73,20 +73,6 @@ class LinearMap:
         return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1
 
 
-def operation_of(node: fx.Node) -> str:
-    """Returns an operation's name without its overload, such as ``aten.linear``; empty for anything else."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.replace("::", ".")
-
-
-def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """Returns the arguments of an operation by the names of its schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    found |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-    return found | dict(node.kwargs)
-
-
 class MapFinder:
     """Looks for the linear maps of one program.
 
@@ -96,15 +82,8 @@ class MapFinder:
 
     def __init__(self, program: CapturedProgram) -> None:
         self.program = program
-        nodes = list(program.graph.nodes)
-
-        inputs = [node for node in nodes if node.op == "placeholder"]
         # Only what the caller's state holds by name can be changed; a tensor recorded from elsewhere cannot.
-        self.names = {
-            node: slot.target
-            for node, slot in zip(inputs, program.inputs, strict=True)
-            if slot.kind in ("parameter", "buffer")
-        }
+        self.names = program.state_names
 
     def find(self) -> list[LinearMap]:
         """Returns the maps in the order of the program; a weight that stands in several is left out."""
@@ -118,7 +97,7 @@ class MapFinder:
     def _map(self, node: fx.Node) -> LinearMap | None:
         if node.op != "call_function":
             return None
-        operation = operation_of(node)
+        operation = operation_name(node)
         if operation == "aten.linear":
             return self._linear(node, "input", self._only(node, "weight"), LINEAR)
         if operation == "aten.addmm":
@@ -158,7 +137,7 @@ class MapFinder:
     def _addmm(self, node: fx.Node) -> LinearMap | None:
         """``input @ weight.T + bias`` as a front end may write a linear layer."""
         turned = named_arguments(node)["mat2"]
-        if not isinstance(turned, fx.Node) or operation_of(turned) not in ("aten.t", "aten.transpose"):
+        if not isinstance(turned, fx.Node) or operation_name(turned) not in ("aten.t", "aten.transpose"):
             return None
         weight = self._only(turned, "self")
         bias = self._only(node, "self")
@@ -187,7 +166,7 @@ class MapFinder:
     def _norm_of(self, node: fx.Node) -> tuple[tuple[str | None, str | None, str, str] | None, float, fx.Node]:
         """Returns the BatchNorm that alone reads a map: names, epsilon, and the operation that is its result."""
         users = list(node.users)
-        if len(users) != 1 or operation_of(users[0]) not in _NORMS:
+        if len(users) != 1 or operation_name(users[0]) not in _NORMS:
             return None, 0.0, node
         norm = users[0]
         arguments = named_arguments(norm)
@@ -199,7 +178,7 @@ class MapFinder:
         if any(len(place.users) != 1 for place in places if isinstance(place, fx.Node)):
             return None, 0.0, node
         end = norm
-        if operation_of(norm) != "aten.batch_norm":
+        if operation_name(norm) != "aten.batch_norm":
             results = [user for user in norm.users if user.args[1] == 0]
             if len(results) != 1:
                 return None, 0.0, node
@@ -211,7 +190,7 @@ class MapFinder:
         path: list[fx.Node] = []
         while len(node.users) == 1:
             (user,) = node.users
-            operation = operation_of(user)
+            operation = operation_name(user)
             if operation in (*_RESHAPES, *_COPIES, *_TURNS):
                 path.append(user)
                 node = user
@@ -231,7 +210,7 @@ def taken_back(value: Any, path: list[fx.Node]) -> Any:
     """Returns a value at the end of movements as it would stand before them."""
     for node in reversed(path):
         shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
-        operation = operation_of(node)
+        operation = operation_name(node)
         if operation in _TURNS:
             value = _turned_back(value, node)
         elif operation in _RESHAPES:
@@ -240,7 +219,7 @@ def taken_back(value: Any, path: list[fx.Node]) -> Any:
 
 
 def _turned_back(value: Any, node: fx.Node) -> Any:
-    operation, arguments = operation_of(node), named_arguments(node)
+    operation, arguments = operation_name(node), named_arguments(node)
     if operation == "aten.permute":
         order = [axis % value.ndim for axis in arguments["dims"]]
         return value.permute([order.index(axis) for axis in range(value.ndim)])

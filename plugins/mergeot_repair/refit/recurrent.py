@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from mergeot_repair.programs.maps import LinearMap, named_arguments, operation_of
+from mergekit_ot import named_arguments, operation_name
+from mergeot_repair.programs.maps import LinearMap
 
 States = Float[Tensor, "batch step neuron"]
 
@@ -104,7 +105,7 @@ def layers_of(one: LinearMap, node: fx.Node) -> list[list[Cell]]:
     arguments = named_arguments(node)
     if "batch_sizes" in arguments:
         return []
-    kind = operation_of(node).removeprefix("aten.")
+    kind = operation_name(node).removeprefix("aten.")
     return cells_of(kind, one.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergekit_ot import RepairContext, RepairSource
-from mergeot_repair.programs.maps import LinearMap, named_arguments
+from mergekit_ot import RepairContext, RepairSource, named_arguments
+from mergeot_repair.programs.maps import LinearMap
 from mergeot_repair.programs.running import StagedRun
 from mergeot_repair.refit.pruning import Products
 from mergeot_repair.refit.readings import Reading, readings_of_cell

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import AbstractRepair, RepairContext
+from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import check_control
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, named_arguments, taken_back
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, taken_back
 from mergeot_repair.programs.running import HeldBytes, StagedRun
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit

@@ -27,10 +27,13 @@ class Solution:
 
 def joined(parts: Sequence[Solution]) -> Solution:
     """Returns the solutions of several groups of outputs as one; its strength is the largest of theirs."""
-    weight, shift, mean, variance = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "shift", "mean", "variance")
+    return Solution(
+        torch.cat([part.weight for part in parts]),
+        torch.cat([part.shift for part in parts]),
+        torch.cat([part.mean for part in parts]),
+        torch.cat([part.variance for part in parts]),
+        max(part.strength for part in parts),
     )
-    return Solution(weight, shift, mean, variance, max(part.strength for part in parts))
 
 
 class Sums:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot import ModelGraph, RepairContext
+from mergekit_ot import IN, ModelGraph, RepairContext
 from mergeot_repair.programs.layouts import stretches
 from mergeot_repair.programs.maps import RECURRENT, LinearMap
 from mergeot_repair.refit.pruning import Products, Regression, eliminate, places_of
@@ -233,8 +233,8 @@ class Selection:
         for key, group in graph.free_groups.items():
             total = sum(self.alignment.graphs[number].groups[key].size for number in self.used)
             is_owned = all(
-                (slot.parameter in owned and slot.axis == 0 and slot.role != "IN")
-                or (slot.parameter in columns and slot.axis == 1 and slot.role == "IN")
+                (slot.parameter in owned and slot.axis == 0 and slot.role != IN)
+                or (slot.parameter in columns and slot.axis == 1 and slot.role == IN)
                 for slot in group.members
             )
             # What is normalised over its neurons, or shares its order with a context, is no set of independent ones.
