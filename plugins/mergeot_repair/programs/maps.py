@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -20,6 +22,33 @@ _COPIES = ("aten.clone", "aten.contiguous", "aten.dropout", "aten.alias", "aten.
 _TURNS = ("aten.transpose", "aten.permute", "aten.t")
 
 
+_MOVEMENTS = (*_RESHAPES, *_COPIES, *_TURNS)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm behind a linear map.
+
+    Attributes:
+        scale: Name of its scale, or None.
+        shift: Name of its shift, or None.
+        mean: Name of its running mean.
+        variance: Name of its running variance.
+        epsilon: What it adds to the variance.
+    """
+
+    scale: str | None
+    shift: str | None
+    mean: str
+    variance: str
+    epsilon: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all that it has."""
+        return tuple(name for name in (self.scale, self.shift, self.mean, self.variance) if name is not None)
+
+
 @dataclass(frozen=True)
 class LinearMap:
     """A linear map of a program.
@@ -30,8 +59,7 @@ class LinearMap:
         source: The operation whose result it reads.
         weight: Name of its weight.
         bias: Name of its bias, or None.
-        norm: Names of the scale, shift, mean and variance of the BatchNorm that alone reads it, or None.
-        epsilon: What that BatchNorm adds to the variance.
+        norm: The BatchNorm that alone reads it, or None.
         output: The operation whose result is to be what the sources make: the map, or its BatchNorm.
         added: The sum that alone reads the output, and the operation it is added to; None where there is none.
         path: Movements between the output and the sum, in order.
@@ -44,13 +72,17 @@ class LinearMap:
     source: str
     weight: str
     bias: str | None = None
-    norm: tuple[str | None, str | None, str, str] | None = None
-    epsilon: float = 0.0
+    norm: Norm | None = None
     output: str = ""
     added: tuple[str, str] | None = None
     path: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     groups: int = 1
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of its weight, or of all parameters of a recurrent layer."""
+        return self.parameters or (self.weight,)
 
     @property
     def output_axis(self) -> int:
@@ -65,7 +97,7 @@ class LinearMap:
     @property
     def has_shift(self) -> bool:
         """Whether its outputs may be shifted, by its bias or by the BatchNorm behind it."""
-        return (self.bias if self.norm is None else self.norm[1]) is not None
+        return (self.bias if self.norm is None else self.norm.shift) is not None
 
     @property
     def is_plain(self) -> bool:
@@ -87,25 +119,25 @@ class MapFinder:
 
     def find(self) -> list[LinearMap]:
         """Returns the maps in the order of the program; a weight that stands in several is left out."""
-        found = [one for node in self.program.graph.nodes if (one := self._map(node)) is not None]
-        counts: dict[str, int] = {}
-        for one in found:
-            for name in one.parameters or (one.weight,):
-                counts[name] = counts.get(name, 0) + 1
-        return [one for one in found if all(counts[name] == 1 for name in one.parameters or (one.weight,))]
+        maps = [linear_map for linear_map in map(self._map, self.program.graph.nodes) if linear_map is not None]
+        counts: Counter[str] = Counter()
+        for linear_map in maps:
+            counts.update(linear_map.weights)
+        once = {name for name, count in counts.items() if count == 1}
+        return [linear_map for linear_map in maps if once.issuperset(linear_map.weights)]
 
     def _map(self, node: fx.Node) -> LinearMap | None:
         if node.op != "call_function":
             return None
         operation = operation_name(node)
         if operation == "aten.linear":
-            return self._linear(node, "input", self._only(node, "weight"), LINEAR)
+            return self._linear(node, LINEAR)
         if operation == "aten.addmm":
             return self._addmm(node)
         if operation in (*_CONVOLUTIONS, *_TRANSPOSED):
             is_transposed = operation in _TRANSPOSED or named_arguments(node).get("transposed", False)
             kind = TRANSPOSED if is_transposed else CONVOLUTION
-            return self._linear(node, "input", self._only(node, "weight"), kind)
+            return self._linear(node, kind)
         if operation in _RECURRENT:
             return self._recurrent(node)
         return None
@@ -113,97 +145,101 @@ class MapFinder:
     def _only(self, node: fx.Node, argument: str) -> str | None:
         """Returns the parameter that an argument is, if nothing else reads it."""
         value = named_arguments(node).get(argument)
-        name = self.names.get(value) if isinstance(value, fx.Node) else None
-        return name if name is not None and len(value.users) == 1 else None  # type: ignore[union-attr]
+        if not isinstance(value, fx.Node) or len(value.users) != 1:
+            return None
+        return self.names.get(value)
 
-    def _linear(self, node: fx.Node, reads: str, weight: str | None, kind: str) -> LinearMap | None:
+    def _linear(self, node: fx.Node, kind: str) -> LinearMap | None:
         arguments = named_arguments(node)
-        source, bias = arguments[reads], arguments.get("bias")
-        if weight is None or not isinstance(source, fx.Node):
+        source, groups = arguments["input"], int(arguments.get("groups", 1))
+        weight, bias = self._only(node, "weight"), self._only(node, "bias")
+        is_shared = bias is None and arguments.get("bias") is not None
+        if weight is None or is_shared or not isinstance(source, fx.Node):
             return None
-        is_shared = bias is not None and self._only(node, "bias") is None
-        groups = int(arguments.get("groups", 1))
         # The outputs of a transposed convolution with groups stand on no single axis of its weight.
-        if is_shared or (kind == TRANSPOSED and groups > 1):
+        if kind == TRANSPOSED and groups > 1:
             return None
-        norm, epsilon, end = self._norm_of(node)
-        path, total, other = self._sum_of(end)
-        return LinearMap(
-            kind, node.name, source.name, weight, None if bias is None else self.names[bias], norm, epsilon, end.name,
-            None if total is None or other is None else (total.name, other.name), tuple(step.name for step in path),
-            groups=groups,
-        )  # fmt: skip
+        return self._with_readers(LinearMap(kind, node.name, source.name, weight, bias, groups=groups), node)
 
     def _addmm(self, node: fx.Node) -> LinearMap | None:
         """``input @ weight.T + bias`` as a front end may write a linear layer."""
-        turned = named_arguments(node)["mat2"]
+        arguments = named_arguments(node)
+        turned = arguments["mat2"]
         if not isinstance(turned, fx.Node) or operation_name(turned) not in ("aten.t", "aten.transpose"):
             return None
         weight = self._only(turned, "self")
         bias = self._only(node, "self")
         if weight is None or bias is None or len(turned.users) != 1:
             return None
-        source = named_arguments(node)["mat1"]
-        norm, epsilon, end = self._norm_of(node)
-        path, total, other = self._sum_of(end)
-        return LinearMap(
-            LINEAR, node.name, source.name, weight, bias, norm, epsilon, end.name,
-            None if total is None or other is None else (total.name, other.name), tuple(step.name for step in path),
-        )  # fmt: skip
+        return self._with_readers(LinearMap(LINEAR, node.name, arguments["mat1"].name, weight, bias), node)
 
     def _recurrent(self, node: fx.Node) -> LinearMap | None:
         arguments = named_arguments(node)
-        source = arguments.get("input")
-        names = [self.names.get(value) for value in arguments["params"]]
-        if source is None or any(name is None for name in names):
+        source, parameters = arguments.get("input"), arguments["params"]
+        names = [self.names[value] for value in parameters if value in self.names and len(value.users) == 1]
+        if source is None or len(names) < len(parameters):
             return None
-        if any(len(value.users) != 1 for value in arguments["params"]):
-            return None
-        return LinearMap(
-            RECURRENT, node.name, source.name, str(names[0]), output=node.name, parameters=tuple(map(str, names))
-        )
+        return LinearMap(RECURRENT, node.name, source.name, names[0], output=node.name, parameters=tuple(names))
 
-    def _norm_of(self, node: fx.Node) -> tuple[tuple[str | None, str | None, str, str] | None, float, fx.Node]:
-        """Returns the BatchNorm that alone reads a map: names, epsilon, and the operation that is its result."""
+    def _with_readers(self, linear_map: LinearMap, node: fx.Node) -> LinearMap:
+        """Returns a map with the BatchNorm and the sum that read it."""
+        norm, end = self._norm_of(node)
+        path, added = self._sum_of(end)
+        return replace(linear_map, norm=norm, output=end.name, added=added, path=path)
+
+    def _norm_of(self, node: fx.Node) -> tuple[Norm | None, fx.Node]:
+        """Returns the BatchNorm that alone reads a map, if there is one, and the operation whose result counts."""
         users = list(node.users)
         if len(users) != 1 or operation_name(users[0]) not in _NORMS:
-            return None, 0.0, node
-        norm = users[0]
-        arguments = named_arguments(norm)
-        places = [arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-        names = [None if place is None else self.names.get(place) for place in places]
-        is_whole = all(name is not None for place, name in zip(places, names, strict=True) if place is not None)
-        if not is_whole or names[2] is None or names[3] is None or arguments.get("training", False):
-            return None, 0.0, node
-        if any(len(place.users) != 1 for place in places if isinstance(place, fx.Node)):
-            return None, 0.0, node
-        end = norm
-        if operation_name(norm) != "aten.batch_norm":
-            results = [user for user in norm.users if user.args[1] == 0]
-            if len(results) != 1:
-                return None, 0.0, node
-            end = results[0]
-        return (names[0], names[1], names[2], names[3]), float(arguments["eps"]), end
+            return None, node
+        arguments = named_arguments(users[0])
+        names = self._all_only(users[0], ("weight", "bias", "running_mean", "running_var"))
+        end = _normalised(users[0])
+        if names is None or end is None or arguments.get("training", False):
+            return None, node
+        scale, shift, mean, variance = names
+        if mean is None or variance is None:
+            return None, node
+        return Norm(scale, shift, mean, variance, float(arguments["eps"])), end
 
-    def _sum_of(self, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None, fx.Node | None]:
-        """Follows movements to a sum that alone reads them: the movements, the sum, and what is added."""
-        path: list[fx.Node] = []
+    def _all_only(self, node: fx.Node, arguments: Sequence[str]) -> list[str | None] | None:
+        """Returns the parameters that arguments are, None for one that is not given; None if others read one."""
+        given = named_arguments(node)
+        names = [self._only(node, argument) for argument in arguments]
+        for argument, name in zip(arguments, names, strict=True):
+            if name is None and given.get(argument) is not None:
+                return None
+        return names
+
+    def _sum_of(self, node: fx.Node) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+        """Follows movements to a sum that alone reads them: the movements, and the sum with what is added."""
+        path: list[str] = []
         while len(node.users) == 1:
             (user,) = node.users
-            operation = operation_name(user)
-            if operation in (*_RESHAPES, *_COPIES, *_TURNS):
-                path.append(user)
-                node = user
-                continue
-            if operation != "aten.add" or named_arguments(user).get("alpha", 1) != 1:
-                break
-            one, other = user.args[:2]
-            second = other if one is node else one
-            if not isinstance(second, fx.Node) or second is node or second in self.names:
-                break
-            # A sum that broadcasts has more places than the map.
-            return (path, user, second) if second.meta["val"].shape == node.meta["val"].shape else (path, None, None)
-        return path, None, None
+            if operation_name(user) not in _MOVEMENTS:
+                return tuple(path), self._added_by(user, node)
+            path.append(user.name)
+            node = user
+        return tuple(path), None
+
+    def _added_by(self, total: fx.Node, node: fx.Node) -> tuple[str, str] | None:
+        """Returns a sum that reads a value, and what it adds to it; None for anything else."""
+        if operation_name(total) != "aten.add" or named_arguments(total).get("alpha", 1) != 1:
+            return None
+        first, second = total.args[:2]
+        other = second if first is node else first
+        if not isinstance(other, fx.Node) or other is node or other in self.names:
+            return None
+        # A sum that broadcasts has more places than the map.
+        return (total.name, other.name) if other.meta["val"].shape == node.meta["val"].shape else None
+
+
+def _normalised(norm: fx.Node) -> fx.Node | None:
+    """Returns the operation that is a BatchNorm's first result; None where there is no single one."""
+    if operation_name(norm) == "aten.batch_norm":
+        return norm
+    results = [user for user in norm.users if user.args[1] == 0]
+    return results[0] if len(results) == 1 else None
 
 
 def taken_back(value: Any, path: list[fx.Node]) -> Any:

@@ -120,6 +120,13 @@ class StagedRun:
         return self.inputs[node] if slot.kind == SlotKind.INPUT else self.program.state_value(slot, self.state)
 
 
+def staged_runs(
+    program: CapturedProgram, state: Mapping[str, Tensor], batches: Iterable[Sequence[Tensor]], room: HeldBytes
+) -> list[StagedRun]:
+    """Returns a run of a program for each batch."""
+    return [StagedRun(program, state, inputs, room) for inputs in batches]
+
+
 def _bytes_of(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()

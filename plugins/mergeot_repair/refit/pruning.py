@@ -135,33 +135,40 @@ def eliminate(
         sizes: Group → how many of its neurons are kept.
         progress: Called with (neurons dropped, neurons to be dropped).
     """
-    left = {group: torch.cat(list(parts)) for group, parts in places.items()}
-    count = 1 + max(int(neuron) for one in regressions for neuron in one.neurons)
-    group_of, source_of = torch.full((count,), -1), torch.full((count,), -1)
-    for number, parts in enumerate(places.values()):
-        for source, neurons in enumerate(parts):
-            group_of[neurons], source_of[neurons] = number, source
-    names = list(places)
-    losses = [one.losses() for one in regressions]
-    surplus_of_all = sum(max(0, len(left[group]) - sizes[group]) for group in names)
+    left = {group: torch.cat(list(of_sources)) for group, of_sources in places.items()}
+    count = 1 + int(torch.cat([regression.neurons for regression in regressions]).max())
+    group_of, source_of = _owners(places, count)
+    groups = list(places)
+    losses = [regression.losses() for regression in regressions]
+    surplus = sum(max(0, len(left[group]) - sizes[group]) for group in groups)
     dropped = 0
-    while any(len(left[group]) > sizes[group] for group in names):
+    while dropped < surplus:
         total = torch.zeros(count, dtype=torch.float64)
-        for one, loss in zip(regressions, losses, strict=True):
-            total.index_add_(0, one.neurons, loss)
-        open_ = torch.cat([left[group] for group in names if len(left[group]) > sizes[group]])
-        least = open_[total[open_].argmin()]
-        group = names[int(group_of[least])]
-        surplus = len(left[group]) - sizes[group]
+        for regression, loss in zip(regressions, losses, strict=True):
+            total.index_add_(0, regression.neurons, loss)
+        candidates = torch.cat([left[group] for group in groups if len(left[group]) > sizes[group]])
+        least = candidates[total[candidates].argmin()]
+        group = groups[int(group_of[least])]
         # Two neurons that stand in for each other, as of a network and its copy, must not go together.
         alike = left[group][source_of[left[group]] == source_of[least]]
-        most = max(1, (sum(len(part) for part in places[group]) - sizes[group]) // _STEPS)
-        gone = alike[total[alike].argsort()[: min(most, surplus)]]
+        most = max(1, (sum(map(len, places[group])) - sizes[group]) // _STEPS)
+        gone = alike[total[alike].argsort()[: min(most, len(left[group]) - sizes[group])]]
         left[group] = left[group][~torch.isin(left[group], gone)]
-        for number, one in enumerate(regressions):
-            if one.drop(gone):
-                losses[number] = one.losses()
+        for number, regression in enumerate(regressions):
+            if regression.drop(gone):
+                losses[number] = regression.losses()
         dropped += len(gone)
         if progress is not None:
-            progress(dropped, surplus_of_all)
+            progress(dropped, surplus)
     return left
+
+
+def _owners(
+    places: Mapping[str, Sequence[Int[Tensor, " neuron"]]], count: int
+) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:
+    """Returns, for each of `count` neurons, the number of its group and of its source; -1 where it has none."""
+    group_of, source_of = torch.full((count,), -1), torch.full((count,), -1)
+    for number, of_sources in enumerate(places.values()):
+        for source, neurons in enumerate(of_sources):
+            group_of[neurons], source_of[neurons] = number, source
+    return group_of, source_of

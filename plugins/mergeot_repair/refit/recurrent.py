@@ -100,13 +100,13 @@ def cells_of(kind: str, names: Sequence[str], layers: int, is_bidirectional: boo
     return [cells[start : start + directions] for start in range(0, len(cells), directions)]
 
 
-def layers_of(one: LinearMap, node: fx.Node) -> list[list[Cell]]:
+def layers_of(linear_map: LinearMap, node: fx.Node) -> list[list[Cell]]:
     """Returns the layers of a recurrent operation; none where they cannot be fitted."""
     arguments = named_arguments(node)
     if "batch_sizes" in arguments:
         return []
     kind = operation_name(node).removeprefix("aten.")
-    return cells_of(kind, one.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
+    return cells_of(kind, linear_map.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
 
 
 def regressions(cell: Cell, hidden: int) -> Iterator[tuple[slice, bool, bool]]:

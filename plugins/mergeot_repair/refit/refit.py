@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import check_control
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, taken_back
-from mergeot_repair.programs.running import HeldBytes, StagedRun
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
+from mergeot_repair.programs.running import HeldBytes, staged_runs
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
-from mergeot_repair.refit.regression import Sums, joined
+from mergeot_repair.refit.regression import Solution, Sums, joined
 from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 
@@ -61,19 +61,17 @@ class _Refit:
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
-        self.runs = [StagedRun(context.program, self.state, inputs, room) for inputs in batches]
-        self.source_runs = [
-            [StagedRun(source.program, source.state, inputs, room) for inputs in batches] for source in context.sources
-        ]
+        self.runs = staged_runs(context.program, self.state, batches, room)
+        self.source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
         self.generator = torch.Generator().manual_seed(0)
         self.waiting: set[str] = set()
         self.maps = MapFinder(context.program).find()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.selection = Selection(context, self.maps, self.used)
         self.recurrent = {
-            one.node: RecurrentRefit(context, one, self.source_runs, self.selection)
-            for one in self.maps
-            if one.kind == RECURRENT
+            linear_map.node: RecurrentRefit(context, linear_map, self.source_runs, self.selection)
+            for linear_map in self.maps
+            if linear_map.kind == RECURRENT
         }
 
     def run(self) -> dict[str, Tensor]:
@@ -83,69 +81,71 @@ class _Refit:
             self.selection.choose(self._products())
             if self.context.note is not None:
                 self.context.note(self.selection.described())
-        self.waiting = {one.node for one in maps}
-        for number, one in enumerate(maps, start=1):
-            if one.kind == RECURRENT:
-                self.recurrent[one.node].fit(self.state, self.runs)
+        self.waiting = {linear_map.node for linear_map in maps}
+        for number, linear_map in enumerate(maps, start=1):
+            if linear_map.kind == RECURRENT:
+                self.recurrent[linear_map.node].fit(self.state, self.runs)
             else:
-                self._fit(one)
-            self.waiting.discard(one.node)
+                self._fit(linear_map)
+            self.waiting.discard(linear_map.node)
             if self.context.progress is not None:
-                self.context.progress(number, len(maps), f"refit {one.weight}")
+                self.context.progress(number, len(maps), f"refit {linear_map.weight}")
         return self.state
 
     def _products(self) -> dict[str, Products]:
         """Returns what every reader takes and makes in the sources, in one pass over the data."""
         readers = self.selection.readers
-        pull = PULL_OF_STATES if any(one.is_recurrent for one in readers) else PULL
-        products = {one.name: Products(one.has_shift, pull) for one in readers}
+        pull = PULL_OF_STATES if any(linear_map.is_recurrent for linear_map in readers) else PULL
+        products = {linear_map.name: Products(linear_map.has_shift, pull) for linear_map in readers}
         for number in range(len(self.runs)):
             # In the order of the program, so that nothing runs twice.
-            for one in self.maps:
-                if one.kind == RECURRENT:
-                    self.recurrent[one.node].add_products(number, products)
-                elif one.weight in products:
-                    self._add_products(one, number, products[one.weight])
+            for linear_map in self.maps:
+                if linear_map.kind == RECURRENT:
+                    self.recurrent[linear_map.node].add_products(number, products)
+                elif linear_map.weight in products:
+                    self._add_products(linear_map, number, products[linear_map.weight])
             for source in self.used:
                 self.source_runs[source][number].release()
             if self.context.progress is not None:
                 self.context.progress(number + 1, len(self.runs), "refit: reading batches")
         return products
 
-    def _add_products(self, one: LinearMap, number: int, products: Products) -> None:
+    def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
         pairs = []
         for source in self.used:
             run, state = self.source_runs[source][number], self.context.sources[source].state
-            values = run.values_of([one.source, one.output])
-            pairs.append(self._samples(one, values[one.source], values[one.output], state[one.weight]))
+            values = run.values_of([linear_map.source, linear_map.output])
+            read, made = values[linear_map.source], values[linear_map.output]
+            pairs.append(self._samples(linear_map, read, made, state[linear_map.weight]))
         inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
         rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
         products.add(inputs[rows], outputs[rows])
 
-    def _own_rows(self, one: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
+    def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
         source, state = self.context.sources[number], self.context.aligned[number]
-        places = source.in_fused_order(torch.eye(len(source.state[one.weight])), 1, one.weight)
+        places = source.in_fused_order(torch.eye(len(source.state[linear_map.weight])), 1, linear_map.weight)
         nearest = places.abs().argmax(1)
-        return _combined(one, state)[nearest] * places.gather(1, nearest[:, None]).sign()
+        return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
-    def _fit(self, one: LinearMap) -> None:
-        weight = self.state[one.weight]
-        outputs, inputs = rows_of(one, weight).shape
-        sums = [Sums(inputs, outputs // one.groups) for _ in range(one.groups)]
-        other = one.added[1] if one.added is not None and self._is_ready(one.added[1]) else None
+    def _fit(self, linear_map: LinearMap) -> None:
+        weight = self.state[linear_map.weight]
+        outputs, inputs = rows_of(linear_map, weight).shape
+        sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
+        other = linear_map.added[1] if linear_map.added is not None and self._is_ready(linear_map.added[1]) else None
         for number, run in enumerate(self.runs):
-            values = run.values_of([one.source, *([other] if other is not None else [])])
-            target = self._target(one, number, other)
+            values = run.values_of([linear_map.source, *([other] if other is not None else [])])
+            target = self._target(linear_map, number, other)
             if other is not None:
-                target = target - taken_back(values[other], [self.nodes[name] for name in one.path])
-            read, goals = self._samples(one, values[one.source], target, weight)
+                target = target - taken_back(values[other], [self.nodes[name] for name in linear_map.path])
+            read, goals = self._samples(linear_map, values[linear_map.source], target, weight)
             rows = self._chosen_rows(len(read), inputs, _SAMPLES_PER_INPUT)
-            parts = zip(sums, read[rows].chunk(one.groups, 1), goals[rows].chunk(one.groups, 1), strict=True)
-            for part, of_group, goals_of_group in parts:
-                part.add(of_group, goals_of_group)
+            inputs_by_group = read[rows].chunk(linear_map.groups, 1)
+            goals_by_group = goals[rows].chunk(linear_map.groups, 1)
+            for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
+                of_group.add(group_inputs, group_goals)
             run.settle()
-        self._write(one, sums)
+        self._write(linear_map, sums)
 
     def _is_ready(self, name: str) -> bool:
         """Whether every map that a value depends on was fitted already."""
@@ -158,70 +158,74 @@ class _Refit:
                 waiting += node.all_input_nodes
         return not found & self.waiting
 
-    def _target(self, one: LinearMap, number: int, other: str | None) -> Tensor:
+    def _target(self, linear_map: LinearMap, number: int, other: str | None) -> Tensor:
         """Returns what the map is to make, or the stream that it is added to."""
-        axis, parts = one.values_axis, []
+        axis, parts = linear_map.values_axis, []
         for source in self.used:
             run = self.source_runs[source][number]
-            values = run.values_of([one.output, *([other] if other is not None else [])])
-            made = values[one.output]
+            values = run.values_of([linear_map.output, *([other] if other is not None else [])])
+            made = values[linear_map.output]
             if other is not None:
-                made = made + taken_back(values[other], [run.nodes[name] for name in one.path])
+                made = made + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
             parts.append(made)
             run.settle()
-        rows = self.selection.rows(one.weight)
+        rows = self.selection.rows(linear_map.weight)
         if rows is not None:
             return torch.cat(parts, axis).index_select(axis, rows)
         parts = [
             self.context.model_weights[source]
-            * self.context.sources[source].in_fused_order(made, axis, one.weight, one.output_axis)
+            * self.context.sources[source].in_fused_order(made, axis, linear_map.weight, linear_map.output_axis)
             for source, made in zip(self.used, parts, strict=True)
         ]
         return torch.stack(parts).sum(0)
 
     def _samples(
-        self, one: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
+        self, linear_map: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
-        return regression_rows(one, weight, named_arguments(self.nodes[one.node]), values, targets)
+        return regression_rows(linear_map, weight, named_arguments(self.nodes[linear_map.node]), values, targets)
 
     def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
         most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
         return torch.randperm(count, generator=self.generator)[:most]
 
-    def _write(self, one: LinearMap, sums: Sequence[Sums]) -> None:
-        state, weight = self.state, self.state[one.weight]
-        start = self.selection.start(one.weight, lambda number: self._own_rows(one, number))
-        starts = (_combined(one, state) if start is None else start).chunk(one.groups)
-        parts = [part.solve(rows, one.has_shift) for part, rows in zip(sums, starts, strict=True)]
+    def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:
+        state, weight = self.state, self.state[linear_map.weight]
+        start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
+        starts = (_combined(linear_map, state) if start is None else start).chunk(linear_map.groups)
+        parts = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
         solution = joined(parts)
-        if one.norm is None:
-            state[one.weight] = weight_of(one, solution.weight, weight)
-            if one.bias is not None:
-                state[one.bias] = solution.shift.to(weight.dtype)
-            return
-        scale, shift, mean, variance = one.norm
-        # The BatchNorm keeps the statistics of what it reads, so that training can go on from here.
-        found = {variance: solution.variance, mean: solution.mean - solution.shift}
-        found[one.weight] = weight_of(one, solution.weight, weight)
-        if scale is not None:
-            found[scale] = (solution.variance + one.epsilon).sqrt()
-        else:
-            found[variance] = torch.full_like(solution.variance, 1 - one.epsilon)
-        if shift is not None:
-            found[shift] = solution.mean
-        else:
-            found[mean] = torch.zeros_like(solution.mean)
-        if one.bias is not None:
-            found[one.bias] = torch.zeros_like(state[one.bias])
-        for name, value in found.items():
+        norm, bias = linear_map.norm, linear_map.bias
+        written = {linear_map.weight: weight_of(linear_map, solution.weight, weight)}
+        if norm is not None:
+            written |= _statistics(norm, solution)
+        if bias is not None:
+            written[bias] = solution.shift if norm is None else torch.zeros_like(state[bias])
+        for name, value in written.items():
             state[name] = value.to(state[name].dtype)
 
 
-def _combined(one: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
+def _statistics(norm: Norm, solution: Solution) -> dict[str, Tensor]:
+    """Returns a BatchNorm's numbers for a regression that was fitted through it.
+
+    It keeps the statistics of what it reads, so that training can go on from here.
+    """
+    written = {norm.variance: solution.variance, norm.mean: solution.mean - solution.shift}
+    if norm.scale is not None:
+        written[norm.scale] = (solution.variance + norm.epsilon).sqrt()
+    else:
+        written[norm.variance] = torch.full_like(solution.variance, 1 - norm.epsilon)
+    if norm.shift is not None:
+        written[norm.shift] = solution.mean
+    else:
+        written[norm.mean] = torch.zeros_like(solution.mean)
+    return written
+
+
+def _combined(linear_map: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
     """Returns the rows of a map together with the BatchNorm behind it."""
-    rows = rows_of(one, state[one.weight])
-    if one.norm is None:
+    rows = rows_of(linear_map, state[linear_map.weight])
+    norm = linear_map.norm
+    if norm is None:
         return rows
-    scale, _, _, variance = one.norm
-    factor = (state[variance] + one.epsilon).rsqrt()
-    return rows * (factor if scale is None else state[scale] * factor)[:, None]
+    factor = (state[norm.variance] + norm.epsilon).rsqrt()
+    return rows * (factor if norm.scale is None else state[norm.scale] * factor)[:, None]

@@ -14,7 +14,7 @@ from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
 
 
 def regression_rows(
-    one: LinearMap, weight: Tensor, arguments: Mapping[str, Any], values: Tensor, targets: Tensor
+    linear_map: LinearMap, weight: Tensor, arguments: Mapping[str, Any], values: Tensor, targets: Tensor
 ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
     """Returns what a map reads and what it is to make, a row per sample or place.
 
@@ -28,29 +28,29 @@ def regression_rows(
     Returns:
         Inputs, of all groups of channels one after the other, and targets.
     """
-    if one.kind == LINEAR:
+    if linear_map.kind == LINEAR:
         return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    rows = _patches(one, values, weight, arguments)
+    rows = _patches(linear_map, values, weight, arguments)
     return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
 
 
-def rows_of(one: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
+def rows_of(linear_map: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
     """Returns a weight as one row per output, in the order of `regression_rows`."""
-    if one.kind == TRANSPOSED:
+    if linear_map.kind == TRANSPOSED:
         weight = weight.transpose(0, 1).flip(*range(2, weight.ndim))
     return weight.flatten(1)
 
 
-def weight_of(one: LinearMap, rows: Float[Tensor, "outputs inputs"], like: Tensor) -> Tensor:
+def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like: Tensor) -> Tensor:
     """Returns rows as a weight of the shape and type of another; the inverse of `rows_of`."""
-    if one.kind == TRANSPOSED:
+    if linear_map.kind == TRANSPOSED:
         inputs, outputs, *kernel = like.shape
         rows = rows.reshape(outputs, inputs, *kernel).transpose(0, 1).flip(*range(2, like.ndim))
     return rows.reshape(like.shape).to(like.dtype).contiguous()
 
 
 def _patches(
-    one: LinearMap, values: Tensor, weight: Tensor, arguments: Mapping[str, Any]
+    linear_map: LinearMap, values: Tensor, weight: Tensor, arguments: Mapping[str, Any]
 ) -> Float[Tensor, "samples inputs"]:
     """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
     count = weight.ndim - 2
@@ -58,7 +58,7 @@ def _patches(
     stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
     reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in range(count)]
     sides = _padding(arguments["padding"], reach)
-    if one.kind == TRANSPOSED:
+    if linear_map.kind == TRANSPOSED:
         # A transposed convolution is a plain one of the input with zeros between its places.
         more = _each(arguments["output_padding"], count)
         sides = [
