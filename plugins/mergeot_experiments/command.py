@@ -6,10 +6,14 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mergeot_experiments.catalogue.descriptions import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,20 +28,24 @@ def list_experiments(as_json: Json = False) -> None:
     """List the experiments, their scales and how many sets of sources each has."""
     from mergeot_experiments.catalogue.registry import EXPERIMENTS
 
-    rows = [
-        {
-            "name": experiment.name, "title": experiment.title, "summary": experiment.summary,
-            "sets": {scale: make().repetitions for scale, make in experiment.designs.items()},
-            "methods": [method.name for method in experiment.designs["quick"]().all_methods],
-        }
-        for experiment in EXPERIMENTS.values()
-    ]  # fmt: skip
+    rows = [_described(experiment) for experiment in EXPERIMENTS.values()]
     if as_json:
         print(json.dumps({"experiments": rows}))
         return
     for row in rows:
         sets = ", ".join(f"{count} at {scale}" for scale, count in row["sets"].items())
         _note(f"{row['name']}: {row['title']}\n    {row['summary']}\n    sets of sources: {sets}")
+
+
+def _described(experiment: Experiment) -> dict[str, Any]:
+    """Returns what ``list`` says about an experiment."""
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "summary": experiment.summary,
+        "sets": {scale: make().repetitions for scale, make in experiment.designs.items()},
+        "methods": [method.name for method in experiment.designs["quick"]().all_methods],
+    }
 
 
 @app.command("run", epilog="Example: mergeot experiments run recurrent --solver gwb --solver-option alpha=4 --seeds 2")
@@ -73,12 +81,16 @@ def run_experiments(
     Every measurement is kept in the cache folder (MERGEOT_CACHE), so a run that was stopped goes on where it was.
     """
     options = _options(solver_option)
-    for flag, is_given in (
-        ("--solver-option", options), ("--measure", measure), ("--refine", refine), ("--restarts", restarts > 1),
-        ("--repair", repair),
-    ):  # fmt: skip
-        if is_given and not solver:
-            raise typer.BadParameter("name the --solver it belongs to", param_hint=flag)
+    _check_has_solver(
+        solver,
+        {
+            "--solver-option": bool(options),
+            "--measure": bool(measure),
+            "--refine": refine,
+            "--restarts": restarts > 1,
+            "--repair": bool(repair),
+        },
+    )
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         from mergekit_ot import default_manager
@@ -128,6 +140,13 @@ def show_table(
         print(json.dumps({"experiments": [table.as_json() for table in tables]}, allow_nan=False))
     else:
         print(as_markdown(tables) if output is None else output)
+
+
+def _check_has_solver(solver: list[str] | None, given: Mapping[str, bool]) -> None:
+    """Refuses flags that say how a solver is run where no solver is named."""
+    for flag, is_given in given.items():
+        if is_given and not solver:
+            raise typer.BadParameter("name the --solver it belongs to", param_hint=flag)
 
 
 def _options(texts: list[str] | None) -> dict[str, object]:

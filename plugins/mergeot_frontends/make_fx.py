@@ -47,25 +47,31 @@ class MakeFxFrontEnd(AbstractFrontEnd):
             arguments = list(flat)
             for place, value in zip(places, given, strict=True):
                 arguments[place] = value
-            results = functional_call(
-                model, dict(zip(names, tensors, strict=True)), pytree.tree_unflatten(arguments, spec)
-            )
-            return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
+            held = dict(zip(names, tensors, strict=True))
+            return _tensors_in(functional_call(model, held, pytree.tree_unflatten(arguments, spec)))
 
         record = make_fx(run, pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False)
         tensors = [value.detach().clone() for value in state.values()]
         with budget.watching(), _module_paths(model), _plain_attention(), torch.no_grad():
             recorded = record(tensors, [flat[place] for place in places])
         _without_writes(recorded)
-        parameters = set(dict(model.named_parameters()))
-        slots = [ProgramSlot(SlotKind.PARAMETER if name in parameters else SlotKind.BUFFER, name) for name in names]
-        slots += [ProgramSlot(SlotKind.INPUT)] * len(places)
         constants = _lift_constants(recorded)
+        slots = [*_state_slots(model), *[ProgramSlot(SlotKind.INPUT)] * len(places)]
         slots += [ProgramSlot(SlotKind.RECORDED, name) for name in constants]
         (output,) = (node for node in recorded.graph.nodes if node.op == "output")
         outputs = tuple(ProgramSlot(SlotKind.USER_OUTPUT) for _ in pytree.tree_leaves(output.args[0]))
         values = {**dict(zip(names, tensors, strict=True)), **constants}
         return CapturedProgram(recorded, tuple(slots), outputs, values, "make-fx")
+
+
+def _state_slots(model: nn.Module) -> list[ProgramSlot]:
+    """Returns the slots of a module's parameters and buffers, in this order."""
+    slots = [ProgramSlot(SlotKind.PARAMETER, name) for name, _ in model.named_parameters()]
+    return slots + [ProgramSlot(SlotKind.BUFFER, name) for name, _ in model.named_buffers()]
+
+
+def _tensors_in(results: object) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
 
 
 @contextlib.contextmanager
@@ -171,7 +177,8 @@ def _is_shared_later(
     root = base.get(written, written)
     sharing = [view for view, of_view in base.items() if of_view is root]
     others = [value for value in (*sharing, root) if value not in (node, written)]
-    return any(position[user] > position[node] for value in others for user in value.users)
+    readers = itertools.chain.from_iterable(value.users for value in others)
+    return any(position[reader] > position[node] for reader in readers)
 
 
 def _plain_form(target: Any) -> Any:

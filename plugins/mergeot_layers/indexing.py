@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, Replicated, RuleError, Value
 
@@ -36,50 +35,69 @@ def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
 
 def _index(operation: OperationView) -> list[Labels]:
     """``tensor[indices]``: the indexed axes stay in order; axes in which the indices agree pass."""
-    algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))
     indices += [None] * (len(labels) - len(indices))
     block = _block(operation, indices)
     if block is not None:
         return [block]
     places = [axis for axis, index in enumerate(indices) if index is not None]
-    given = [index for index in indices if index is not None]
+    given = [indices[axis] for axis in places]
     rank = max(len(index.labels) for index in given)
     shape = operation.output_shapes[0]
     if len(shape) != len(labels) - len(places) + rank:
         raise RuleError("a mask picks entries")
     _pin(operation, [labels[axis] for axis in places], "entries are picked by their place")
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    picked: Labels = [algebra.replicated(size) for size in shape[first : first + rank]]
-    for index in given:
-        for axis, label in enumerate(index.labels):
-            place = axis + rank - len(index.labels)
-            algebra.touch(label)
-            if index.shape[axis] == shape[first + place]:
-                picked[place] = algebra.unify(picked[place], label)
+    picked = _agreeing(operation, given, shape[first : first + rank])
     rest = [label for axis, label in enumerate(labels) if axis not in places]
     # A family must see what indexes it on one axis of the result, or it is tied.
     operation.loop([*rest[:first], *picked, *rest[first:]])
-    varying = [
-        algebra.pinned(size, "picked by index") if _is_constant(label) and size > 1 else label
-        for label, size in zip(picked, shape[first : first + rank], strict=True)
-    ]
-    return [[*rest[:first], *varying, *rest[first:]]]
+    return [[*rest[:first], *_varying(operation, picked), *rest[first:]]]
 
 
-def _block(operation: OperationView, indices: Sequence[Any]) -> Labels | None:
+def _varying(operation: OperationView, labels: Labels) -> Labels:
+    """Returns labels of axes along which entries are picked: what was constant along one may vary now."""
+    algebra = operation.algebra
+    varying = list(labels)
+    for place, label in enumerate(labels):
+        if _is_constant(label) and algebra.size(label) > 1:
+            varying[place] = algebra.pinned(algebra.size(label), "picked by index")
+    return varying
+
+
+def _agreeing(operation: OperationView, indices: Sequence[Value], shape: Sequence[int]) -> Labels:
+    """Returns the labels of the axes that indices broadcast to; those that stand on one place become one."""
+    algebra = operation.algebra
+    labels: Labels = [algebra.replicated(size) for size in shape]
+    for index in indices:
+        for axis, label in enumerate(index.labels):
+            place = axis + len(shape) - len(index.labels)
+            algebra.touch(label)
+            if index.shape[axis] == shape[place]:
+                labels[place] = algebra.unify(labels[place], label)
+    return labels
+
+
+def _block(operation: OperationView, indices: Sequence[Value | None]) -> Labels | None:
     """Returns the labels where constant indices pick one block of consecutive entries, as ``x[..., [-2], :]`` does."""
-    given: list[tuple[int, Any]] = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].constant is None or len(given[0][1].shape) != 1 or given[0][1].is_floating:
+    axes = [axis for axis, index in enumerate(indices) if index is not None]
+    places = _constant_places(indices[axes[0]]) if len(axes) == 1 else None
+    if places is None:
         return None
-    axis, index = given[0]
-    size = operation.shape("self")[axis]
-    places = [int(place) % size for place in index.constant]
+    size = operation.shape("self")[axes[0]]
+    places = [place % size for place in places]
     start, count = places[0], len(places)
-    if index.constant.dtype.is_floating_point or places != list(range(start, start + count)):
+    if places != list(range(start, start + count)):
         return None
-    blocks = operation.algebra.cut(operation.labels("self"), axis, [start, count, size - start - count])
+    blocks = operation.algebra.cut(operation.labels("self"), axes[0], [start, count, size - start - count])
     return None if blocks is None else blocks[1 if start else 0]
+
+
+def _constant_places(index: Value | None) -> list[int] | None:
+    """Returns the numbers in an index that is a constant list of them; None for any other."""
+    if index is None or index.constant is None or len(index.shape) != 1 or index.is_floating:
+        return None
+    return None if index.constant.dtype.is_floating_point else [int(place) for place in index.constant]
 
 
 def _is_constant(label: object) -> bool:
@@ -196,17 +214,16 @@ def _index_put(operation: OperationView) -> list[Labels]:
     rest = []
     for axis, label in enumerate(labels):
         if axis < len(indices) and indices[axis] is not None:
-            algebra.pin(label, "entries are written by their place")
-            _pin(operation, list(indices[axis].labels), "entries are written by their place")
+            _pin(operation, [label, *indices[axis].labels], "entries are written by their place")
         else:
             rest.append(axis)
     for place, label in enumerate(reversed(values.labels)):
+        size = values.shape[-1 - place]
         axis = rest[-1 - place] if place < len(rest) else None
-        same = axis is not None and operation.shape("self")[axis] == values.shape[-1 - place]
-        if axis is not None and same and axis == len(labels) - 1 - place:
+        if axis is not None and axis == len(labels) - 1 - place and operation.shape("self")[axis] == size:
             labels[axis] = algebra.unify(labels[axis], label)
-        elif values.shape[-1 - place] != 1:
-            _pin(operation, [label, *([labels[axis]] if axis is not None else [])], "written by place")
+        elif size != 1:
+            _pin(operation, [label] if axis is None else [label, labels[axis]], "written by place")
     return [_never_constant(operation, labels)]
 
 

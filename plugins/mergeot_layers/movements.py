@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from mergekit_ot import Atom, FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
 
@@ -86,14 +87,15 @@ def _cut(operation: OperationView, axis: int, sizes: list[int]) -> list[Labels]:
     blocks = algebra.cut(labels, axis, sizes)
     if blocks is None:
         algebra.pin(labels[axis], "cut where its blocks do not allow it")
-        blocks = [
-            [algebra.pinned(size, "cut across blocks") if i == axis else label for i, label in enumerate(labels)]
-            for size in sizes
-            if size
-        ]
+        blocks = [_with(labels, axis, algebra.pinned(size, "cut across blocks")) for size in sizes if size]
     rest = iter(blocks)
-    empty = [algebra.pinned(0, "empty") if i == axis else label for i, label in enumerate(labels)]
+    empty = _with(labels, axis, algebra.pinned(0, "empty"))
     return [next(rest) if size else list(empty) for size in sizes]
+
+
+def _with(labels: Labels, axis: int, *instead: Any) -> Labels:
+    """Returns labels with others in the place of one of them, or none."""
+    return [*labels[:axis], *instead, *labels[axis + 1 :]]
 
 
 def _split(operation: OperationView) -> list[Labels]:
@@ -111,7 +113,7 @@ def _slice(operation: OperationView) -> list[Labels]:
         labels = operation.labels("self")
         for label in labels:
             operation.algebra.touch(label)
-        return [[operation.algebra.pinned(0, "empty") if i == axis else label for i, label in enumerate(labels)]]
+        return [_with(labels, axis, operation.algebra.pinned(0, "empty"))]
     start = operation.argument("start", 0)
     start = min(max(start + size if start < 0 else start, 0), size)
     return [_cut(operation, axis, [start, kept, size - start - kept])[1]]
@@ -121,7 +123,7 @@ def _pick(operation: OperationView, axis: int, instead: Labels) -> list[Labels]:
     """Entries of `axis` are picked by place: it is pinned, and `instead` stands for it."""
     labels = operation.labels("self")
     operation.algebra.pin(labels[axis], "entries are picked by their place")
-    return [[*labels[:axis], *instead, *labels[axis + 1 :]]]
+    return [_with(labels, axis, *instead)]
 
 
 def _select(operation: OperationView) -> list[Labels]:
@@ -129,28 +131,38 @@ def _select(operation: OperationView) -> list[Labels]:
     size = operation.shape("self")[axis]
     index = operation.argument("index", 0) % size
     chosen = _cut(operation, axis, [index, 1, size - index - 1])[1]
-    return [[label for i, label in enumerate(chosen) if i != axis]]
+    return [_with(chosen, axis)]
 
 
 def _unbind(operation: OperationView) -> list[Labels]:
     axis = operation.axes("self", "dim", [0])[0]
     blocks = _cut(operation, axis, [1] * operation.shape("self")[axis])
-    return [[label for i, label in enumerate(block) if i != axis] for block in blocks]
+    return [_with(block, axis) for block in blocks]
 
 
 def _expand(operation: OperationView) -> list[Labels]:
-    algebra = operation.algebra
-    labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
-    new = len(target) - len(shape)
-    made: Labels = [algebra.replicated(size) for size in target[:new]]
-    for label, have, want in zip(labels, shape, target[new:], strict=True):
-        algebra.touch(label)
-        made.append(label if have == want else algebra.replicated(want))
     other = operation.argument("other")
     if isinstance(other, Value):
         for label in other.labels:
-            algebra.touch(label)  # expand_as looks at a shape only
-    return [made]
+            operation.algebra.touch(label)  # expand_as looks at a shape only
+    return [_copied(operation, lambda _label, _have, want: operation.algebra.replicated(want))]
+
+
+def _copied(operation: OperationView, copies: Callable[[Any, int, int], Any]) -> Labels:
+    """Returns the labels of a tensor that is repeated along axes, new ones before it included.
+
+    Args:
+        operation: Whose result has those sizes.
+        copies: Gives the label of an axis whose size changes, for what it was, and both sizes.
+    """
+    algebra = operation.algebra
+    labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
+    new = len(target) - len(shape)
+    expanded: Labels = [algebra.replicated(size) for size in target[:new]]
+    for label, have, want in zip(labels, shape, target[new:], strict=True):
+        algebra.touch(label)
+        expanded.append(label if have == want else copies(label, have, want))
+    return expanded
 
 
 def _pad(operation: OperationView) -> list[Labels]:
@@ -167,12 +179,9 @@ def _pad(operation: OperationView) -> list[Labels]:
             algebra.pin(labels[axis], "padded")
             labels[axis] = algebra.pinned(size + before + after, "padded")
             continue
-        stretch = [
-            [algebra.replicated(count) if i == axis else label for i, label in enumerate(labels)]
-            for count in (before, after)
-        ]
-        parts = [stretch[0]] * (before > 0) + [labels] + [stretch[1]] * (after > 0)
-        labels = algebra.concat(parts, axis)
+        paddings = [_with(labels, axis, algebra.replicated(count)) for count in (before, after)]
+        blocks = [paddings[0]] * (before > 0) + [labels] + [paddings[1]] * (after > 0)
+        labels = algebra.concat(blocks, axis)
     return [labels]
 
 
@@ -193,13 +202,7 @@ def _repeat_interleave(operation: OperationView) -> list[Labels]:
 def _repeat(operation: OperationView) -> list[Labels]:
     """Repeats a tensor as a whole: an axis becomes ``copies × axis``."""
     algebra = operation.algebra
-    labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
-    new = len(target) - len(shape)
-    made: Labels = [algebra.replicated(size) for size in target[:new]]
-    for label, have, want in zip(labels, shape, target[new:], strict=True):
-        algebra.touch(label)
-        made.append(label if have == want else algebra.product([algebra.replicated(want // have), label]))
-    return [made]
+    return [_copied(operation, lambda label, have, want: algebra.product([algebra.replicated(want // have), label]))]
 
 
 def _movement(function: Callable[[OperationView], list[Labels]]) -> NodeRule:

@@ -73,37 +73,50 @@ def _einsum(operation: OperationView) -> list[Labels]:
 def _contracted(operation: OperationView, equation: str, values: list[Any]) -> list[Labels]:
     algebra = operation.algebra
     left, arrow, right = equation.partition("->")
-    terms = left.split(",")
     if not arrow:
-        letters = [c for c in left if c.isalpha()]
-        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        right = _implied(left)
     names: dict[str, Any] = {}
     rest: Labels = []
-    for term, value in zip(terms, values, strict=True):
+    for term, value in zip(left.split(","), values, strict=True):
         before, _, after = term.partition("...")
         spread = len(value.labels) - len(before) - len(after)
-        axes = [*before, *([""] * spread), *after]
-        hidden = value.labels[len(before) : len(before) + spread]
-        rest = _broadcast(operation, rest, hidden)
-        for axis, (letter, label) in enumerate(zip(axes, value.labels, strict=True)):
+        rest = _broadcast(operation, rest, value.labels[len(before) : len(before) + spread])
+        for label in value.labels:
             algebra.touch(label)
-            if not letter:
-                continue
-            if axes.count(letter) > 1:
-                algebra.pin(label, "a diagonal is taken")
-            fits = value.shape[axis] > 1 or letter not in names
-            if fits:
-                names[letter] = algebra.unify(names[letter], label) if letter in names else label
-            if letter not in right:
+        axes = [*before, *([""] * spread), *after]
+        _name_axes(operation, value, axes, names)
+        for axis, letter in enumerate(axes):
+            if letter and letter not in right:
                 operation.contract(value, axis)
     operation.loop([*rest, *names.values()])
     before, _, after = right.partition("...")
     return [[*(names[c] for c in before), *(rest if "..." in right else []), *(names[c] for c in after)]]
 
 
-def _broadcast(operation: OperationView, one: Labels, other: Labels) -> Labels:
+def _implied(left: str) -> str:
+    """Returns what an equation without an arrow makes: the letters that stand once, in alphabetical order."""
+    letters = [letter for letter in left if letter.isalpha()]
+    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+    return ("..." if "..." in left else "") + "".join(once)
+
+
+def _name_axes(operation: OperationView, value: Any, axes: list[str], names: dict[str, Any]) -> None:
+    """Gives every letter of an operand the label that stands there; axes of one letter become one."""
     algebra = operation.algebra
-    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    for axis, (letter, label) in enumerate(zip(axes, value.labels, strict=True)):
+        if not letter:
+            continue
+        if axes.count(letter) > 1:
+            algebra.pin(label, "a diagonal is taken")
+        if letter not in names:
+            names[letter] = label
+        elif value.shape[axis] > 1:
+            names[letter] = algebra.unify(names[letter], label)
+
+
+def _broadcast(operation: OperationView, first: Labels, second: Labels) -> Labels:
+    algebra = operation.algebra
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
     common = list(longer)
     for place in range(-len(shorter), 0):
         sizes = algebra.size(common[place]), algebra.size(shorter[place])
@@ -119,8 +132,8 @@ def _tensordot(operation: OperationView) -> list[Labels]:
     summed = list(zip(operation.axes("self", "dims_self"), operation.axes("other", "dims_other"), strict=True))
     ours = [chr(ord("a") + axis) for axis in range(len(first.shape))]
     theirs = [chr(ord("n") + axis) for axis in range(len(second.shape))]
-    for one, other in summed:
-        theirs[other] = ours[one]
+    for our_axis, their_axis in summed:
+        theirs[their_axis] = ours[our_axis]
     kept = [c for c in ours + theirs if (ours + theirs).count(c) == 1]
     return _contracted(operation, f"{''.join(ours)},{''.join(theirs)}->{''.join(kept)}", [first, second])
 

@@ -20,9 +20,21 @@ def _pair(training: Training) -> Design:
 
 # The quick nets have half and a quarter of the width, and a learning rate that falls as a cosine.
 _QUICK = Training(
-    "vgg11", {"width": 32, "bias": False, "hidden": 256}, "cifar10", 0, 24, "sgd", 0.05, 0.9, 5e-4, 128,
-    schedule="cosine", augment=4, precision="bfloat16", start="he",
-)  # fmt: skip
+    "vgg11",
+    {"width": 32, "bias": False, "hidden": 256},
+    "cifar10",
+    0,
+    24,
+    "sgd",
+    0.05,
+    0.9,
+    5e-4,
+    128,
+    schedule="cosine",
+    augment=4,
+    precision="bfloat16",
+    start="he",
+)
 # arXiv:2210.06671: 300 epochs.
 _FULL = replace(_QUICK, arguments={"width": 64, "bias": False, "hidden": 512}, epochs=300, precision="float32")
 _QUICK_RESIDUAL = replace(_QUICK, architecture="resnet18", arguments={"width": 16}, epochs=12, decay=1e-4)

@@ -120,7 +120,10 @@ class Design:
     @property
     def all_methods(self) -> tuple[Method, ...]:
         """The methods of all settings, each once."""
-        return tuple({method.name: method for setting in self.settings for method in self.methods_of(setting)}.values())
+        methods: dict[str, Method] = {}
+        for setting in self.settings:
+            methods |= {method.name: method for method in self.methods_of(setting)}
+        return tuple(methods.values())
 
     @property
     def repetitions(self) -> int:
@@ -153,7 +156,10 @@ def windows(seeds: Sequence[int], length: int, count: int) -> tuple[tuple[int, .
         >>> windows((3, 5, 7), length=2, count=3)
         ((3, 5), (5, 7), (7, 3))
     """
-    return tuple(tuple(seeds[(start + step) % len(seeds)] for step in range(length)) for start in range(count))
+    runs = []
+    for start in range(count):
+        runs.append(tuple(seeds[(start + step) % len(seeds)] for step in range(length)))
+    return tuple(runs)
 
 
 def seeded(trainings: Sequence[Training], seeds: Sequence[Sequence[int]]) -> tuple[tuple[Training, ...], ...]:
@@ -163,7 +169,7 @@ def seeded(trainings: Sequence[Training], seeds: Sequence[Sequence[int]]) -> tup
         trainings: One for each source of a set.
         seeds: For each set, one seed for each source.
     """
-    return tuple(
-        tuple(replace(training, seed=seed) for training, seed in zip(trainings, one_set, strict=True))
-        for one_set in seeds
-    )
+    sets = []
+    for of_set in seeds:
+        sets.append(tuple(replace(training, seed=seed) for training, seed in zip(trainings, of_set, strict=True)))
+    return tuple(sets)

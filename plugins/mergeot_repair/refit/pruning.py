@@ -143,9 +143,7 @@ def eliminate(
     surplus = sum(max(0, len(left[group]) - sizes[group]) for group in groups)
     dropped = 0
     while dropped < surplus:
-        total = torch.zeros(count, dtype=torch.float64)
-        for regression, loss in zip(regressions, losses, strict=True):
-            total.index_add_(0, regression.neurons, loss)
+        total = _total(regressions, losses, count)
         candidates = torch.cat([left[group] for group in groups if len(left[group]) > sizes[group]])
         least = candidates[total[candidates].argmin()]
         group = groups[int(group_of[least])]
@@ -161,6 +159,16 @@ def eliminate(
         if progress is not None:
             progress(dropped, surplus)
     return left
+
+
+def _total(
+    regressions: Sequence[Regression], losses: Sequence[Float[Tensor, " neuron"]], count: int
+) -> Float[Tensor, " neuron"]:
+    """Returns what all regressions together lose with each of `count` neurons."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for regression, loss in zip(regressions, losses, strict=True):
+        total.index_add_(0, regression.neurons, loss)
+    return total
 
 
 def _owners(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def _patches(
             (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
         ]
         values, stride = _spread(values, stride), [1] * count
-    padded = functional.pad(values, [size for side in reversed(sides) for size in side])
+    padded = functional.pad(values, list(itertools.chain.from_iterable(reversed(sides))))
     for axis in range(count):
         padded = padded.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]
     # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]

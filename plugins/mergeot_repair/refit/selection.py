@@ -238,9 +238,7 @@ class Selection:
         eligible = set()
         for key, group in graph.free_groups.items():
             total = sum(self.alignment.graphs[number].groups[key].size for number in self.used)
-            # What is normalised over its neurons, or shares its order with a context, is no set of independent ones.
-            is_plain = not group.context and not group.flags
-            if is_plain and total > group.size and _is_owned(group, owned, columns):
+            if total > group.size and _is_owned(group, owned, columns):
                 eligible.add(key)
         while True:
             kept = {key for key in eligible if self._is_whole(graph, key, eligible)}
@@ -271,7 +269,11 @@ class Selection:
         # The columns of a cell's two weights stand side by side, and what it makes is what it reads.
         if owner.is_recurrent and not (is_made and taps == {1}):
             return False
-        return sum(self.context.sources[number].state[name][0].numel() for number in self.used) <= _MOST_INPUTS
+        return self._inputs(name) <= _MOST_INPUTS
+
+    def _inputs(self, weight: str) -> int:
+        """Returns how many inputs a map has in all used sources together."""
+        return sum(self.context.sources[number].state[weight][0].numel() for number in self.used)
 
 
 def _joined(numbers: Sequence[Tensor]) -> Int[Tensor, " neuron"]:
@@ -280,6 +282,9 @@ def _joined(numbers: Sequence[Tensor]) -> Int[Tensor, " neuron"]:
 
 def _is_owned(group: NeuronGroup, owned: set[str], columns: set[str]) -> bool:
     """Whether a group stands on the first axis of what linear maps own, and on columns that they read, alone."""
+    # What is normalised over its neurons, or shares its order with a context, is no set of independent ones.
+    if group.context or group.flags:
+        return False
     for slot in group.members:
         is_read = slot.role == IN
         if slot.axis != int(is_read) or slot.parameter not in (columns if is_read else owned):
