@@ -195,7 +195,7 @@ def _where(node: fx.Node) -> str:
 
 def _lift_constants(recorded: fx.GraphModule) -> dict[str, Tensor]:
     """Turns tensors that the graph reads as attributes into placeholders behind the others; returns their values."""
-    found: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
     last = [node for node in recorded.graph.nodes if node.op == "placeholder"][-1]
     for node in list(recorded.graph.nodes):
         if node.op != "get_attr":
@@ -208,6 +208,6 @@ def _lift_constants(recorded: fx.GraphModule) -> dict[str, Tensor]:
         last.meta["val"] = value
         node.replace_all_uses_with(last)
         recorded.graph.erase_node(node)
-        found[str(node.target)] = value
+        constants[str(node.target)] = value
     recorded.recompile()
-    return found
+    return constants

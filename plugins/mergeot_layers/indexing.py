@@ -118,16 +118,16 @@ def _gather(operation: OperationView) -> list[Labels]:
     labels, index = operation.labels("self"), operation.value("index")
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], index.labels[axis]], "entries are picked by their place")
-    made: Labels = []
+    gathered: Labels = []
     for place, label in enumerate(labels):
         if place == axis:
-            made.append(algebra.pinned(index.shape[place], "picked by index"))
+            gathered.append(algebra.pinned(index.shape[place], "picked by index"))
         elif index.shape[place] == operation.shape("self")[place]:
-            made.append(algebra.unify(label, index.labels[place]))
+            gathered.append(algebra.unify(label, index.labels[place]))
         else:
             _pin(operation, [label, index.labels[place]], "only the first entries are picked from")
-            made.append(algebra.pinned(index.shape[place], "picked by index"))
-    return [made]
+            gathered.append(algebra.pinned(index.shape[place], "picked by index"))
+    return [gathered]
 
 
 def _written(operands: Sequence[str]) -> Callable[[OperationView], list[Labels]]:
@@ -182,13 +182,13 @@ def _slice_scatter(operation: OperationView) -> list[Labels]:
     blocks = algebra.cut(labels, axis, [start, count, size - start - count])
     if blocks is None:
         raise RuleError("written across its blocks")
-    parts = iter(blocks)
-    made = [next(parts)] if start else []
-    next(parts)
-    made.append(source)
-    made += [next(parts)] if start + count < size else []
+    rest = iter(blocks)
+    pieces = [next(rest)] if start else []
+    next(rest)
+    pieces.append(source)
+    pieces += [next(rest)] if start + count < size else []
     # What is overwritten is gone, but its axis was looked at.
-    return [algebra.concat(made, axis)]
+    return [algebra.concat(pieces, axis)]
 
 
 def _select_scatter(operation: OperationView) -> list[Labels]:
@@ -202,8 +202,8 @@ def _select_scatter(operation: OperationView) -> list[Labels]:
     if blocks is None:
         raise RuleError("written across its blocks")
     before, after = index > 0, index + 1 < size
-    parts = [blocks[0]] * before + [written] + [blocks[-1]] * after
-    return [algebra.concat(parts, axis)]
+    pieces = [blocks[0]] * before + [written] + [blocks[-1]] * after
+    return [algebra.concat(pieces, axis)]
 
 
 def _index_put(operation: OperationView) -> list[Labels]:

@@ -15,7 +15,7 @@ def _reshape(operation: OperationView) -> list[Labels]:
     labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
     for label in labels:
         algebra.touch(label)
-    made: Labels = []
+    reshaped: Labels = []
     start = position = 0
     while start < len(shape) or position < len(target):
         end, stop = min(start + 1, len(shape)), min(position + 1, len(target))
@@ -31,9 +31,9 @@ def _reshape(operation: OperationView) -> list[Labels]:
             for label in labels[start:end]:
                 algebra.pin(label, f"a reshape from {list(shape)} to {list(target)} cuts across its blocks")
             factors = [algebra.pinned(size, "reshaped across blocks") for size in target[position:stop]]
-        made += factors
+        reshaped += factors
         start, position = end, stop
-    return [made]
+    return [reshaped]
 
 
 def _permute(order: Callable[[OperationView], list[int]]) -> Callable[[OperationView], list[Labels]]:

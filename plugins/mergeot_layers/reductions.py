@@ -14,8 +14,8 @@ def _reduce(operation: OperationView) -> list[Labels]:
     operation.mix("self", axes)
     keep = bool(operation.argument("keepdim", False))
     labels = operation.labels("self")
-    one = operation.algebra.replicated(1)
-    left = [one if i in axes else label for i, label in enumerate(labels) if keep or i not in axes]
+    unit = operation.algebra.replicated(1)
+    left = [unit if i in axes else label for i, label in enumerate(labels) if keep or i not in axes]
     return [list(left) for _ in operation.output_shapes]
 
 
@@ -99,7 +99,7 @@ def _gated(operation: OperationView) -> list[Labels]:
     halves = operation.algebra.cut(labels, axis, [half, half])
     if halves is None:
         raise RuleError("the gated axis does not divide into halves")
-    return [[operation.algebra.unify(one, other) for one, other in zip(*halves, strict=True)]]
+    return [[operation.algebra.unify(value, gate) for value, gate in zip(*halves, strict=True)]]
 
 
 def _rule(function: Callable[[OperationView], list[Labels]]) -> NodeRule:

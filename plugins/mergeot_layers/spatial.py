@@ -25,17 +25,17 @@ def _pixel_shuffle(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, factor = operation.labels("self"), operation.argument("upscale_factor")
     channels = operation.shape("self")[-3]
-    parts = algebra.split_product(labels[-3], [channels // factor**2, factor**2])
+    factors = algebra.split_product(labels[-3], [channels // factor**2, factor**2])
     algebra.touch(labels[-3])
-    if parts is None:
+    if factors is None:
         algebra.pin(labels[-3], "shuffled across blocks")
-        parts = [algebra.pinned(channels // factor**2, "shuffled across blocks")]
+        factors = [algebra.pinned(channels // factor**2, "shuffled across blocks")]
     else:
-        algebra.pin(parts[1], "offset inside a pixel")
+        algebra.pin(factors[1], "offset inside a pixel")
     for label in labels[-2:]:
         algebra.pin(label, _PLACES)
     places = [algebra.pinned(size, _PLACES) for size in operation.output_shapes[0][-2:]]
-    return [[*labels[:-3], parts[0], *places]]
+    return [[*labels[:-3], factors[0], *places]]
 
 
 def _pixel_unshuffle(operation: OperationView) -> list[Labels]:
@@ -52,13 +52,13 @@ def _channel_shuffle(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, groups = operation.labels("self"), operation.argument("groups")
     size = operation.shape("self")[1]
-    parts = algebra.split_product(labels[1], [groups, size // groups])
+    factors = algebra.split_product(labels[1], [groups, size // groups])
     algebra.touch(labels[1])
-    if parts is None:
+    if factors is None:
         algebra.pin(labels[1], "shuffled across blocks")
         shuffled = algebra.pinned(size, "shuffled across blocks")
     else:
-        shuffled = algebra.product(parts[::-1])
+        shuffled = algebra.product(factors[::-1])
     return [[labels[0], shuffled, *labels[2:]]]
 
 

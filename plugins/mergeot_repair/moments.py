@@ -113,8 +113,8 @@ def _write(
     axis = linear_map.values_axis
 
     def corrected(values: Tensor) -> Tensor:
-        parts = [_along(part, axis, values.ndim).to(values.dtype) for part in (factor, before, after)]
-        return parts[0] * (values - parts[1]) + parts[2]
+        factors = [_along(part, axis, values.ndim).to(values.dtype) for part in (factor, before, after)]
+        return factors[0] * (values - factors[1]) + factors[2]
 
     return corrected
 

@@ -38,12 +38,12 @@ def _experts(operation: OperationView) -> list[Labels]:
     experts = algebra.unify(up.labels[0], down.labels[0])
     algebra.pin(experts, "experts are chosen by their number")
     hidden = down.shape[2]
-    parts = algebra.split_product(up.labels[1], [up.shape[1] // hidden, hidden])
-    if parts is None:
+    rows = algebra.split_product(up.labels[1], [up.shape[1] // hidden, hidden])
+    if rows is None:
         raise RuleError("the rows of an expert do not divide into gate and hidden neurons")
-    algebra.pin(parts[0], "gate and value")
+    algebra.pin(rows[0], "gate and value")
     algebra.touch(up.labels[1])
-    inner = algebra.unify(down.labels[2], parts[1])
+    inner = algebra.unify(down.labels[2], rows[1])
     width = algebra.unify(tokens.labels[-1], up.labels[2])
     operation.contract(up, 2)
     operation.contract(down, 2)

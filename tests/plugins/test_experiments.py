@@ -17,18 +17,9 @@ import mergeot_experiments.running.store as store_module
 import mergeot_experiments.workflow as workflow
 import pytest
 import torch
-from mergeot_experiments.catalogue.descriptions import (
-    DIGITS,
-    FULL,
-    QUICK,
-    Design,
-    Experiment,
-    Method,
-    Setting,
-    seeded,
-    windows,
-)
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting
 from mergeot_experiments.catalogue.registry import EXPERIMENTS, choose_scale
+from mergeot_experiments.catalogue.seeds import seeded, windows
 from mergeot_experiments.results.tables import Summary, make_table
 from mergeot_experiments.running.runner import Order
 from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of

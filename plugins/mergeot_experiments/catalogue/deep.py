@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mergeot_experiments.catalogue.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, seeded
+from mergeot_experiments.catalogue.descriptions import FULL, QUICK, Design, Experiment, Method, Setting
+from mergeot_experiments.catalogue.seeds import seeded
 from mergeot_experiments.sources.training import Training
 
 _SEEDS = (786, 234)

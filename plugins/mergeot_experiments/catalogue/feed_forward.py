@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
-from mergeot_experiments.catalogue.descriptions import (
-    DIGITS,
-    FULL,
-    QUICK,
-    Design,
-    Experiment,
-    Method,
-    Setting,
-    Target,
-    seeded,
-    windows,
-)
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting, Target
+from mergeot_experiments.catalogue.seeds import seeded, windows
 from mergeot_experiments.sources.training import Training
 
 _SEEDS = (43, 348, 437, 82, 233, 31, 786, 234)

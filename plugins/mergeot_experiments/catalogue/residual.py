@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mergeot_experiments.catalogue.descriptions import (
-    FULL,
-    QUICK,
-    Design,
-    Experiment,
-    Method,
-    Setting,
-    Target,
-    seeded,
-    windows,
-)
+from mergeot_experiments.catalogue.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, Target
+from mergeot_experiments.catalogue.seeds import seeded, windows
 from mergeot_experiments.sources.training import Training
 
 _SEEDS = (786, 234, 7, 12, 31)

@@ -22,10 +22,10 @@ _OLD = "† measured by an earlier version of the solver or the core; its comman
 
 def as_markdown(tables: Sequence[ResultTable]) -> str:
     """Returns a page with all tables."""
-    parts = [_HEAD, *map(_section, tables)]
+    sections = [_HEAD, *map(_section, tables)]
     if not all(table.is_current for table in tables):
-        parts.append(_OLD)
-    return "\n".join(parts)
+        sections.append(_OLD)
+    return "\n".join(sections)
 
 
 def _section(table: ResultTable) -> str:

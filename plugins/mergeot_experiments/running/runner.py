@@ -85,13 +85,13 @@ class _Task:
     @property
     def name(self) -> str:
         seeds = " + ".join(str(training.seed) for training in self.sources)
-        parts = (
+        words = (
             self.setting.row,
             self.setting.column,
             self.method.name if self.method else "sources",
             f"seeds {seeds}",
         )
-        return " · ".join(part for part in parts if part)
+        return " · ".join(part for part in words if part)
 
 
 def run(order: Order, store: Store, manager: PluginManager, line: ProgressLine) -> tuple[str, ...]:
@@ -185,8 +185,8 @@ class _Ensemble(nn.Module):
         self.models, self.weights = nn.ModuleList(models), tuple(weights)
 
     def forward(self, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch output"]:
-        parts = [w * model(inputs).softmax(1) for w, model in zip(self.weights, self.models, strict=True)]
-        return torch.stack(parts).sum(0).log()
+        probabilities = [w * model(inputs).softmax(1) for w, model in zip(self.weights, self.models, strict=True)]
+        return torch.stack(probabilities).sum(0).log()
 
 
 def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[str, object]:

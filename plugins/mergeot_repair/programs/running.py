@@ -96,15 +96,15 @@ class StagedRun:
 
     def _missing(self, wanted: Iterable[fx.Node]) -> list[fx.Node]:
         """Returns what has to be run for the wanted results, in the order of the program."""
-        found: set[fx.Node] = set()
+        missing: set[fx.Node] = set()
         waiting = list(wanted)
         while waiting:
             node = waiting.pop()
-            if node in found or node in self.values or node in self.slots:
+            if node in missing or node in self.values or node in self.slots:
                 continue
-            found.add(node)
+            missing.add(node)
             waiting += node.all_input_nodes
-        return [node for node in self.program.graph.nodes if node in found]
+        return [node for node in self.program.graph.nodes if node in missing]
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":

@@ -29,9 +29,9 @@ class Products:
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
         """Adds a batch."""
         ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
-        rows, made = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
-        found = [(rows.T @ rows).double(), (rows.T @ made).double(), (made.T @ made).double()]
-        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+        rows, results = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
+        products = [(rows.T @ rows).double(), (rows.T @ results).double(), (results.T @ results).double()]
+        self.sums = [a + b for a, b in zip(self.sums, products, strict=True)] if self.sums else products
 
     def towards(
         self, goals: Float[Tensor, "outputs goals"]
@@ -114,8 +114,8 @@ def places_of(
     wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"], repeats: int = 1
 ) -> Int[Tensor, " found"]:
     """Returns where neurons stand in a list of numbers: all at their first place, then all at their second."""
-    found = [(numbers == neuron).nonzero()[:repeats, 0] for neuron in wanted]
-    return torch.stack(found, 1).flatten() if found else torch.empty(0, dtype=torch.long)
+    places = [(numbers == neuron).nonzero()[:repeats, 0] for neuron in wanted]
+    return torch.stack(places, 1).flatten() if places else torch.empty(0, dtype=torch.long)
 
 
 def eliminate(

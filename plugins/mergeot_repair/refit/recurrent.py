@@ -65,11 +65,11 @@ class Cell:
         first = [value[None] for value in start]
         options = (len(tensors) > 2, 1, 0.0, False, False, True)
         if self.kind == "lstm":
-            found = torch.lstm(steps, first, list(tensors), *options)[0]
+            hidden = torch.lstm(steps, first, list(tensors), *options)[0]
         else:
             run = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[self.kind]
-            found = run(steps, first[0], list(tensors), *options)[0]
-        return found.flip(1) if self.is_reverse else found
+            hidden = run(steps, first[0], list(tensors), *options)[0]
+        return hidden.flip(1) if self.is_reverse else hidden
 
     def before(self, states: States, start: Sequence[Tensor]) -> States:
         """Returns the hidden state that each step reads."""

@@ -118,12 +118,12 @@ class RecurrentRefit:
         weight = cell.names[0]
         if weight not in reading.weights or self.selection.reads_chosen(weight):
             return []
-        parts = [
+        means = [
             self.context.model_weights[number]
             * self.context.sources[number].in_fused_order(inputs[number], 2, weight, 1)
             for number in self.selection.used
         ]
-        return [torch.stack(parts).sum(0)]
+        return [torch.stack(means).sum(0)]
 
     def _seen(self, cell: Cell, number: int, inputs: States, start: Sequence[Tensor]) -> _Seen:
         """Returns the hidden state that each step of a source reads, and what its two maps make."""
@@ -154,16 +154,16 @@ class RecurrentRefit:
         maps = list(regressions(cell, weights[1].shape[1]))
         sums: list[Sums | None] = [None] * len(maps)
         for batch in batches:
-            before, made = self._targets(cell, batch, place)
+            before, targets = self._targets(cell, batch, place)
             for index, (_, reads_input, reads_hidden) in enumerate(maps):
                 read = torch.cat([batch.fused] * reads_input + [before] * reads_hidden, 2).flatten(0, 1)
-                target = made[index].flatten(0, 1)
-                found = sums[index] or Sums(read.shape[1], target.shape[1])
-                found.add(read, target)
-                sums[index] = found
-        for index, (found, reading) in enumerate(zip(sums, self._readings(cell), strict=True)):
-            if found is not None:
-                _write(cell, state, found, maps[index], self.selection.start(reading.name))
+                target = targets[index].flatten(0, 1)
+                of_map = sums[index] or Sums(read.shape[1], target.shape[1])
+                of_map.add(read, target)
+                sums[index] = of_map
+        for index, (of_map, reading) in enumerate(zip(sums, self._readings(cell), strict=True)):
+            if of_map is not None:
+                _write(cell, state, of_map, maps[index], self.selection.start(reading.name))
 
     def _targets(self, cell: Cell, batch: _Batch, place: int) -> tuple[States, list[States]]:
         """Returns the hidden state each step is to read, and what each regression is to make.
@@ -228,10 +228,10 @@ def _of_cell(starts: Sequence[Tensor], place: int) -> list[Tensor]:
     return [start[place] for start in starts]
 
 
-def _of_map(cell: Cell, index: int, parts: tuple[States, States]) -> States:
+def _of_map(cell: Cell, index: int, maps: tuple[States, States]) -> States:
     """Returns what one of a cell's regressions is to make, out of what its input and its hidden map make."""
-    rows, reads_input, reads_hidden = list(regressions(cell, parts[0].shape[2] // cell.gates))[index]
-    return sum((part[..., rows] for part, is_read in zip(parts, (reads_input, reads_hidden), strict=True) if is_read))  # type: ignore[return-value]
+    rows, reads_input, reads_hidden = list(regressions(cell, maps[0].shape[2] // cell.gates))[index]
+    return sum((part[..., rows] for part, is_read in zip(maps, (reads_input, reads_hidden), strict=True) if is_read))  # type: ignore[return-value]
 
 
 def _write(

@@ -115,9 +115,9 @@ class _Refit:
         for source in self.used:
             run, state = self.source_runs[source][number], self.context.sources[source].state
             values = run.values_of([linear_map.source, linear_map.output])
-            read, made = values[linear_map.source], values[linear_map.output]
-            pairs.append(self._samples(linear_map, read, made, state[linear_map.weight]))
-        inputs, outputs = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+            read, goals = values[linear_map.source], values[linear_map.output]
+            pairs.append(self._samples(linear_map, read, goals, state[linear_map.weight]))
+        inputs, outputs = (torch.cat(of_sources, 1) for of_sources in zip(*pairs, strict=True))
         rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
         products.add(inputs[rows], outputs[rows])
 
@@ -149,35 +149,35 @@ class _Refit:
 
     def _is_ready(self, name: str) -> bool:
         """Whether every map that a value depends on was fitted already."""
-        found: set[str] = set()
+        needed: set[str] = set()
         waiting = [self.nodes[name]]
         while waiting:
             node = waiting.pop()
-            if node.name not in found:
-                found.add(node.name)
+            if node.name not in needed:
+                needed.add(node.name)
                 waiting += node.all_input_nodes
-        return not found & self.waiting
+        return not needed & self.waiting
 
     def _target(self, linear_map: LinearMap, number: int, other: str | None) -> Tensor:
         """Returns what the map is to make, or the stream that it is added to."""
-        axis, parts = linear_map.values_axis, []
+        axis, targets = linear_map.values_axis, []
         for source in self.used:
             run = self.source_runs[source][number]
             values = run.values_of([linear_map.output, *([other] if other is not None else [])])
-            made = values[linear_map.output]
+            output = values[linear_map.output]
             if other is not None:
-                made = made + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
-            parts.append(made)
+                output = output + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
+            targets.append(output)
             run.settle()
         rows = self.selection.rows(linear_map.weight)
         if rows is not None:
-            return torch.cat(parts, axis).index_select(axis, rows)
-        parts = [
+            return torch.cat(targets, axis).index_select(axis, rows)
+        targets = [
             self.context.model_weights[source]
-            * self.context.sources[source].in_fused_order(made, axis, linear_map.weight, linear_map.output_axis)
-            for source, made in zip(self.used, parts, strict=True)
+            * self.context.sources[source].in_fused_order(output, axis, linear_map.weight, linear_map.output_axis)
+            for source, output in zip(self.used, targets, strict=True)
         ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(targets).sum(0)
 
     def _samples(
         self, linear_map: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
@@ -192,8 +192,8 @@ class _Refit:
         state, weight = self.state, self.state[linear_map.weight]
         start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
         starts = (_combined(linear_map, state) if start is None else start).chunk(linear_map.groups)
-        parts = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
-        solution = joined(parts)
+        solutions = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
+        solution = joined(solutions)
         norm, bias = linear_map.norm, linear_map.bias
         written = {linear_map.weight: weight_of(linear_map, solution.weight, weight)}
         if norm is not None:

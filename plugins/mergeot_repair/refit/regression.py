@@ -25,14 +25,14 @@ class Solution:
     strength: float
 
 
-def joined(parts: Sequence[Solution]) -> Solution:
+def joined(solutions: Sequence[Solution]) -> Solution:
     """Returns the solutions of several groups of outputs as one; its strength is the largest of theirs."""
     return Solution(
-        torch.cat([part.weight for part in parts]),
-        torch.cat([part.shift for part in parts]),
-        torch.cat([part.mean for part in parts]),
-        torch.cat([part.variance for part in parts]),
-        max(part.strength for part in parts),
+        torch.cat([solution.weight for solution in solutions]),
+        torch.cat([solution.shift for solution in solutions]),
+        torch.cat([solution.mean for solution in solutions]),
+        torch.cat([solution.variance for solution in solutions]),
+        max(solution.strength for solution in solutions),
     )
 
 

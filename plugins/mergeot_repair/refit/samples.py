@@ -87,9 +87,9 @@ def _padding(padding: object, reach: Sequence[int]) -> list[tuple[int, int]]:
 def _spread(values: Tensor, stride: Sequence[int]) -> Tensor:
     """Returns values with zeros between the places."""
     places = [(size - 1) * step + 1 for size, step in zip(values.shape[2:], stride, strict=True)]
-    found = values.new_zeros(*values.shape[:2], *places)
-    found[(..., *(slice(None, None, step) for step in stride))] = values
-    return found
+    spread = values.new_zeros(*values.shape[:2], *places)
+    spread[(..., *(slice(None, None, step) for step in stride))] = values
+    return spread
 
 
 def _each(value: Any, count: int) -> list[int]:

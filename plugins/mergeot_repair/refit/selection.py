@@ -82,7 +82,7 @@ class Selection:
         kept = torch.cat(list(self.kept.values()))
         shares = []
         for place, number in enumerate(self.used):
-            own = torch.cat([parts[place] for parts in self.places.values()])
+            own = torch.cat([of_sources[place] for of_sources in self.places.values()])
             shares.append(f"{int(torch.isin(kept, own).sum()):,} from source {number + 1}")
         groups = "1 group" if len(self.kept) == 1 else f"{len(self.kept)} groups"
         return f"Refit took over {len(kept):,} neurons of {groups}: {', '.join(shares)}."
@@ -124,12 +124,12 @@ class Selection:
         if self._makes(name) & self.groups:
             return torch.diag(self._roots(name)).float()
         weight = self.readings[name].weights[0]
-        parts = []
+        means = []
         for number in self.used:
             source = self.context.sources[number]
             ordered = source.in_fused_order(torch.eye(len(source.state[weight])), 1, weight)
-            parts.append(self.context.model_weights[number] * ordered)
-        return torch.cat(parts)
+            means.append(self.context.model_weights[number] * ordered)
+        return torch.cat(means)
 
     def rows(self, name: str) -> Int[Tensor, " output"] | None:
         """Returns which outputs of a map, of all used sources side by side, the fused map has; None for no choice."""
@@ -160,8 +160,8 @@ class Selection:
         if name in self.regressions:
             regression, reading = self.regressions[name], self.readings[name]
             order = torch.cat([self._fixed(reading), *(self._fused(weight) for weight in reading.weights)])
-            found = regression.rows(order, self._wanted(reading) if rows is not None else None, reading.repeats)
-            return found if rows is None or regression.made is None else found / self._roots(name)[rows, None]
+            weights = regression.rows(order, self._wanted(reading) if rows is not None else None, reading.repeats)
+            return weights if rows is None or regression.made is None else weights / self._roots(name)[rows, None]
         return None if rows is None or own is None else torch.cat([own(number) for number in self.used])[rows]
 
     def _roots(self, name: str) -> Float[Tensor, " output"]:
@@ -201,11 +201,11 @@ class Selection:
 
     def _made_numbers(self, reading: Reading) -> Int[Tensor, " neuron"]:
         """Returns the numbers of what a map makes in all used sources; those of a cell stand there for every gate."""
-        found = []
-        for source, number in enumerate(self.used):
-            parts = [self.places[group][source] for group, _ in reading.made(self.alignment.graphs[number]) or ()]
-            found.append(torch.cat(parts).repeat(reading.repeats))
-        return torch.cat(found)
+        numbers = []
+        for source, model in enumerate(self.used):
+            of_source = [self.places[group][source] for group, _ in reading.made(self.alignment.graphs[model]) or ()]
+            numbers.append(torch.cat(of_source).repeat(reading.repeats))
+        return torch.cat(numbers)
 
     def _reads(self, reading: Reading) -> set[str]:
         return reading.reads_groups(self.alignment.target)
@@ -220,15 +220,15 @@ class Selection:
 
     def _numbered(self) -> tuple[dict[str, list[Int[Tensor, " neuron"]]], int]:
         """Returns group → the numbers of its neurons in every used source, no two the same; and how many there are."""
-        found: dict[str, list[Tensor]] = {}
+        places: dict[str, list[Tensor]] = {}
         count = 0
         for group in sorted(self.groups):
-            found[group] = []
+            places[group] = []
             for number in self.used:
                 size = self.alignment.graphs[number].groups[group].size
-                found[group].append(torch.arange(count, count + size))
+                places[group].append(torch.arange(count, count + size))
                 count += size
-        return found, count
+        return places, count
 
     def _eligible(self, graph: ModelGraph) -> set[str]:
         """Returns the groups that linear maps alone make and read, and of which there are more than fit."""
