@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from mergeot_experiments.catalogue.descriptions import Experiment
+    from mergeot_experiments.results.tables import ResultTable
+    from mergeot_experiments.running.runner import Order
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,30 +95,37 @@ def run_experiments(
     )
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        from mergekit_ot import default_manager
         from mergeot_experiments.catalogue.descriptions import Method
         from mergeot_experiments.catalogue.registry import choose_scale, find_experiments
-        from mergeot_experiments.results.rendering import show
-        from mergeot_experiments.running.progress import ProgressLine
         from mergeot_experiments.running.runner import Order
-        from mergeot_experiments.workflow import run_orders
 
         methods = tuple(Method(name, options, refine, restarts, measure, repair) for name in solver or ())
         orders = [
             Order(experiment, choose_scale(experiment, not is_quick), methods, seeds, is_again)
             for experiment in find_experiments(names)
         ]
-        tables, refused = [], []
-        for table, sentences in run_orders(orders, default_manager(), ProgressLine()):
-            refused += sentences
-            if table is not None:
-                tables.append(table)
-                show(table)
-            for sentence in sentences:
-                _note(f"not possible: {sentence}")
+        tables, refused = _run(orders)
     if as_json:
         content = {"experiments": [table.as_json() for table in tables], "not_possible": refused}
         print(json.dumps({**content, "seconds": time.perf_counter() - started}, allow_nan=False))
+
+
+def _run(orders: Sequence[Order]) -> tuple[list[ResultTable], list[str]]:
+    """Runs orders and shows their tables; returns these, and sentences on what is not possible."""
+    from mergekit_ot import default_manager
+    from mergeot_experiments.results.rendering import show
+    from mergeot_experiments.running.progress import ProgressLine
+    from mergeot_experiments.workflow import run_orders
+
+    tables, refused = [], []
+    for table, sentences in run_orders(orders, default_manager(), ProgressLine()):
+        refused += sentences
+        if table is not None:
+            tables.append(table)
+            show(table)
+        for sentence in sentences:
+            _note(f"not possible: {sentence}")
+    return tables, refused
 
 
 @app.command("table", epilog="Example: mergeot experiments table --output results.md")
