@@ -180,6 +180,49 @@ def test_plugins_take_names_that_exist(path):
             assert not missing, f"{_id(path)}, line {node.lineno}: not public: {missing}"
 
 
+@pytest.mark.parametrize("path", PLUGIN_FILES, ids=_id)
+def test_plugins_need_no_way_around_the_door(path):
+    assert not list(_ways_around(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "hasattr(label, name)",
+        "getattr(label, 'pin', None)",
+        "node.target._schema",
+        "self.run._values",
+        "from mergekit_ot import _HOMES",
+        "from mergeot_log import _logger",
+    ],
+)
+def test_a_way_around_the_door_is_seen(code):
+    assert list(_ways_around(code))
+
+
+@pytest.mark.parametrize("code", ["getattr(module, name)", "self._values", "cls._made", "row._replace(size=1)"])
+def test_what_plugins_may_do_is_let_through(code):
+    assert not list(_ways_around(code))
+
+
+def _ways_around(code: str) -> Iterator[str]:
+    """Yields where code asks what an object has, or takes what is private to something else."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            is_literal = len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
+            if node.func.id == "hasattr" or (node.func.id == "getattr" and is_literal):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in ("_replace", "_asdict"):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (CORE, *PLUGINS):
+            yield from (f"line {node.lineno}: {alias.name}" for alias in node.names if _is_private(alias.name))
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=_id)
 def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")

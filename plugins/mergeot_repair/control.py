@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot import DataError, RepairContext
 
@@ -26,25 +26,37 @@ def check_control(
     """
     heaviest = max(range(len(context.model_weights)), key=context.model_weights.__getitem__)
     source, aligned = context.sources[heaviest], context.aligned[heaviest]
-    if not all(found[heaviest].is_permutation for found in source.alignment.couplings.values()):
+    if not all(couplings[heaviest].is_permutation for couplings in source.alignment.couplings.values()):
         return
     batches = list(context.batches)[:_BATCHES]
     control = replace(
-        context, fused=aligned, aligned=(aligned,), model_weights=(1.0,), sources=(source,), batches=batches,
-        progress=None, note=None,
-    )  # fmt: skip
-    before, after = context.instance(aligned), context.instance(procedure(control))
-    changed = total = 0
-    with torch.no_grad():
-        for inputs in batches:
-            one, other = before(*inputs), after(*inputs)
-            if not isinstance(one, Tensor) or one.ndim < 2:
-                return
-            changed += int((one.argmax(1) != other.argmax(1)).sum())
-            total += one.argmax(1).numel()
+        context,
+        fused=aligned,
+        aligned=(aligned,),
+        model_weights=(1.0,),
+        sources=(source,),
+        batches=batches,
+        progress=None,
+        note=None,
+    )
+    changed, total = changed_predictions(context.instance(aligned), context.instance(procedure(control)), batches)
     if changed > max(_TOLERATED * total, 1):
         raise DataError(
             f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions, so it "
             "cannot be trusted with these networks and data. Give inputs with the sources' own preprocessing and more "
             "of them (--calibration-size), or take --repair none."
         )
+
+
+def changed_predictions(before: nn.Module, after: nn.Module, batches: Iterable[Sequence[Tensor]]) -> tuple[int, int]:
+    """Returns how many predictions differ between two models, and of how many; (0, 0) where they predict no classes."""
+    changed = total = 0
+    with torch.no_grad():
+        for inputs in batches:
+            scores, others = before(*inputs), after(*inputs)
+            if not isinstance(scores, Tensor) or scores.ndim < 2:
+                return 0, 0
+            classes = scores.argmax(1)
+            changed += int((classes != others.argmax(1)).sum())
+            total += classes.numel()
+    return changed, total

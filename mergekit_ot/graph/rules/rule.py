@@ -73,6 +73,11 @@ class OperationView:
         value = self.arguments.get(name)
         return default if value is None else value
 
+    @property
+    def tensors(self) -> list[Value]:
+        """The arguments that are tensors, in order; those inside of lists are left out."""
+        return [value for value in self.arguments.values() if isinstance(value, Value)]
+
     def value(self, name: str) -> Value:
         """Returns the tensor argument `name`.
 

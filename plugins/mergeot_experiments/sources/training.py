@@ -134,9 +134,13 @@ def trained(training: Training, images: Callable[[], Images], notify: Callable[[
     model = _train(make, training, inputs, targets, notify)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
-        model.state_dict(), path, architecture=training.architecture, arguments=dict(training.arguments),
-        input_shape=tuple(inputs.shape[1:]), provenance={"training": asdict(training)},
-    )  # fmt: skip
+        model.state_dict(),
+        path,
+        architecture=training.architecture,
+        arguments=dict(training.arguments),
+        input_shape=tuple(inputs.shape[1:]),
+        provenance={"training": asdict(training)},
+    )
     return model
 
 
@@ -207,11 +211,10 @@ def augmented(images: Float[Tensor, "n c h w"], reach: int) -> Float[Tensor, "n 
     height, width = images.shape[2:]
     images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
     padded = nn.functional.pad(images, (reach, reach, reach, reach))
-    moved = [
-        part[:, :, row : row + height, column : column + width]
-        for part in padded.split(_MOVED_AT_ONCE)
-        for row, column in [torch.randint(2 * reach + 1, (2,)).tolist()]
-    ]
+    moved = []
+    for part in padded.split(_MOVED_AT_ONCE):
+        row, column = torch.randint(2 * reach + 1, (2,)).tolist()
+        moved.append(part[:, :, row : row + height, column : column + width])
     return torch.cat(moved)
 
 

@@ -29,9 +29,9 @@ class Products:
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
         """Adds a batch."""
         ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
-        rows, made = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
-        found = [(rows.T @ rows).double(), (rows.T @ made).double(), (made.T @ made).double()]
-        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+        rows, results = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
+        products = [(rows.T @ rows).double(), (rows.T @ results).double(), (results.T @ results).double()]
+        self.sums = [a + b for a, b in zip(self.sums, products, strict=True)] if self.sums else products
 
     def towards(
         self, goals: Float[Tensor, "outputs goals"]
@@ -114,8 +114,8 @@ def places_of(
     wanted: Int[Tensor, " neuron"], numbers: Int[Tensor, " place"], repeats: int = 1
 ) -> Int[Tensor, " found"]:
     """Returns where neurons stand in a list of numbers: all at their first place, then all at their second."""
-    found = [(numbers == neuron).nonzero()[:repeats, 0] for neuron in wanted]
-    return torch.stack(found, 1).flatten() if found else torch.empty(0, dtype=torch.long)
+    places = [(numbers == neuron).nonzero()[:repeats, 0] for neuron in wanted]
+    return torch.stack(places, 1).flatten() if places else torch.empty(0, dtype=torch.long)
 
 
 def eliminate(
@@ -135,33 +135,48 @@ def eliminate(
         sizes: Group → how many of its neurons are kept.
         progress: Called with (neurons dropped, neurons to be dropped).
     """
-    left = {group: torch.cat(list(parts)) for group, parts in places.items()}
-    count = 1 + max(int(neuron) for one in regressions for neuron in one.neurons)
-    group_of, source_of = torch.full((count,), -1), torch.full((count,), -1)
-    for number, parts in enumerate(places.values()):
-        for source, neurons in enumerate(parts):
-            group_of[neurons], source_of[neurons] = number, source
-    names = list(places)
-    losses = [one.losses() for one in regressions]
-    surplus_of_all = sum(max(0, len(left[group]) - sizes[group]) for group in names)
+    left = {group: torch.cat(list(of_sources)) for group, of_sources in places.items()}
+    count = 1 + int(torch.cat([regression.neurons for regression in regressions]).max())
+    group_of, source_of = _owners(places, count)
+    groups = list(places)
+    losses = [regression.losses() for regression in regressions]
+    surplus = sum(max(0, len(left[group]) - sizes[group]) for group in groups)
     dropped = 0
-    while any(len(left[group]) > sizes[group] for group in names):
-        total = torch.zeros(count, dtype=torch.float64)
-        for one, loss in zip(regressions, losses, strict=True):
-            total.index_add_(0, one.neurons, loss)
-        open_ = torch.cat([left[group] for group in names if len(left[group]) > sizes[group]])
-        least = open_[total[open_].argmin()]
-        group = names[int(group_of[least])]
-        surplus = len(left[group]) - sizes[group]
+    while dropped < surplus:
+        total = _total(regressions, losses, count)
+        candidates = torch.cat([left[group] for group in groups if len(left[group]) > sizes[group]])
+        least = candidates[total[candidates].argmin()]
+        group = groups[int(group_of[least])]
         # Two neurons that stand in for each other, as of a network and its copy, must not go together.
         alike = left[group][source_of[left[group]] == source_of[least]]
-        most = max(1, (sum(len(part) for part in places[group]) - sizes[group]) // _STEPS)
-        gone = alike[total[alike].argsort()[: min(most, surplus)]]
+        most = max(1, (sum(map(len, places[group])) - sizes[group]) // _STEPS)
+        gone = alike[total[alike].argsort()[: min(most, len(left[group]) - sizes[group])]]
         left[group] = left[group][~torch.isin(left[group], gone)]
-        for number, one in enumerate(regressions):
-            if one.drop(gone):
-                losses[number] = one.losses()
+        for number, regression in enumerate(regressions):
+            if regression.drop(gone):
+                losses[number] = regression.losses()
         dropped += len(gone)
         if progress is not None:
-            progress(dropped, surplus_of_all)
+            progress(dropped, surplus)
     return left
+
+
+def _total(
+    regressions: Sequence[Regression], losses: Sequence[Float[Tensor, " neuron"]], count: int
+) -> Float[Tensor, " neuron"]:
+    """Returns what all regressions together lose with each of `count` neurons."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for regression, loss in zip(regressions, losses, strict=True):
+        total.index_add_(0, regression.neurons, loss)
+    return total
+
+
+def _owners(
+    places: Mapping[str, Sequence[Int[Tensor, " neuron"]]], count: int
+) -> tuple[Int[Tensor, " neuron"], Int[Tensor, " neuron"]]:
+    """Returns, for each of `count` neurons, the number of its group and of its source; -1 where it has none."""
+    group_of, source_of = torch.full((count,), -1), torch.full((count,), -1)
+    for number, of_sources in enumerate(places.values()):
+        for source, neurons in enumerate(of_sources):
+            group_of[neurons], source_of[neurons] = number, source
+    return group_of, source_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergeot_experiments.descriptions import DIGITS
-from mergeot_experiments.tables import ResultTable, Row
+from mergeot_experiments.catalogue.descriptions import DIGITS
+from mergeot_experiments.results.tables import ResultTable, Row
 
 _HEAD = """\
 # Measured results
@@ -22,10 +22,10 @@ _OLD = "† measured by an earlier version of the solver or the core; its comman
 
 def as_markdown(tables: Sequence[ResultTable]) -> str:
     """Returns a page with all tables."""
-    parts = [_HEAD, *map(_section, tables)]
-    if any(not row.is_current for table in tables for row in table.rows):
-        parts.append(_OLD)
-    return "\n".join(parts)
+    sections = [_HEAD, *map(_section, tables)]
+    if not all(table.is_current for table in tables):
+        sections.append(_OLD)
+    return "\n".join(sections)
 
 
 def _section(table: ResultTable) -> str:
@@ -44,7 +44,7 @@ def _section(table: ResultTable) -> str:
             "",
             f"{_measured(table)}\n",
         ]
-    )  # fmt: skip
+    )
 
 
 def _sets(table: ResultTable) -> str:
@@ -53,11 +53,15 @@ def _sets(table: ResultTable) -> str:
 
 def _measured(table: ResultTable) -> str:
     """Returns when, and with which packages: sections may be of different days."""
-    found = [cell.measured for cell in table.cells]
-    days = sorted({one["at"][:10] for one in found})
-    used = [f"{name} {', '.join(sorted({one[name] for one in found}))}" for name in ("mergekit_ot", "torch")]
+    days = sorted({cell.measured["at"][:10] for cell in table.cells})
+    used = [_versions(table, name) for name in ("mergekit_ot", "torch")]
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"Measured {span} with {' and '.join(used)}."
+
+
+def _versions(table: ResultTable, package: str) -> str:
+    versions = sorted({cell.measured[package] for cell in table.cells})
+    return f"{package} {', '.join(versions)}"
 
 
 def _scale(table: ResultTable) -> str:
@@ -71,11 +75,11 @@ def _cells(table: ResultTable) -> tuple[list[str], list[list[str]]]:
 
 
 def _line(row: Row, table: ResultTable, has_blocks: bool) -> list[str]:
-    found = [row.summaries.get(column) for column in table.columns]
+    summaries = [row.summaries.get(column) for column in table.columns]
     return [
         *([row.block] if has_blocks else []),
         row.name if row.is_current else f"{row.name} †",
-        *("–" if one is None else one.text(table.repetitions) for one in found),
+        *("–" if summary is None else summary.text(table.repetitions) for summary in summaries),
         "" if row.seconds is None else f"{row.seconds:.1f}",
         f"`{row.command}`",
     ]
@@ -99,5 +103,5 @@ def show(table: ResultTable) -> None:
         grid.add_row(*map(Text, line[:-1]))
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 200, highlight=False)
     console.print(grid)
-    if any(not row.is_current for row in table.rows):
+    if not table.is_current:
         console.print(_OLD.strip())

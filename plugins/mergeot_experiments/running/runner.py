@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, PluginManager, RecipeError, SolverError, evaluate, fuse, resolve_architecture
-from mergeot_experiments.data import Images, image_set
-from mergeot_experiments.descriptions import Design, Experiment, Method, Setting
-from mergeot_experiments.progress import Estimate, ProgressLine
-from mergeot_experiments.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
-from mergeot_experiments.training import Training, trained
+from mergeot_experiments.catalogue.descriptions import Design, Experiment, Method, Setting
+from mergeot_experiments.running.progress import Estimate, ProgressLine
+from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
+from mergeot_experiments.sources.data import Images, image_set
+from mergeot_experiments.sources.training import Training, trained
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,27 @@ class _Task:
     version: str
 
     @property
+    def sources(self) -> tuple[Training, ...]:
+        return self.setting.sources[self.number]
+
+    @property
     def content(self) -> dict[str, object]:
         return (content_of if self.method is not None else sources_of)(self.setting, self.number)
 
     @property
+    def combination(self) -> str:
+        return f"{self.setting.row} {self.setting.column}, {self.method.name if self.method else ''}".strip()
+
+    @property
     def name(self) -> str:
-        seeds = " + ".join(str(training.seed) for training in self.setting.sources[self.number])
-        parts = (
+        seeds = " + ".join(str(training.seed) for training in self.sources)
+        words = (
             self.setting.row,
             self.setting.column,
             self.method.name if self.method else "sources",
             f"seeds {seeds}",
         )
-        return " · ".join(part for part in parts if part)
+        return " · ".join(part for part in words if part)
 
 
 def run(order: Order, store: Store, manager: PluginManager, line: ProgressLine) -> tuple[str, ...]:
@@ -98,14 +107,13 @@ def run(order: Order, store: Store, manager: PluginManager, line: ProgressLine) 
     if not tasks:
         return ()
     networks = _Networks(line)
-    networks.train([training for task in tasks for training in task.setting.sources[task.number]])
+    networks.train(list(itertools.chain.from_iterable(task.sources for task in tasks)))
     estimate, refused = Estimate(len(tasks)), {}
     for task in tasks:
         try:
             result = _measure(task, networks, manager)
         except _RefusedError as error:
-            what = f"{task.setting.row} {task.setting.column}, {task.method.name if task.method else ''}".strip()
-            refused.setdefault(what, f"{what}: {error}")
+            refused.setdefault(task.combination, f"{task.combination}: {error}")
             line.stay(f"{estimate.step()} {task.name}: not possible")
             continue
         store.put(task.content, task.method, task.version, result)
@@ -177,13 +185,13 @@ class _Ensemble(nn.Module):
         self.models, self.weights = nn.ModuleList(models), tuple(weights)
 
     def forward(self, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch output"]:
-        parts = [w * model(inputs).softmax(1) for w, model in zip(self.weights, self.models, strict=True)]
-        return torch.stack(parts).sum(0).log()
+        probabilities = [w * model(inputs).softmax(1) for w, model in zip(self.weights, self.models, strict=True)]
+        return torch.stack(probabilities).sum(0).log()
 
 
 def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[str, object]:
     setting = task.setting
-    trainings = setting.sources[task.number]
+    trainings = task.sources
     models = [networks.model(training) for training in trainings]
     test = networks.test(trainings[0].data)
     if task.method is None:
@@ -195,17 +203,30 @@ def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[s
     calibration = networks.calibration(trainings[0].data)
     try:
         fused = fuse(
-            models, solver=method.solver, solver_options=method.options, refine=method.refine, restarts=method.restarts,
-            measure=method.measure, example_inputs=test[0][0][:2], model_weights=setting.model_weights, target=goal,
-            data=calibration, repair=method.repair or setting.repair, device="cpu", seed=task.number, manager=manager,
-        )  # fmt: skip
+            models,
+            solver=method.solver,
+            solver_options=method.options,
+            refine=method.refine,
+            restarts=method.restarts,
+            measure=method.measure,
+            example_inputs=test[0][0][:2],
+            model_weights=setting.model_weights,
+            target=goal,
+            data=calibration,
+            repair=method.repair or setting.repair,
+            device="cpu",
+            seed=task.number,
+            manager=manager,
+        )
     except (SolverError, DataError) as error:
         raise _RefusedError(str(error)) from error
     score = evaluate(fused.model(), test)
     return {
-        "accuracy": score.accuracy, "loss": score.loss, "seconds": fused.seconds,
+        "accuracy": score.accuracy,
+        "loss": score.loss,
+        "seconds": fused.seconds,
         "aligned_sources_max_error": fused.aligned_sources_max_error,
-    }  # fmt: skip
+    }
 
 
 def _shown(result: dict[str, object]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mergeot_experiments.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, Target, seeded, windows
-from mergeot_experiments.training import Training
+from mergeot_experiments.catalogue.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, Target
+from mergeot_experiments.catalogue.seeds import seeded, windows
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (786, 234, 7, 12, 31)
 _WIDTHS = (16, 24)
@@ -19,8 +20,8 @@ def _residual(training: Training) -> Design:
         # The source of the fused width comes first: the repair tries its procedure on the first one, which must then
         # be a permuted copy and no resized one.
         order = sorted(_WIDTHS, key=lambda other, width=width: other != width)
-        places = [_WIDTHS.index(other) for other in order]
-        seeds = [[pair[place] for place in places] for pair in windows(_SEEDS, 2, len(_SEEDS))]
+        # The seeds of a pair belong to the widths, in whichever order these come.
+        seeds = [pair if order[0] == _WIDTHS[0] else pair[::-1] for pair in windows(_SEEDS, 2, len(_SEEDS))]
         sources = seeded([replace(training, arguments=arguments[other]) for other in order], seeds)
         roles = tuple(f"width {other}" for other in order)
         target = Target(training.architecture, arguments[width])

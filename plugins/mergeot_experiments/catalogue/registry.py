@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from mergekit_ot import RecipeError
 from mergekit_ot.errors import unknown_name
-from mergeot_experiments.data import has_folder
-from mergeot_experiments.deep import RESIDUAL_WITHOUT_NORM, VGG
-from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Experiment
-from mergeot_experiments.feed_forward import GROWTH, HETEROGENEOUS, MLP, WIDTHS
-from mergeot_experiments.recurrent import RECURRENT, RECURRENT_GROWTH, RECURRENT_LONG, RECURRENT_WIDTHS
-from mergeot_experiments.residual import RESIDUAL
+from mergeot_experiments.catalogue.deep import RESIDUAL_WITHOUT_NORM, VGG
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Experiment
+from mergeot_experiments.catalogue.feed_forward import GROWTH, HETEROGENEOUS, MLP, WIDTHS
+from mergeot_experiments.catalogue.recurrent import RECURRENT, RECURRENT_GROWTH, RECURRENT_LONG, RECURRENT_WIDTHS
+from mergeot_experiments.catalogue.residual import RESIDUAL
+from mergeot_experiments.sources.data import has_folder
 
 ALL = "all"
 EXPERIMENTS = {

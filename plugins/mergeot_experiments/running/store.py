@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -22,7 +23,7 @@ import torch
 
 import mergekit_ot
 from mergekit_ot import MergeotError, PluginManager
-from mergeot_experiments.descriptions import Method, Setting
+from mergeot_experiments.catalogue.descriptions import Method, Setting
 
 # Of what is measured on the sources alone; raised whenever that is measured in another way.
 SOURCES_VERSION = "sources 1"
@@ -126,9 +127,8 @@ def code_version(method: Method, manager: PluginManager) -> str:
     used += [manager.get("repair", method.repair)] if method.repair not in (None, "none") else []
     packages = {kind.__module__.partition(".")[0] for kind in used}
     core = Path(mergekit_ot.__path__[0])
-    files = [file for package in packages for file in _files_of(package)]
-    files += [file for part in _CORE_PARTS for file in _files(core / part)]
-    return _hash_of(tuple(sorted(files)))
+    folders = [*map(_files_of, packages), *(_files(core / name) for name in _CORE_PARTS)]
+    return _hash_of(tuple(sorted(itertools.chain.from_iterable(folders))))
 
 
 def _files_of(package: str) -> list[Path]:
@@ -176,12 +176,9 @@ def _digest(value: object) -> str:
 def _read(path: Path) -> Cell | None:
     """Returns the cell in a file; None where the file is no cell, which is then measured again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        method = found["method"]
-        return Cell(
-            found["content"], None if method is None else Method(**method),
-            found["version"], found["result"], found["measured"],
-        )  # fmt: skip
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        method = None if stored["method"] is None else Method(**stored["method"])
+        return Cell(stored["content"], method, stored["version"], stored["result"], stored["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mergekit_ot import RepairContext, RepairSource
-from mergeot_repair.maps import LinearMap, named_arguments
-from mergeot_repair.pruning import Products
-from mergeot_repair.readings import Reading, readings_of_cell
-from mergeot_repair.recurrent import Cell, States, layers_of, regressions
-from mergeot_repair.regression import Sums
-from mergeot_repair.running import StagedRun
-from mergeot_repair.selection import Selection
+from mergekit_ot import RepairContext, RepairSource, named_arguments
+from mergeot_repair.programs.maps import LinearMap
+from mergeot_repair.programs.running import StagedRun
+from mergeot_repair.refit.pruning import Products
+from mergeot_repair.refit.readings import Reading, readings_of_cell
+from mergeot_repair.refit.recurrent import Cell, States, layers_of, regressions
+from mergeot_repair.refit.regression import Sums
+from mergeot_repair.refit.selection import Selection
+
+# The hidden state that each step reads, and what the input map and the hidden map make.
+_Seen = tuple[States, tuple[States, States]]
 
 
 @dataclass
@@ -32,7 +36,7 @@ class RecurrentRefit:
 
     Args:
         context: Of the repair.
-        one: The operation.
+        linear_map: The operation.
         source_runs: Each source on each batch.
         selection: The neurons that are taken from the sources.
     """
@@ -40,13 +44,13 @@ class RecurrentRefit:
     def __init__(
         self,
         context: RepairContext,
-        one: LinearMap,
+        linear_map: LinearMap,
         source_runs: Sequence[Sequence[StagedRun]],
         selection: Selection,
     ) -> None:
-        self.context, self.one, self.source_runs, self.selection = context, one, source_runs, selection
-        self.node = {node.name: node for node in context.program.graph.nodes}[one.node]
-        self.layers = layers_of(one, self.node)
+        self.context, self.linear_map, self.source_runs, self.selection = context, linear_map, source_runs, selection
+        self.node = {node.name: node for node in context.program.graph.nodes}[linear_map.node]
+        self.layers = layers_of(linear_map, self.node)
 
     def fit(self, state: dict[str, Tensor], runs: Sequence[StagedRun]) -> None:
         """Fits the input and hidden maps of every layer and direction.
@@ -68,18 +72,20 @@ class RecurrentRefit:
             for batch in batches:
                 self._advance(directions, state, batch, place)
             place += len(directions)
-        for run in (*runs, *(run for of_source in self.source_runs for run in of_source)):
-            run.settle()
+        for of_network in (runs, *self.source_runs):
+            for run in of_network:
+                run.settle()
 
     def add_products(self, number: int, products: Mapping[str, Products]) -> None:
         """Adds what the cells whose neurons are to be chosen read and make in the sources on a batch."""
-        if not any(one.name in products for cells in self.layers for cell in cells for one in self._readings(cell)):
+        cells = itertools.chain.from_iterable(self.layers)
+        if not any(self._has_products(cell, products) for cell in cells):
             return
         inputs, starts = self._read([of_source[number] for of_source in self.source_runs])
         place = 0
         for directions in self.layers:
             for offset, cell in enumerate(directions):
-                own = [[value[place + offset] for value in start] for start in starts]
+                own = [_of_cell(start, place + offset) for start in starts]
                 self._add_cell(cell, inputs, own, products)
             inputs = [
                 self._states(directions, dict(source.state), value, start, place)
@@ -90,35 +96,36 @@ class RecurrentRefit:
     def _readings(self, cell: Cell) -> list[Reading]:
         return readings_of_cell(cell, self.context.fused[cell.names[1]].shape[1])
 
+    def _has_products(self, cell: Cell, products: Mapping[str, Products]) -> bool:
+        return any(reading.name in products for reading in self._readings(cell))
+
     def _add_cell(
         self, cell: Cell, inputs: Sequence[States], starts: Sequence[list[Tensor]], products: Mapping[str, Products]
     ) -> None:
         seen = [self._seen(cell, number, inputs[number], starts[number]) for number in self.selection.used]
-        for index, one in enumerate(self._readings(cell)):
-            if one.name not in products:
+        for index, reading in enumerate(self._readings(cell)):
+            if reading.name not in products:
                 continue
-            read, made = self._fixed(cell, one, inputs), []
+            read, made = self._fixed(cell, reading, inputs), []
             for (before, parts), number in zip(seen, self.selection.used, strict=True):
                 held = {cell.names[0]: inputs[number], cell.names[1]: before}
-                read += [held[weight] for weight in one.weights if self.selection.reads_chosen(weight)]
+                read += [held[weight] for weight in reading.weights if self.selection.reads_chosen(weight)]
                 made.append(_of_map(cell, index, parts))
-            products[one.name].add(torch.cat(read, 2).flatten(0, 1), torch.cat(made, 2).flatten(0, 1))
+            products[reading.name].add(torch.cat(read, 2).flatten(0, 1), torch.cat(made, 2).flatten(0, 1))
 
-    def _fixed(self, cell: Cell, one: Reading, inputs: Sequence[States]) -> list[States]:
+    def _fixed(self, cell: Cell, reading: Reading, inputs: Sequence[States]) -> list[States]:
         """Returns the mean of what the sources' cells read, where it is not of neurons to be chosen."""
         weight = cell.names[0]
-        if weight not in one.weights or self.selection.reads_chosen(weight):
+        if weight not in reading.weights or self.selection.reads_chosen(weight):
             return []
-        parts = [
+        means = [
             self.context.model_weights[number]
             * self.context.sources[number].in_fused_order(inputs[number], 2, weight, 1)
             for number in self.selection.used
         ]
-        return [torch.stack(parts).sum(0)]
+        return [torch.stack(means).sum(0)]
 
-    def _seen(
-        self, cell: Cell, number: int, inputs: States, start: Sequence[Tensor]
-    ) -> tuple[States, tuple[States, States]]:
+    def _seen(self, cell: Cell, number: int, inputs: States, start: Sequence[Tensor]) -> _Seen:
         """Returns the hidden state that each step of a source reads, and what its two maps make."""
         tensors = cell.tensors(dict(self.context.sources[number].state))
         before = cell.before(cell.states(tensors, inputs, start), start)
@@ -129,10 +136,10 @@ class RecurrentRefit:
         inputs, starts = [], []
         is_batch_first = bool(named_arguments(self.node)["batch_first"])
         for run in runs:
-            held = named_arguments(run.nodes[self.one.node])["hx"]
+            held = named_arguments(run.nodes[self.linear_map.node])["hx"]
             nodes = list(held) if isinstance(held, list | tuple) else [held]
-            values = run.values_of([self.one.source, *(node.name for node in nodes)])
-            value = values[self.one.source]
+            values = run.values_of([self.linear_map.source, *(node.name for node in nodes)])
+            value = values[self.linear_map.source]
             # Without a batch, the steps come first and the states have no batch either.
             if value.ndim == 2:
                 inputs.append(value[None])
@@ -145,19 +152,18 @@ class RecurrentRefit:
     def _fit_cell(self, cell: Cell, state: dict[str, Tensor], batches: Sequence[_Batch], place: int) -> None:
         weights = cell.tensors(state)
         maps = list(regressions(cell, weights[1].shape[1]))
-        has_bias = len(cell.names) > 2
         sums: list[Sums | None] = [None] * len(maps)
         for batch in batches:
-            before, made = self._targets(cell, batch, place)
+            before, targets = self._targets(cell, batch, place)
             for index, (_, reads_input, reads_hidden) in enumerate(maps):
                 read = torch.cat([batch.fused] * reads_input + [before] * reads_hidden, 2).flatten(0, 1)
-                target = made[index].flatten(0, 1)
-                found = sums[index] or Sums(read.shape[1], target.shape[1])
-                found.add(read, target)
-                sums[index] = found
-        for index, (found, one) in enumerate(zip(sums, self._readings(cell), strict=True)):
-            if found is not None:
-                _write(cell, state, found, maps[index], has_bias, self.selection.start(one.name))
+                target = targets[index].flatten(0, 1)
+                of_map = sums[index] or Sums(read.shape[1], target.shape[1])
+                of_map.add(read, target)
+                sums[index] = of_map
+        for index, (of_map, reading) in enumerate(zip(sums, self._readings(cell), strict=True)):
+            if of_map is not None:
+                _write(cell, state, of_map, maps[index], self.selection.start(reading.name))
 
     def _targets(self, cell: Cell, batch: _Batch, place: int) -> tuple[States, list[States]]:
         """Returns the hidden state each step is to read, and what each regression is to make.
@@ -165,27 +171,34 @@ class RecurrentRefit:
         Of the chosen neurons, or the means of the aligned ones.
         """
         seen = [
-            self._seen(cell, number, batch.sources[number], [value[place] for value in batch.starts[1 + number]])
+            self._seen(cell, number, batch.sources[number], _of_cell(batch.starts[1 + number], place))
             for number in self.selection.used
         ]
         readings = self._readings(cell)
-        chosen = [self.selection.rows(one.name) for one in readings]
-        if all(rows is not None for rows in chosen):
-            made = [[_of_map(cell, index, parts) for _, parts in seen] for index in range(len(readings))]
-            states = torch.cat([before for before, _ in seen], 2)[..., self.selection.states(readings[0].name)]
-            return states, [torch.cat(parts, 2)[..., rows] for parts, rows in zip(made, chosen, strict=True)]
-        used = [(self.context.sources[number], self.context.model_weights[number]) for number in self.selection.used]
-        read = [
-            share * _hidden_in_order(one, cell, before) for (one, share), (before, _) in zip(used, seen, strict=True)
-        ]
+        chosen = [rows for reading in readings if (rows := self.selection.rows(reading.name)) is not None]
+        if len(chosen) < len(readings):
+            return self._means(cell, seen)
+        states = torch.cat([before for before, _ in seen], 2)[..., self.selection.states(readings[0].name)]
+        goals = []
+        for index, rows in enumerate(chosen):
+            of_sources = [_of_map(cell, index, parts) for _, parts in seen]
+            goals.append(torch.cat(of_sources, 2)[..., rows])
+        return states, goals
+
+    def _means(self, cell: Cell, seen: Sequence[_Seen]) -> tuple[States, list[States]]:
+        """Returns the mean hidden state that each step reads, and the means of what each regression is to make."""
+        sources = [self.context.sources[number] for number in self.selection.used]
+        shares = [self.context.model_weights[number] for number in self.selection.used]
+        used = list(zip(sources, shares, seen, strict=True))
+        states = [share * _hidden_in_order(source, cell, before) for source, share, (before, _) in used]
         means = []
-        for rows, reads_input, reads_hidden in regressions(cell, read[0].shape[2]):
-            whole = [
-                share * one.in_fused_order(parts[0] * reads_input + parts[1] * reads_hidden, 2, cell.names[0])
-                for (one, share), (_, parts) in zip(used, seen, strict=True)
+        for rows, reads_input, reads_hidden in regressions(cell, states[0].shape[2]):
+            goals = [
+                share * source.in_fused_order(parts[0] * reads_input + parts[1] * reads_hidden, 2, cell.names[0])
+                for source, share, (_, parts) in used
             ]
-            means.append(torch.stack(whole).sum(0)[..., rows])
-        return torch.stack(read).sum(0), means
+            means.append(torch.stack(goals).sum(0)[..., rows])
+        return torch.stack(states).sum(0), means
 
     def _advance(self, directions: Sequence[Cell], state: dict[str, Tensor], batch: _Batch, place: int) -> None:
         """Takes a batch through a layer: the fused model with its new maps, and every source."""
@@ -204,40 +217,47 @@ class RecurrentRefit:
     ) -> States:
         """Returns what a layer makes of its inputs, its directions side by side."""
         outputs = [
-            cell.states(cell.tensors(state), inputs, [value[place + offset] for value in starts])
+            cell.states(cell.tensors(state), inputs, _of_cell(starts, place + offset))
             for offset, cell in enumerate(directions)
         ]
         return torch.cat(outputs, 2)
 
 
-def _of_map(cell: Cell, index: int, parts: tuple[States, States]) -> States:
+def _of_cell(starts: Sequence[Tensor], place: int) -> list[Tensor]:
+    """Returns the initial states of one layer and direction."""
+    return [start[place] for start in starts]
+
+
+def _of_map(cell: Cell, index: int, maps: tuple[States, States]) -> States:
     """Returns what one of a cell's regressions is to make, out of what its input and its hidden map make."""
-    rows, reads_input, reads_hidden = list(regressions(cell, parts[0].shape[2] // cell.gates))[index]
-    return sum((part[..., rows] for part, is_read in zip(parts, (reads_input, reads_hidden), strict=True) if is_read))  # type: ignore[return-value]
+    rows, reads_input, reads_hidden = list(regressions(cell, maps[0].shape[2] // cell.gates))[index]
+    return sum((part[..., rows] for part, is_read in zip(maps, (reads_input, reads_hidden), strict=True) if is_read))  # type: ignore[return-value]
 
 
 def _write(
-    cell: Cell,
-    state: dict[str, Tensor],
-    sums: Sums,
-    one: tuple[slice, bool, bool],
-    has_bias: bool,
-    start: Tensor | None,
+    cell: Cell, state: dict[str, Tensor], sums: Sums, block: tuple[slice, bool, bool], start: Tensor | None
 ) -> None:
-    """Solves a regression and writes it into the cell's parameters."""
-    rows, *is_read = one
-    names = [name for name, wanted in zip(cell.names[:2], is_read, strict=True) if wanted]
+    """Solves a regression and writes it into the cell's parameters.
+
+    Args:
+        cell: The cell.
+        state: Of the fused model; it is changed.
+        sums: The regression's.
+        block: Its rows, whether they read the input, and whether they read the hidden state.
+        start: The weights towards which it is pulled; those in force where None.
+    """
+    rows, *is_read = block
+    names = list(itertools.compress(cell.names[:2], is_read))
+    biases = list(itertools.compress(cell.names[2:], is_read))
     if start is None:
         start = torch.cat([state[name][rows] for name in names], 1)
-    solution = sums.solve(start, has_bias)
+    solution = sums.solve(start, bool(biases))
     sizes = [state[name].shape[1] for name in names]
     for name, weight in zip(names, solution.weight.split(sizes, 1), strict=True):
         state[name][rows] = weight.to(state[name].dtype)
-    if has_bias:
-        biases = [name for name, wanted in zip(cell.names[2:], is_read, strict=True) if wanted]
-        # Where both maps are read their biases add up: the first holds the sum.
-        for number, name in enumerate(biases):
-            state[name][rows] = solution.shift.to(state[name].dtype) if number == 0 else 0.0
+    # Where both maps are read their biases add up: the first holds the sum.
+    for number, name in enumerate(biases):
+        state[name][rows] = solution.shift.to(state[name].dtype) if number == 0 else 0.0
 
 
 def _hidden_in_order(source: RepairSource, cell: Cell, states: States) -> States:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from mergekit_ot import CapturedProgram
+from mergekit_ot import CapturedProgram, SlotKind
 
 # Bytes of values that runs may hold between two pieces; beyond it they start again from the inputs.
 HELD_BYTES = 1_500_000_000
@@ -49,10 +49,8 @@ class StagedRun:
     ) -> None:
         self.program, self.state, self.room = program, state, room
         self.nodes = {node.name: node for node in program.graph.nodes}
-        starts = [node for node in program.graph.nodes if node.op == "placeholder"]
-        self.slots = dict(zip(starts, program.inputs, strict=True))
-        given = iter(inputs)
-        self.inputs = {node: next(given) for node, slot in self.slots.items() if slot.kind == "input"}
+        self.slots = program.slots
+        self.inputs = program.input_values(inputs)
         self.values: dict[fx.Node, Any] = {}
         self.used: set[fx.Node] = set()
         self.size = 0
@@ -98,15 +96,15 @@ class StagedRun:
 
     def _missing(self, wanted: Iterable[fx.Node]) -> list[fx.Node]:
         """Returns what has to be run for the wanted results, in the order of the program."""
-        found: set[fx.Node] = set()
+        missing: set[fx.Node] = set()
         waiting = list(wanted)
         while waiting:
             node = waiting.pop()
-            if node in found or node in self.values or node in self.slots:
+            if node in missing or node in self.values or node in self.slots:
                 continue
-            found.add(node)
+            missing.add(node)
             waiting += node.all_input_nodes
-        return [node for node in self.program.graph.nodes if node in found]
+        return [node for node in self.program.graph.nodes if node in missing]
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
@@ -119,9 +117,14 @@ class StagedRun:
         slot = self.slots.get(node)
         if slot is None:
             return self.values[node]
-        if slot.kind == "input":
-            return self.inputs[node]
-        return self.state[slot.target] if slot.target in self.state else self.program.tensors[slot.target]
+        return self.inputs[node] if slot.kind == SlotKind.INPUT else self.program.state_value(slot, self.state)
+
+
+def staged_runs(
+    program: CapturedProgram, state: Mapping[str, Tensor], batches: Iterable[Sequence[Tensor]], room: HeldBytes
+) -> list[StagedRun]:
+    """Returns a run of a program for each batch."""
+    return [StagedRun(program, state, inputs, room) for inputs in batches]
 
 
 def _bytes_of(value: Any) -> int:

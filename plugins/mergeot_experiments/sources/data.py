@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergekit_ot import DataError, resolve_data
 from mergekit_ot.errors import unknown_name
-from mergeot_experiments.mosaics import read_mosaics
+from mergeot_experiments.sources.mosaics import read_mosaics
 
 VARIABLE = "MERGEOT_DATA"
 Images = tuple[Float[Tensor, "n channel height width"], Int[Tensor, " n"]]

@@ -6,19 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
-from mergeot_experiments.descriptions import (
-    DIGITS,
-    FULL,
-    QUICK,
-    Design,
-    Experiment,
-    Method,
-    Setting,
-    Target,
-    seeded,
-    windows,
-)
-from mergeot_experiments.training import Training
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting, Target
+from mergeot_experiments.catalogue.seeds import seeded, windows
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (43, 348, 437, 82, 233, 31, 786, 234)
 _UNEVEN_SEEDS = (786, 234, 7, 12, 31)
@@ -56,14 +46,11 @@ def _several(frame: _Frame, widths: str, repetitions: int) -> Design:
     network = frame.network(widths)
     # Entropic couplings of more than two models take minutes for each set.
     entropic = tuple(Method("wb", {"epsilon": epsilon}) for epsilon in (0.001, 0.01, 0.1))
-    settings = tuple(
-        Setting(
-            "", f"{count} models", seeded([network] * count, windows(_SEEDS, count, repetitions)),
-            more=entropic if count == 2 else (),
-        )
-        for count in (2, 4, 6)
-    )  # fmt: skip
-    return Design(settings, (*map(Method, _SOLVERS), Method("wb", refine=True), *_REFITTED))
+    settings = []
+    for count in (2, 4, 6):
+        sources = seeded([network] * count, windows(_SEEDS, count, repetitions))
+        settings.append(Setting("", f"{count} models", sources, more=entropic if count == 2 else ()))
+    return Design(tuple(settings), (*map(Method, _SOLVERS), Method("wb", refine=True), *_REFITTED))
 
 
 MLP = Experiment(
@@ -90,14 +77,10 @@ def _widths(frame: _Frame, widths: dict[str, str], repetitions: int) -> Design:
         ]
     # One source alone, fused into a smaller network: compression without training.
     names = list(widths)
-    settings += [
-        Setting(
-            f"{name} alone", f"into {smaller}", seeded([frame.network(widths[name])], [pair[:1] for pair in pairs]),
-            frame.target(widths[smaller]),
-        )
-        for place, name in enumerate(names)
-        for smaller in names[:place]
-    ]  # fmt: skip
+    for place, name in enumerate(names):
+        sources = seeded([frame.network(widths[name])], [pair[:1] for pair in pairs])
+        for smaller in names[:place]:
+            settings.append(Setting(f"{name} alone", f"into {smaller}", sources, frame.target(widths[smaller])))
     return Design(tuple(settings), (Method("wb"), Method("gwb")))
 
 

@@ -7,10 +7,10 @@ several sets of sources, over which the mean and the standard deviation are take
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from mergeot_experiments.training import Training
+from mergeot_experiments.sources.training import Training
 
 QUICK, FULL, DIGITS = "quick", "full", "digits"
 
@@ -43,12 +43,12 @@ class Method:
             >>> Method("wb", {"epsilon": 0.01}, refine=True).name
             'wb, epsilon 0.01, refined'
         """
-        parts = [self.solver, *(f"{key} {value}" for key, value in sorted(self.options.items()))]
-        parts += [self.measure] if self.measure is not None else []
-        parts += ["refined"] if self.refine else []
-        parts += [f"repair {self.repair}"] if self.repair is not None else []
-        parts += [f"best of {self.restarts}"] if self.restarts > 1 else []
-        return ", ".join(parts)
+        words = [self.solver, *(f"{key} {value}" for key, value in sorted(self.options.items()))]
+        words += [self.measure] if self.measure is not None else []
+        words += ["refined"] if self.refine else []
+        words += [f"repair {self.repair}"] if self.repair is not None else []
+        words += [f"best of {self.restarts}"] if self.restarts > 1 else []
+        return ", ".join(words)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -120,7 +120,10 @@ class Design:
     @property
     def all_methods(self) -> tuple[Method, ...]:
         """The methods of all settings, each once."""
-        return tuple({method.name: method for setting in self.settings for method in self.methods_of(setting)}.values())
+        methods: dict[str, Method] = {}
+        for setting in self.settings:
+            methods |= {method.name: method for method in self.methods_of(setting)}
+        return tuple(methods.values())
 
     @property
     def repetitions(self) -> int:
@@ -144,26 +147,3 @@ class Experiment:
     title: str
     summary: str
     designs: Mapping[str, Callable[[], Design]]
-
-
-def windows(seeds: Sequence[int], length: int, count: int) -> tuple[tuple[int, ...], ...]:
-    """Returns runs of consecutive seeds, the last ones going on at the beginning.
-
-    Example:
-        >>> windows((3, 5, 7), length=2, count=3)
-        ((3, 5), (5, 7), (7, 3))
-    """
-    return tuple(tuple(seeds[(start + step) % len(seeds)] for step in range(length)) for start in range(count))
-
-
-def seeded(trainings: Sequence[Training], seeds: Sequence[Sequence[int]]) -> tuple[tuple[Training, ...], ...]:
-    """Returns sets of sources: the trainings in order, each with a seed of the set's own.
-
-    Args:
-        trainings: One for each source of a set.
-        seeds: For each set, one seed for each source.
-    """
-    return tuple(
-        tuple(replace(training, seed=seed) for training, seed in zip(trainings, one_set, strict=True))
-        for one_set in seeds
-    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mergeot_experiments.descriptions import FULL, QUICK, Design, Experiment, Method, Setting, seeded
-from mergeot_experiments.training import Training
+from mergeot_experiments.catalogue.descriptions import FULL, QUICK, Design, Experiment, Method, Setting
+from mergeot_experiments.catalogue.seeds import seeded
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (786, 234)
 _METHODS = (
@@ -20,9 +21,21 @@ def _pair(training: Training) -> Design:
 
 # The quick nets have half and a quarter of the width, and a learning rate that falls as a cosine.
 _QUICK = Training(
-    "vgg11", {"width": 32, "bias": False, "hidden": 256}, "cifar10", 0, 24, "sgd", 0.05, 0.9, 5e-4, 128,
-    schedule="cosine", augment=4, precision="bfloat16", start="he",
-)  # fmt: skip
+    "vgg11",
+    {"width": 32, "bias": False, "hidden": 256},
+    "cifar10",
+    0,
+    24,
+    "sgd",
+    0.05,
+    0.9,
+    5e-4,
+    128,
+    schedule="cosine",
+    augment=4,
+    precision="bfloat16",
+    start="he",
+)
 # arXiv:2210.06671: 300 epochs.
 _FULL = replace(_QUICK, arguments={"width": 64, "bias": False, "hidden": 512}, epochs=300, precision="float32")
 _QUICK_RESIDUAL = replace(_QUICK, architecture="resnet18", arguments={"width": 16}, epochs=12, decay=1e-4)

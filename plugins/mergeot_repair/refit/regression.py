@@ -25,12 +25,15 @@ class Solution:
     strength: float
 
 
-def joined(parts: Sequence[Solution]) -> Solution:
+def joined(solutions: Sequence[Solution]) -> Solution:
     """Returns the solutions of several groups of outputs as one; its strength is the largest of theirs."""
-    weight, shift, mean, variance = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "shift", "mean", "variance")
+    return Solution(
+        torch.cat([solution.weight for solution in solutions]),
+        torch.cat([solution.shift for solution in solutions]),
+        torch.cat([solution.mean for solution in solutions]),
+        torch.cat([solution.variance for solution in solutions]),
+        max(solution.strength for solution in solutions),
     )
-    return Solution(weight, shift, mean, variance, max(part.strength for part in parts))
 
 
 class Sums:

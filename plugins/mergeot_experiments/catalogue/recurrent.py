@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mergeot_experiments.descriptions import (
-    DIGITS,
-    FULL,
-    QUICK,
-    Design,
-    Experiment,
-    Method,
-    Setting,
-    Target,
-    seeded,
-    windows,
-)
-from mergeot_experiments.training import Training
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting, Target
+from mergeot_experiments.catalogue.seeds import seeded, windows
+from mergeot_experiments.sources.training import Training
 
 _SEEDS = (847, 53, 43, 348, 437, 82)
 _REPETITIONS = 5

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergekit_ot import ModelGraph
-from mergeot_repair.layouts import stretches
-from mergeot_repair.maps import LinearMap
-from mergeot_repair.recurrent import Cell, regressions
+from mergeot_repair.programs.layouts import stretches
+from mergeot_repair.programs.maps import LinearMap
+from mergeot_repair.refit.recurrent import Cell, regressions
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,43 @@ class Reading:
 
     def reads_groups(self, graph: ModelGraph) -> set[str]:
         """Returns the groups that it reads."""
-        return {group for weight in self.weights for group, _ in stretches(graph, weight, 1) or ()}
+        groups: set[str] = set()
+        for weight in self.weights:
+            groups.update(group for group, _ in stretches(graph, weight, 1) or ())
+        return groups
 
 
-def reading_of(one: LinearMap) -> Reading:
+def reading_of(linear_map: LinearMap) -> Reading:
     """Returns a linear layer or a convolution as a reading."""
-    owned = tuple(name for name in (one.weight, one.bias, *(one.norm or ())) if name)
-    return Reading(one.weight, (one.weight,), (one.weight, 0), owned=owned, has_shift=one.has_shift)
+    weight, norm = linear_map.weight, linear_map.norm
+    bias = () if linear_map.bias is None else (linear_map.bias,)
+    owned = (weight, *bias, *(() if norm is None else norm.names))
+    return Reading(weight, (weight,), (weight, 0), owned=owned, has_shift=linear_map.has_shift)
 
 
 def readings_of_cell(cell: Cell, hidden: int) -> list[Reading]:
-    """Returns the regressions of a recurrent cell, in the order of `mergeot_repair.recurrent.regressions`."""
-    found = []
+    """Returns the regressions of a recurrent cell, in the order of `mergeot_repair.refit.recurrent.regressions`."""
+    readings = []
     for number, (rows, reads_input, reads_hidden) in enumerate(regressions(cell, hidden)):
-        weights = [name for name, is_read in zip(cell.names[:2], (reads_input, reads_hidden), strict=True) if is_read]
-        # The gates stand before the neurons on axis 0; on axis 1 of the hidden weight the neurons stand alone.
-        found.append(
+        weights = itertools.compress(cell.names[:2], (reads_input, reads_hidden))
+        readings.append(
             Reading(
-                f"{cell.names[1]} {number}", tuple(weights), (cell.names[1], 1), (rows.stop - rows.start) // hidden,
-                cell.names, has_shift=len(cell.names) > 2, is_recurrent=True,
+                f"{cell.names[1]} {number}",
+                tuple(weights),
+                # The gates stand before the neurons on axis 0; on axis 1 of the hidden weight the neurons stand alone.
+                (cell.names[1], 1),
+                (rows.stop - rows.start) // hidden,
+                cell.names,
+                has_shift=len(cell.names) > 2,
+                is_recurrent=True,
             )
-        )  # fmt: skip
-    return found
+        )
+    return readings
 
 
 def all_readings(maps: Sequence[LinearMap], cells: Sequence[tuple[Cell, int]]) -> dict[str, Reading]:
     """Returns the readings of all maps and recurrent cells (each with its width) by name."""
-    found = [reading_of(one) for one in maps if one.is_plain]
-    found += [reading for cell, hidden in cells for reading in readings_of_cell(cell, hidden)]
-    return {one.name: one for one in found}
+    readings = [reading_of(linear_map) for linear_map in maps if linear_map.is_plain]
+    for cell, hidden in cells:
+        readings += readings_of_cell(cell, hidden)
+    return {reading.name: reading for reading in readings}

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from mergeot_repair.maps import LinearMap, named_arguments, operation_of
+from mergekit_ot import named_arguments, operation_name
+from mergeot_repair.programs.maps import LinearMap
 
 States = Float[Tensor, "batch step neuron"]
 
@@ -64,11 +65,11 @@ class Cell:
         first = [value[None] for value in start]
         options = (len(tensors) > 2, 1, 0.0, False, False, True)
         if self.kind == "lstm":
-            found = torch.lstm(steps, first, list(tensors), *options)[0]
+            hidden = torch.lstm(steps, first, list(tensors), *options)[0]
         else:
             run = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[self.kind]
-            found = run(steps, first[0], list(tensors), *options)[0]
-        return found.flip(1) if self.is_reverse else found
+            hidden = run(steps, first[0], list(tensors), *options)[0]
+        return hidden.flip(1) if self.is_reverse else hidden
 
     def before(self, states: States, start: Sequence[Tensor]) -> States:
         """Returns the hidden state that each step reads."""
@@ -99,13 +100,13 @@ def cells_of(kind: str, names: Sequence[str], layers: int, is_bidirectional: boo
     return [cells[start : start + directions] for start in range(0, len(cells), directions)]
 
 
-def layers_of(one: LinearMap, node: fx.Node) -> list[list[Cell]]:
+def layers_of(linear_map: LinearMap, node: fx.Node) -> list[list[Cell]]:
     """Returns the layers of a recurrent operation; none where they cannot be fitted."""
     arguments = named_arguments(node)
     if "batch_sizes" in arguments:
         return []
-    kind = operation_of(node).removeprefix("aten.")
-    return cells_of(kind, one.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
+    kind = operation_name(node).removeprefix("aten.")
+    return cells_of(kind, linear_map.parameters, arguments["num_layers"], bool(arguments["bidirectional"]))
 
 
 def regressions(cell: Cell, hidden: int) -> Iterator[tuple[slice, bool, bool]]:
