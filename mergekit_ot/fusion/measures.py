@@ -30,6 +30,23 @@ class GroupView:
         wants_structure: Whether a group that does not refer to itself gets the distances between its neurons.
         responses: Gives, per source, the neurons' responses to calibration data, or None where there are none.
         members: ``all``, or ``first`` to describe neurons by the first layer that makes them alone.
+
+    Example:
+        Neurons of the first layer are seen by their weights and their bias:
+
+        >>> from types import SimpleNamespace
+        >>> from torch import nn
+        >>> from mergekit_ot import NeuronMeasure, PluginManager, fuse, hookimpl
+        >>> class Looking(AbstractNodeMeasure):
+        ...     def measure(self, view):
+        ...         print(view.group, [tuple(view.weights(source).shape) for source in range(view.count)])
+        ...         return tuple(NeuronMeasure.uniform(view.weights(source)) for source in range(view.count))
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"looking": Looking})
+        >>> manager.register(SimpleNamespace(mergeot_node_measures=hook), "mine")
+        >>> nets = [nn.Sequential(nn.Linear(4, size), nn.ReLU(), nn.Linear(size, 2)) for size in (8, 6)]
+        >>> result = fuse(nets, solver="wb", measure="looking", example_inputs=torch.randn(2, 4), manager=manager)
+        0.weight:0 [(8, 5), (6, 5)]
     """
 
     group: str
@@ -201,6 +218,28 @@ class AbstractNodeMeasure(abc.ABC):
 
     Attributes:
         needs_data: Whether calibration data are needed.
+
+    Example:
+        A neuron is the direction of its weights, however long they are:
+
+        >>> import copy
+        >>> from types import SimpleNamespace
+        >>> from torch.nn.functional import normalize
+        >>> from mergekit_ot import PluginManager, fuse, hookimpl
+        >>> class Direction(AbstractNodeMeasure):
+        ...     def measure(self, view):
+        ...         rows = [normalize(view.weights(source)) for source in range(view.count)]
+        ...         return tuple(NeuronMeasure.uniform(support) for support in rows)
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"direction": Direction})
+        >>> manager.register(SimpleNamespace(mergeot_node_measures=hook), "mine")
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> louder = copy.deepcopy(net)
+        >>> louder[0].weight.data *= 3
+        >>> inputs = torch.randn(2, 4)
+        >>> result = fuse([net, louder], solver="wb", measure="direction", example_inputs=inputs, manager=manager)
+        >>> result.groups[0].cost < 1e-6
+        True
     """
 
     needs_data: bool = False

@@ -26,6 +26,15 @@ class Step:
         reads: Parameters it reads.
         completes: Parameters whose every axis is aligned after it: they are transported and averaged.
         releases: Parameters that no later step reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mergekit_ot import fuse
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> first, second = fuse([net, net], solver="wb", example_inputs=torch.randn(2, 4)).plan.steps
+        >>> first.groups, first.reads, first.completes
+        (('0.weight:0',), ('0.weight', '0.bias', '2.weight'), ('0.weight', '0.bias'))
     """
 
     number: int
@@ -76,7 +85,27 @@ class FusionPlan:
 
 
 class AbstractExecutor(abc.ABC):
-    """Runs the steps of a plan, in any order that its graph allows."""
+    """Runs the steps of a plan, in any order that its graph allows.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from types import SimpleNamespace
+        >>> from mergekit_ot import PluginManager, fuse, hookimpl
+        >>> class Telling(AbstractExecutor):
+        ...     def run(self, steps, run_step):
+        ...         for number in nx.topological_sort(steps):
+        ...             print("solves", *steps.nodes[number]["step"].groups)
+        ...             run_step(steps.nodes[number]["step"])
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"telling": Telling})
+        >>> manager.register(SimpleNamespace(mergeot_executors=hook), "mine")
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> inputs = torch.randn(2, 4)
+        >>> result = fuse([net, net], solver="wb", example_inputs=inputs, executor="telling", manager=manager)
+        solves 0.weight:0
+        solves 2.weight:0
+    """
 
     @abc.abstractmethod
     def run(self, steps: nx.DiGraph, run_step: Callable[[Step], None]) -> None:
