@@ -242,7 +242,7 @@ def _with_docstrings(module: ModuleType) -> dict[str, object]:
     }
 
 
-def test_every_public_function_has_an_example() -> None:
+def test_every_public_function_and_class_has_an_example() -> None:
     things = _with_docstrings(mergekit_ot) | _with_docstrings(mergekit_ot.testing)
     assert sum(inspect.isclass(thing) for thing in things.values()) > 30
     assert sum(not inspect.isclass(thing) for thing in things.values()) > 30
