@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mergekit_ot.hooks.hookspecs import hookimpl
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Names are imported on first use: `mergeot --help` and `mergeot plugins` must not pay for torch.
 _HOMES = {

@@ -26,6 +26,15 @@ class Step:
         reads: Parameters it reads.
         completes: Parameters whose every axis is aligned after it: they are transported and averaged.
         releases: Parameters that no later step reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mergekit_ot import fuse
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> first, second = fuse([net, net], solver="wb", example_inputs=torch.randn(2, 4)).plan.steps
+        >>> first.groups, first.reads, first.completes
+        (('0.weight:0',), ('0.weight', '0.bias', '2.weight'), ('0.weight', '0.bias'))
     """
 
     number: int

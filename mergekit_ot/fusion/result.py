@@ -35,6 +35,19 @@ class FusionResult:
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
         notes: Sentences of the repair about what it did.
+
+    Example:
+        The fused state is the mean of the sources, each in the fused model's neuron order:
+
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+        >>> result = fuse(nets, solver="weight-matching", example_inputs=torch.randn(2, 4))
+        >>> first, second = (result.aligned_state(source)["0.weight"] for source in range(2))
+        >>> torch.allclose(result.state["0.weight"], (first + second) / 2)
+        True
+        >>> result.aligned_sources_max_error < 1e-5
+        True
     """
 
     state: dict[str, Tensor]

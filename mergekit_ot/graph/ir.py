@@ -93,6 +93,20 @@ class ModelGraph:
         buffers: Names in `layouts` that are buffers.
         values: Value name → one layout per axis, for the data that a parameter of the model reads.
         program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state.
+
+    Example:
+        Who makes the six channels of a convolution, and who reads them, 16 columns each:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from mergekit_ot import trace_model
+        >>> net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 2))
+        >>> graph = trace_model(net, torch.randn(2, 3, 4, 4))
+        >>> for slot in graph.free_groups["0.weight:0"].members:
+        ...     print(slot.role, slot.parameter, layout_text(graph.layouts[slot.parameter][slot.axis]))
+        OUT 0.weight 0.weight:0
+        OUT 0.bias 0.weight:0
+        IN 3.weight (0.weight:0 × 16!)
     """
 
     operations: nx.DiGraph

@@ -33,8 +33,8 @@ ARGUMENTS: dict[str, Any] = {"sizes": "64-64-64-64-10"}
 DATA = "digits"
 _REPAIR = "refit"
 _POINTS = 21
-# Training digits that no network is trained on, a tenth of all 1,797: they choose what is shown, so that the test digits
-# only measure it.
+# Training digits that no network is trained on, a tenth of all 1,797: they choose what is shown, so that the test
+# digits only measure it.
 _HELD_BACK = 180
 _BATCH = 256
 

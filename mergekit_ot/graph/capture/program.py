@@ -47,7 +47,14 @@ OTHER_OUTPUT = SlotKind.OTHER_OUTPUT
 
 @dataclass(frozen=True)
 class ProgramSlot:
-    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one."""
+    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one.
+
+    Example:
+        >>> from mergekit_ot import trace_model
+        >>> program = trace_model(torch.nn.Linear(3, 2), torch.randn(4, 3)).program
+        >>> [(slot.kind, slot.target) for slot in program.inputs]
+        [('parameter', 'weight'), ('parameter', 'bias'), ('input', '')]
+    """
 
     kind: SlotKind
     target: str = ""
@@ -65,6 +72,17 @@ class CapturedProgram:
         front_end: Name of the front end that made it.
         remarks: Sentences for the user on how it was made.
         module_types: Module path → the types of the module there, the most special first, as qualified names.
+
+    Example:
+        Run with another state than that of the module:
+
+        >>> from mergekit_ot import trace_model
+        >>> net, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+        >>> program = trace_model(net, x).program
+        >>> halved = {name: value / 2 for name, value in net.state_dict().items()}
+        >>> (outputs,) = program.module(*program.arguments(halved, [x]))
+        >>> torch.allclose(outputs, net(x) / 2)
+        True
     """
 
     module: fx.GraphModule
