@@ -35,7 +35,7 @@ class GroupView:
 
         >>> from types import SimpleNamespace
         >>> from torch import nn
-        >>> from mergekit_ot import NeuronMeasure, PluginManager, fuse, hookimpl
+        >>> from mergekit_ot import AbstractNodeMeasure, NeuronMeasure, PluginManager, fuse, hookimpl
         >>> class Looking(AbstractNodeMeasure):
         ...     def measure(self, view):
         ...         print(view.group, [tuple(view.weights(source).shape) for source in range(view.count)])

@@ -18,6 +18,7 @@ class AbstractNodeMeasure(abc.ABC):
         A neuron is the direction of its weights, however long they are:
 
         >>> import copy
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> from torch.nn.functional import normalize
         >>> from mergekit_ot import PluginManager, fuse, hookimpl

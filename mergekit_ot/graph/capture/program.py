@@ -52,7 +52,7 @@ class ProgramSlot:
     Example:
         >>> from mergekit_ot import trace_model
         >>> program = trace_model(torch.nn.Linear(3, 2), torch.randn(4, 3)).program
-        >>> [(slot.kind, slot.target) for slot in program.inputs]
+        >>> [(str(slot.kind), slot.target) for slot in program.inputs]
         [('parameter', 'weight'), ('parameter', 'bias'), ('input', '')]
     """
 
