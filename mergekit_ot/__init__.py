@@ -48,6 +48,12 @@ _HOMES = {
     "ExportFrontEnd": "mergekit_ot.graph.capture.capture",
     "CapturedProgram": "mergekit_ot.graph.capture.program",
     "ProgramSlot": "mergekit_ot.graph.capture.program",
+    "Block": "mergekit_ot.graph.blocks",
+    "AbstractProof": "mergekit_ot.graph.symmetry.symmetry",
+    "AbstractSymmetry": "mergekit_ot.graph.symmetry.symmetry",
+    "Places": "mergekit_ot.graph.symmetry.symmetry",
+    "Order": "mergekit_ot.graph.symmetry.permutation",
+    "Sign": "mergekit_ot.graph.symmetry.signs",
     "ModelGraph": "mergekit_ot.graph.ir",
     "trace_model": "mergekit_ot.api",
     "check_model": "mergekit_ot.api",
@@ -105,12 +111,16 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.result import FusionResult
     from mergekit_ot.fusion.source import SourceModel
     from mergekit_ot.fusion.step_report import StepReport
+    from mergekit_ot.graph.blocks import Block
     from mergekit_ot.graph.capture.capture import ExportFrontEnd
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
     from mergekit_ot.graph.capture.program import CapturedProgram, ProgramSlot
     from mergekit_ot.graph.ir import ModelGraph
     from mergekit_ot.graph.rules.einrule import EinRule
     from mergekit_ot.graph.rules.rule import FunctionRule, NodeRule, OperationView, RuleError
+    from mergekit_ot.graph.symmetry.permutation import Order
+    from mergekit_ot.graph.symmetry.signs import Sign
+    from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager
     from mergekit_ot.pictures.curves import plot_barrier
     from mergekit_ot.pictures.plane import plot_plane

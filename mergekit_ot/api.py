@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import DataError, RecipeError
+from mergekit_ot.errors import DataError, PluginError, RecipeError
 from mergekit_ot.fusion.calibration import calibration
 from mergekit_ot.fusion.engine import run_fusion
 from mergekit_ot.fusion.result import FusionResult
@@ -22,7 +22,7 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
-from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.methods import build, build_refinement, build_solver, build_symmetries, checked_solver
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
@@ -85,7 +85,7 @@ def check_model(
     Args:
         make: Gives a fresh instance each time; it must never have been run.
         example_inputs: Inputs of the shapes the model takes.
-        manager: Whose node rules are used; the installed plugins by default.
+        manager: Whose node rules and symmetries are used; the installed plugins by default.
         seed: Seed of the random weights, inputs and orders.
         trials: Number of random orders of all groups.
         front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
@@ -93,6 +93,7 @@ def check_model(
 
     Raises:
         ArchitectureError: The model cannot be traced.
+        PluginError: No plugin registers a symmetry, so that nothing could be proven.
 
     Example:
         >>> import torch
@@ -101,9 +102,16 @@ def check_model(
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
-    model = make()
+    model, manager = make(), manager or default_manager()
+    symmetries = build_symmetries(manager)
+    if not symmetries:
+        raise PluginError(
+            "No plugin registers a symmetry, so no neuron group can be proven. The order of neurons comes with the "
+            "plugin of the node rules: name it in MERGEOT_PLUGINS too, or register mergekit_ot.Order (hook "
+            "mergeot_symmetries)."
+        )
     graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
-    return check(make, graph, traced_inputs(model, example_inputs), seed=seed, trials=trials)
+    return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
 def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:
@@ -322,4 +330,5 @@ def prepare(
         observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
         refinement=build_refinement(chosen, manager) if refine else None,
         restarts=restarts,
+        symmetries=build_symmetries(manager),
     )

@@ -15,6 +15,7 @@ from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import StepReport
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -30,6 +31,7 @@ class FusionSetup:
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
         observers: Told about every step.
+        symmetries: What may be done to neurons; those that a solver asks for are looked for.
     """
 
     sources: tuple[SourceModel, ...]
@@ -48,6 +50,7 @@ class FusionSetup:
     observers: tuple[Callable[[StepReport], None], ...] = ()
     refinement: AbstractBarycenterSolver | None = None
     restarts: int = 1
+    symmetries: tuple[AbstractSymmetry, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

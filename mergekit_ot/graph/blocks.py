@@ -98,7 +98,7 @@ def context_place(dimensions: Sequence[Dimension], place: int, outer: str) -> in
     return (near or candidates)[0]
 
 
-def gate_dimension(block: Block, place: int, answers: tuple[bool, ...]) -> int | None:
+def gate_dimension(block: Block, place: int, answers: Sequence[object]) -> int | None:
     """Returns the dimension of the gates that stand beside a group on its axis, None where one answer holds for all."""
     if len(answers) == 1:
         return None

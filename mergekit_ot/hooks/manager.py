@@ -41,6 +41,7 @@ _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
     "dataset": ("mergeot_datasets", DataError),
     "executor": ("mergeot_executors", RecipeError),
     "repair": ("mergeot_repairs", RecipeError),
+    "symmetry": ("mergeot_symmetries", PluginError),
 }
 
 
@@ -245,6 +246,11 @@ class PluginManager:
     def repairs(self) -> Mapping[str, Entry]:
         """Registered repairs."""
         return self.table("repair")
+
+    @property
+    def symmetries(self) -> Mapping[str, Entry]:
+        """Registered symmetries of neuron groups."""
+        return self.table("symmetry")
 
     def get(self, kind: str, name: str) -> Any:
         """Returns what is registered as `name`.

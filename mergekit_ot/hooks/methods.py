@@ -1,4 +1,4 @@
-"""Methods by name: solvers, measures, repairs and executors, built from what plugins registered."""
+"""Methods by name: solvers, measures, repairs, executors and symmetries, built from what plugins registered."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergekit_ot.errors import RecipeError, unknown_name
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -75,3 +76,8 @@ def _like_default(default: object, value: object) -> object:
 def build(manager: PluginManager, kind: str, name: str) -> Any:
     """Returns a new instance of a registered measure, repair or executor."""
     return manager.get(kind, name)()
+
+
+def build_symmetries(manager: PluginManager) -> tuple[AbstractSymmetry, ...]:
+    """Returns every registered symmetry."""
+    return tuple(entry.load()() for entry in manager.symmetries.values())
