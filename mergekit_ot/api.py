@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import DataError, PluginError, RecipeError
+from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import calibration
 from mergekit_ot.fusion.engine import run_fusion
 from mergekit_ot.fusion.result import FusionResult
@@ -22,7 +22,14 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
-from mergekit_ot.hooks.methods import build, build_refinement, build_solver, build_symmetries, checked_solver
+from mergekit_ot.hooks.methods import (
+    build,
+    build_refinement,
+    build_solver,
+    build_symmetries,
+    checked_solver,
+    required_symmetries,
+)
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
@@ -103,13 +110,7 @@ def check_model(
         (1, 1, True)
     """
     model, manager = make(), manager or default_manager()
-    symmetries = build_symmetries(manager)
-    if not symmetries:
-        raise PluginError(
-            "No plugin registers a symmetry, so no neuron group can be proven. The order of neurons comes with the "
-            "plugin of the node rules: name it in MERGEOT_PLUGINS too, or register mergekit_ot.Order (hook "
-            "mergeot_symmetries)."
-        )
+    symmetries = required_symmetries(manager)
     graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
     return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mergeot_layers
+import mergeot_scales
 import pytest
 import torch
+from mergeot_scales.symmetry import Scale
 from torch import nn
 
 from mergekit_ot import ModelGraph, Order, Sign, check_model, hookimpl, save_checkpoint, trace_model
@@ -22,11 +25,6 @@ from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.testing import check_symmetry
 
 FOLDER = Path(__file__).parent / "scales"
-sys.path.insert(0, str(FOLDER))
-
-import mergeot_scales  # noqa: E402
-from mergeot_scales.symmetry import Scale  # noqa: E402
-
 MANAGER = PluginManager([mergeot_layers, mergeot_scales])
 
 
@@ -148,6 +146,16 @@ class OnMakersAlone(Scale):
         }
 
 
+def test_without_any_symmetry_there_is_no_proof() -> None:
+    class RulesAlone:
+        @hookimpl
+        def mergeot_node_rules(self) -> dict:
+            return mergeot_layers.mergeot_node_rules()
+
+    with pytest.raises(PluginError, match="no neuron group can be proven"):
+        check_model(*CASES["relu"][:2], manager=PluginManager([RulesAlone()]))
+
+
 def test_a_wrong_symmetry_is_refused_by_the_proof() -> None:
     class Wrong:
         @hookimpl
@@ -196,3 +204,15 @@ def test_it_keeps_the_contract_that_ours_keep() -> None:
 def test_scales_that_readers_do_not_undo_break_the_contract() -> None:
     with pytest.raises(PluginError, match="the function changed with elements at"):
         check_symmetry(OnMakersAlone(), *CASES["relu"][:2])
+
+
+def test_the_page_shows_what_stands_here() -> None:
+    page = (FOLDER.parents[2] / "docs" / "how-to" / "symmetries.md").read_text(encoding="utf-8")
+    shown, contract = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    written = (FOLDER / "mergeot_scales" / "symmetry.py").read_text(encoding="utf-8")
+    imported, defined = shown.split("\n\n\n", 1)
+    assert defined in written
+    assert imported in written
+    names = {"Scale": Scale, "torch": torch}
+    exec(contract, names)
+    names["test_scale_keeps_the_contract"]()

@@ -60,16 +60,15 @@ class AbstractSymmetry(ABC):
             which the proof refutes it is pinned. Other symmetries only hold where each group is proven.
 
     Example:
-        Signs, on all groups whose neurons are only passed through an odd function:
+        All neurons of a group change sign together:
 
         >>> import torch
-        >>> from mergekit_ot import Block
         >>> class Negation(AbstractSymmetry):
         ...     name = "negation"
         ...     def find(self, graph, proof):
         ...         groups = graph.free_groups.values()
-        ...         guess = {g.key: {(slot.parameter, slot.axis): (1,) for slot in g.members} for g in groups}
-        ...         return {key: places for key, places in guess.items() if proof.is_proven(self, graph, key, places)}
+        ...         guesses = {group.key: dict.fromkeys(group.places, (1,)) for group in groups}
+        ...         return {key: guess for key, guess in guesses.items() if proof.is_proven(self, graph, key, guess)}
         ...     def draw(self, size, generator):
         ...         return -torch.ones(size)
         ...     def act(self, block, place, element, power):
