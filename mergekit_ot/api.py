@@ -22,14 +22,8 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
-from mergekit_ot.hooks.methods import (
-    build,
-    build_refinement,
-    build_solver,
-    build_symmetries,
-    checked_solver,
-    required_symmetries,
-)
+from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.symmetries import build_symmetries, required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint

@@ -1,4 +1,4 @@
-"""Methods by name: solvers, measures, repairs, executors and symmetries, built from what plugins registered."""
+"""Methods by name: solvers, measures, repairs and executors, built from what plugins registered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_ot.errors import PluginError, RecipeError, unknown_name
-from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
+from mergekit_ot.errors import RecipeError, unknown_name
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -76,24 +75,3 @@ def _like_default(default: object, value: object) -> object:
 def build(manager: PluginManager, kind: str, name: str) -> Any:
     """Returns a new instance of a registered measure, repair or executor."""
     return manager.get(kind, name)()
-
-
-def build_symmetries(manager: PluginManager) -> tuple[AbstractSymmetry, ...]:
-    """Returns every registered symmetry."""
-    return tuple(entry.load()() for entry in manager.symmetries.values())
-
-
-def required_symmetries(manager: PluginManager) -> tuple[AbstractSymmetry, ...]:
-    """Returns every registered symmetry, for a proof.
-
-    Raises:
-        PluginError: There is none, so that nothing could be proven.
-    """
-    symmetries = build_symmetries(manager)
-    if not symmetries:
-        raise PluginError(
-            "No plugin registers a symmetry, so no neuron group can be proven. The order of neurons comes with the "
-            "plugin of the node rules: name it in MERGEOT_PLUGINS too, or register mergekit_ot.Order (hook "
-            "mergeot_symmetries)."
-        )
-    return symmetries

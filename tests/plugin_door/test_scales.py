@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mergeot_layers
@@ -17,7 +17,7 @@ import torch
 from mergeot_scales.symmetry import Scale
 from torch import nn
 
-from mergekit_ot import ModelGraph, Order, Sign, check_model, hookimpl, save_checkpoint, trace_model
+from mergekit_ot import ModelGraph, NodeRule, Order, Sign, check_model, hookimpl, save_checkpoint, trace_model
 from mergekit_ot.errors import PluginError
 from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
 from mergekit_ot.graph.symmetry.transformation import Transformation
@@ -149,7 +149,7 @@ class OnMakersAlone(Scale):
 def test_without_any_symmetry_there_is_no_proof() -> None:
     class RulesAlone:
         @hookimpl
-        def mergeot_node_rules(self) -> dict:
+        def mergeot_node_rules(self) -> Mapping[str, NodeRule | str]:
             return mergeot_layers.mergeot_node_rules()
 
     with pytest.raises(PluginError, match="no neuron group can be proven"):
