@@ -7,7 +7,8 @@ certified only if moving one of its members alone changes the output by far more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,15 +128,26 @@ def judge(
         while (error := planted_error(draw, symmetry, graph, places, trials)) is not None and error > draw.tolerance:
             refuted = find_culprits(draw, symmetry, graph, places)
             culprits += refuted
-            places = {key: where for key, where in places.items() if key not in with_families(graph, refuted)}
-    errors = [planted_error(draw, symmetry, graph, places) for draw in draws]
-    certified = {key for key in places if is_sensitive(draws[0], symmetry, graph, key, places[key])}
-    if len(certified) < len(places):
-        again = draws[0].again()
-        rest = [key for key in places if key not in certified]
+            lost = with_families(graph, refuted)
+            places = {key: where for key, where in places.items() if key not in lost}
+    error = _largest(planted_error(draw, symmetry, graph, places) for draw in draws)
+    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, draws[0]), tuple(culprits))
+
+
+def _certified(
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], draw: Proof
+) -> frozenset[str]:
+    """Returns the groups at which one place alone matters, at a draw or at another of weights and inputs."""
+    certified = {key for key in places if is_sensitive(draw, symmetry, graph, key, places[key])}
+    rest = [key for key in places if key not in certified]
+    if rest:
+        again = draw.again()
         certified |= {key for key in rest if is_sensitive(again, symmetry, graph, key, places[key])}
-    error = max((error for error in errors if error is not None), default=None)
-    return Verdict(symmetry, places, error, frozenset(certified), tuple(culprits))
+    return frozenset(certified)
+
+
+def _largest(errors: Iterable[float | None]) -> float | None:
+    return max((error for error in errors if error is not None), default=None)
 
 
 def with_families(graph: ModelGraph, keys: Sequence[str]) -> set[str]:
@@ -159,9 +171,9 @@ def pinned(graph: ModelGraph, keys: Sequence[str], why: str) -> ModelGraph:
 
 def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof) -> CheckReport:
     traced = [verdict for verdict in verdicts if verdict.symmetry.is_traced]
-    certified = {key for verdict in traced for key in verdict.certified}
-    culprits = tuple(key for verdict in traced for key in verdict.culprits)
-    error = max((verdict.error for verdict in traced if verdict.error is not None), default=None)
+    certified = set().union(*[verdict.certified for verdict in traced])
+    culprits = tuple(itertools.chain.from_iterable(verdict.culprits for verdict in traced))
+    error = _largest(verdict.error for verdict in traced)
     axes = [_fixed_axes(graph, name) for name in graph.layouts if name not in graph.buffers]
     return CheckReport(
         groups=len(graph.free_groups),

@@ -74,16 +74,16 @@ class Sign(AbstractSymmetry):
 def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
     """Yields what may change sign: all readers, and of the makers every set of gates, or all but the vectors."""
     slots = graph.groups[key].places
-    gates = {place: _gates(graph.layouts[place[0]][place[1]], key) for place in slots}
-    makers = [place for place, slot in slots.items() if not slot.is_reader]
     readers = {place: (1,) for place, slot in slots.items() if slot.is_reader}
-    count = max((gates[place] for place in makers), default=1)
+    makers = {place: _gates(graph.layouts[place[0]][place[1]], key) for place in slots if place not in readers}
+    count = max(makers.values(), default=1)
     for chosen in itertools.islice(_subsets(count), 1, None):
-        yield readers | {place: chosen if gates[place] == count else (1,) for place in makers}
-    vectors = [place for place in makers if len(graph.layouts[place[0]]) == 1]
-    if count == 1 and vectors and len(vectors) < len(makers):
+        yield readers | {place: chosen if gates == count else (1,) for place, gates in makers.items()}
+    if count == 1:
         # A vector that scales (the gain of a norm) keeps its sign where the neuron changes it.
-        yield readers | {place: (int(place not in vectors),) for place in makers}
+        without = {place: (int(len(graph.layouts[place[0]]) > 1),) for place in makers}
+        if len(set(without.values())) == 2:
+            yield readers | without
 
 
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:
