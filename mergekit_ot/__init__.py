@@ -107,6 +107,12 @@ _HOMES = {
     "OUT": "mergekit_ot.graph.layouts",
     "IN": "mergekit_ot.graph.layouts",
     "Alignment": "mergekit_ot.fusion.alignment",
+    "Block": "mergekit_ot.graph.blocks",
+    "AbstractProof": "mergekit_ot.graph.symmetry.symmetry",
+    "AbstractSymmetry": "mergekit_ot.graph.symmetry.symmetry",
+    "Places": "mergekit_ot.graph.symmetry.symmetry",
+    "Order": "mergekit_ot.graph.symmetry.permutation",
+    "Sign": "mergekit_ot.graph.symmetry.signs",
 }
 
 __all__ = ["__version__", "hookimpl", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -138,6 +144,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.step_report import StepReport
     from mergekit_ot.fusion.task import StepSolution, StepTask, run_task
     from mergekit_ot.graph.axes.expressions import Atom, Case, Replicated
+    from mergekit_ot.graph.blocks import Block
     from mergekit_ot.graph.capture.capture import ExportFrontEnd
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
     from mergekit_ot.graph.capture.program import (
@@ -163,6 +170,9 @@ if TYPE_CHECKING:
     )
     from mergekit_ot.graph.rules.einrule import EinRule
     from mergekit_ot.graph.rules.rule import FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
+    from mergekit_ot.graph.symmetry.permutation import Order
+    from mergekit_ot.graph.symmetry.signs import Sign
+    from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager
     from mergekit_ot.pictures.curves import plot_barrier
     from mergekit_ot.pictures.plane import plot_plane

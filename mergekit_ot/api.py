@@ -21,6 +21,7 @@ from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.hooks.preparing import GivenMethods, prepare
+from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
@@ -83,7 +84,7 @@ def check_model(
     Args:
         make: Gives a fresh instance each time; it must never have been run.
         example_inputs: Inputs of the shapes the model takes.
-        manager: Whose node rules are used; the installed plugins by default.
+        manager: Whose node rules and symmetries are used; the installed plugins by default.
         seed: Seed of the random weights, inputs and orders.
         trials: Number of random orders of all groups.
         front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
@@ -91,6 +92,7 @@ def check_model(
 
     Raises:
         ArchitectureError: The model cannot be traced.
+        PluginError: No plugin registers a symmetry, so that nothing could be proven.
 
     Example:
         >>> import torch
@@ -99,9 +101,10 @@ def check_model(
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
-    model = make()
+    model, manager = make(), manager or default_manager()
+    symmetries = required_symmetries(manager)
     graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
-    return check(make, graph, traced_inputs(model, example_inputs), seed=seed, trials=trials)
+    return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
 def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:

@@ -17,8 +17,9 @@ from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
+from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
-from mergekit_ot.graph.symmetry.signs import find_signs
+from mergekit_ot.graph.symmetry.proof import float_outputs
 from mergekit_ot.progress import Progress
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -68,9 +69,7 @@ class FusionRun:
     def run(self) -> None:
         """Runs the plan: alignment, refinement, transport, average, repair."""
         setup = self.setup
-        if any(solver is not None and solver.uses_signs for solver in (setup.solver, setup.refinement)):
-            signs = find_signs(setup.target_graph, setup.target.make, setup.inputs)
-            self.alignment = replace(self.alignment, signs=signs)
+        self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self.start = self.alignment
         if setup.measure.needs_data:
             self.grams = ResponseGrams(setup.graphs, [source.state for source in setup.sources], sorted(self.groups))
@@ -202,7 +201,5 @@ class FusionRun:
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    from mergekit_ot.graph.symmetry.proof import float_outputs
-
     with torch.no_grad():
         return float_outputs(model(*inputs))

@@ -18,6 +18,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import StepReport
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -51,6 +52,7 @@ class FusionSetup:
         batches: Calibration inputs in batches of one size, possibly none.
         options: What the user chose.
         observers: Told about every step.
+        symmetries: What may be done to neurons; those that a solver asks for are looked for.
     """
 
     sources: tuple[SourceModel, ...]
@@ -68,6 +70,7 @@ class FusionSetup:
     options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
     refinement: AbstractBarycenterSolver | None = None
+    symmetries: tuple[AbstractSymmetry, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

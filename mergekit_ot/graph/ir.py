@@ -30,6 +30,11 @@ class AxisSlot:
     path: tuple[int, ...]
     role: str
 
+    @property
+    def is_reader(self) -> bool:
+        """Whether the parameter reads the neurons there, rather than making them."""
+        return self.role == IN
+
 
 @dataclass(frozen=True)
 class NeuronGroup:
@@ -57,6 +62,11 @@ class NeuronGroup:
     def is_free(self) -> bool:
         """Whether there is an order to choose."""
         return self.pin is None and self.size > 1
+
+    @property
+    def places(self) -> dict[tuple[str, int], AxisSlot]:
+        """The axes on which the group stands: (parameter, axis) → its last slot there."""
+        return {(slot.parameter, slot.axis): slot for slot in self.members}
 
 
 @dataclass(frozen=True)

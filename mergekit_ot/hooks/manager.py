@@ -41,6 +41,7 @@ _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
     "dataset": ("mergeot_datasets", DataError),
     "executor": ("mergeot_executors", RecipeError),
     "repair": ("mergeot_repairs", RecipeError),
+    "symmetry": ("mergeot_symmetries", PluginError),
 }
 
 
@@ -126,6 +127,8 @@ class PluginManager:
     """Registered executors."""
     repairs = _Registered("repair")
     """Registered repairs."""
+    symmetries = _Registered("symmetry")
+    """Registered symmetries of neuron groups."""
 
     def __init__(self, plugins: Iterable[object] = ()) -> None:
         self._pluggy = pluggy.PluginManager(GROUP)

@@ -18,6 +18,7 @@ from mergekit_ot.graph.capture.capture import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -85,6 +86,7 @@ def prepare(
         options=options,
         observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
         refinement=build_refinement(chosen, manager) if options.refine else None,
+        symmetries=build_symmetries(manager),
     )
 
 

@@ -28,7 +28,7 @@ from signed import (
 )
 from torch import Tensor, nn
 
-from mergekit_ot import BarycenterProblem, Coupling, GroupView, Scope, fuse, fused_measure, load_checkpoint
+from mergekit_ot import BarycenterProblem, Coupling, GroupView, Scope, Sign, fuse, fused_measure, load_checkpoint
 from mergekit_ot.cli.app import main
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
@@ -77,7 +77,7 @@ def test_what_a_moved_group_is_seen_by_is_what_its_measure_becomes(name: str, sc
     graph, signs = traced(make, inputs)
     for key, coupling in random_couplings(graph, signs, 0).items():
         others = {k: (Coupling.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
-        alignment = Alignment((graph,), graph, others, signs)
+        alignment = Alignment((graph,), graph, others, {Sign.name: signs})
         plain, expected = (
             WeightsMeasure().measure(GroupView(key, alignment, scope, partial(parameter_of, each), True))[0]
             for each in (model, moved(model, graph, {key: coupling}, signs))
@@ -167,7 +167,7 @@ def duplicated(name: str, model: nn.Module) -> nn.Module:
         plan = torch.eye(group.size).repeat(2, 1)[order] / (2 * group.size)
         sign = torch.ones(2 * group.size).where(order < group.size, torch.tensor(-1.0))
         couplings[key] = (Coupling(plan=plan, sign=sign[:, None].expand_as(plan).clone()),)
-    alignment = Alignment((graph,), wide, couplings, signs)
+    alignment = Alignment((graph,), wide, couplings, {Sign.name: signs})
     double = make(2).eval()
     double.load_state_dict({k: transport_parameter(v, k, alignment, 0) for k, v in model.state_dict().items()})
     assert relative_error(double, model, inputs) < 1e-6
