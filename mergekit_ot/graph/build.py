@@ -18,6 +18,7 @@ from mergekit_ot.graph.axes.expressions import (
     Replicated,
     Tag,
     atoms_of,
+    pieces,
     resolve,
 )
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
@@ -107,7 +108,7 @@ class GraphBuilder:
                 why = "this parameter is not used" if not used else "these entries are not used at this input shape"
                 self.unobserved.append(f"Axis {axis} of '{name}' is pinned: {why}.")
                 for atom in blind:
-                    atom.pin, atom.context = PinReason(why, "", name), set()
+                    self.labelled.algebra.atoms.pin_atom(atom, PinReason(why, "", name))
 
     def _collect_places(self) -> None:
         reading: dict[tuple[str, int | None], set[Atom]] = {}
@@ -149,7 +150,7 @@ class GraphBuilder:
             return Fixed(expression.size)
         if isinstance(expression, Product):
             parts: list[AxisLayout] = []
-            for part in (self._layout(part) for part in expression.parts):
+            for part in (self._layout(part) for part in expression.factors):
                 if parts and isinstance(parts[-1], Fixed) and isinstance(part, Fixed):
                     parts[-1] = Fixed(parts[-1].size * part.size)
                 else:
@@ -157,7 +158,7 @@ class GraphBuilder:
             return parts[0] if len(parts) == 1 else Factors(tuple(parts))
         number = self.numbers.setdefault(expression.tag.root(), len(self.numbers))
         if isinstance(expression, Concat):
-            return Blocks(number, tuple(self._layout(part) for part in expression.parts))
+            return Blocks(number, tuple(self._layout(part) for part in expression.blocks))
         options = tuple(self._layout(option) for option in expression.options)
         is_fixed = all(isinstance(option, Fixed) for option in options)
         return options[0] if is_fixed else Choice(number, options)
@@ -175,7 +176,7 @@ class GraphBuilder:
 def _paths(expression: Expression, path: tuple[int, ...]) -> list[tuple[Atom, tuple[int, ...]]]:
     if isinstance(expression, Atom):
         return [(expression, path)]
-    if isinstance(expression, Replicated):
-        return []
-    inner = expression.options if isinstance(expression, Case) else expression.parts
-    return [found for step, part in enumerate(inner) for found in _paths(part, (*path, step))]
+    paths: list[tuple[Atom, tuple[int, ...]]] = []
+    for step, piece in enumerate(pieces(expression)):
+        paths += _paths(piece, (*path, step))
+    return paths

@@ -73,7 +73,7 @@ class Propagator:
         slots = iter(self.program.inputs)
         ends, inside = find_regions(self.program, self.find_rule)
         for node in self.program.graph.nodes:
-            self.algebra.reason = reason_of(node)
+            self.algebra.stand_at(reason_of(node))
             if node.op == "placeholder":
                 self.environment[node] = self.placeholders.label(node, next(slots))
             elif node in ends:
@@ -127,7 +127,7 @@ class Propagator:
 
     def _call_module(self, region: Region) -> None:
         """Labels the values that one call of a module hands out, as the module's rule says."""
-        self.algebra.reason = replace(reason_of(region.nodes[-1]), operation=region.name, module_path=region.path)
+        self.algebra.stand_at(replace(reason_of(region.nodes[-1]), operation=region.name, module_path=region.path))
         nodes = [node for node in region.outputs if shape_of(node.meta.get("val")) is not None]
         values = self._operands(region.inputs)
         shapes = [shape for node in nodes if (shape := shape_of(node.meta.get("val"))) is not None]
@@ -153,7 +153,7 @@ class Propagator:
                 self._pin_inputs(values, "no rule for this operation")
             self._settle(values, [], [])
             return [self._inert_labels(shape, view.name) for shape in view.output_shapes]
-        self.algebra.touched = set()
+        self.algebra.forget_touched()
         labels: list[Labels]
         try:
             labels = rule.label(view)
@@ -226,7 +226,7 @@ class Propagator:
             value = self.environment.get(result) if isinstance(result, fx.Node) else None  # type: ignore[arg-type]
             if not isinstance(value, Value):
                 continue
-            self.algebra.reason = PinReason("", "output", "", "")
+            self.algebra.stand_at(PinReason("", "output", "", ""))
             if slot.kind == MUTATION:
                 # What a forward writes back into its own parameter has that parameter's order, no fixed one.
                 self._written_back(slot.target, value)

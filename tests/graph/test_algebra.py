@@ -108,7 +108,7 @@ def test_products_meet_at_their_common_refinement() -> None:
     algebra.split_product(other, [4, 3])
     algebra.unify(one, other)
     algebra.settle([[one], [other]])
-    assert [size_of(part) for part in resolve(one).parts] == [2, 2, 3]  # type: ignore[union-attr]
+    assert [size_of(part) for part in resolve(one).factors] == [2, 2, 3]  # type: ignore[union-attr]
     assert resolve(one) == resolve(other)
 
 
@@ -146,7 +146,7 @@ def test_constant_axes_constrain_nothing_and_take_the_label_of_what_varies() -> 
     padded = algebra.concat([[Replicated(2)], [algebra.atom(2)], [Replicated(2)]], 0)[0]
     assert isinstance(padded, Concat)
     common = algebra.unify(padded, atom)
-    assert not any(isinstance(part, Replicated) for part in common.parts)  # type: ignore[union-attr]
+    assert not any(isinstance(part, Replicated) for part in common.blocks)  # type: ignore[union-attr]
 
 
 def test_a_pin_reaches_everything_that_is_unified_with_it() -> None:
