@@ -300,3 +300,12 @@ def test_of_two_places_of_its_context_a_family_sees_the_one_on_its_own_axis() ->
     assert isinstance(inner, Atom)
     algebra.settle([[atom, atom]])
     assert inner.context == {outer}
+
+
+def test_a_family_follows_its_context_into_the_atom_that_stands_for_it() -> None:
+    algebra, (older, younger) = algebra_with(3, 3)
+    family = algebra.atom(4, context={younger})
+    algebra.unify(older, younger)
+    assert family.context == {older}
+    algebra.cut([older, family], 0, [1, 2])
+    assert isinstance(resolve(family), Case)
