@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _numbers = itertools.count()
@@ -249,6 +249,16 @@ def _leaves(expression: Expression) -> Iterator[Atom]:
         yield expression
     for piece in pieces(expression):
         yield from _leaves(piece)
+
+
+def standing_for(expressions: Iterable[Expression]) -> set[Atom]:
+    """Returns the unbound atoms of several expressions, such as those that stand today for atoms noted earlier."""
+    return set(itertools.chain.from_iterable(map(atoms_of, expressions)))
+
+
+def movable(expression: Expression) -> set[Atom]:
+    """Returns the atoms of an expression that have more than one neuron and no pin."""
+    return {atom for atom in atoms_of(expression) if atom.pin is None and atom.size > 1}
 
 
 def is_fixed(expression: Expression) -> bool:

@@ -16,6 +16,7 @@ from mergekit_ot.graph.axes.expressions import (
     product,
     resolve,
     select,
+    standing_for,
 )
 
 
@@ -158,10 +159,7 @@ class UnionFind:
 
     def unbound(self, context: set[Atom]) -> set[Atom]:
         """Returns the atoms that stand today for those of a context, of more than one neuron each."""
-        atoms: set[Atom] = set()
-        for atom in context:
-            atoms |= atoms_of(atom)
-        return {atom for atom in atoms if atom.size > 1}
+        return {atom for atom in standing_for(context) if atom.size > 1}
 
 
 def _first_tag(expression: Expression) -> tuple[Tag, int] | None:
