@@ -150,7 +150,6 @@ class GraphBuilder:
 
     def _group(self, atom: Atom) -> NeuronGroup:
         places = self.places[atom]
-        makers = [place.parameter for place in places if place.role == OUT] or [place.parameter for place in places]
         indexed_by = standing_for(atom.context)
         context = {outer for outer in indexed_by if outer in self.keys}
         pin = atom.pin
@@ -163,8 +162,13 @@ class GraphBuilder:
             context=tuple(sorted(self.keys[outer] for outer in context)),
             pin=pin,
             flags=frozenset(atom.flags),
-            first_operation=min(self.labelled.first_use.get(name, _UNSEEN) for name in makers),
+            first_operation=self._first_operation(places),
         )
+
+    def _first_operation(self, places: Sequence[_Place]) -> int:
+        """Returns the number of the first operation that uses a parameter which makes the neurons."""
+        makers = [place for place in places if place.role == OUT]
+        return min(self.labelled.first_use.get(place.parameter, _UNSEEN) for place in makers or places)
 
     def _layouts(self, labels: Sequence[Expression]) -> tuple[AxisLayout, ...]:
         return tuple(self._layout(resolve(label)) for label in labels)

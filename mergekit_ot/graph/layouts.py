@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 OUT = "OUT"
-
-
 IN = "IN"
 
 
@@ -56,12 +56,9 @@ def layout_size(layout: AxisLayout) -> int:
     if isinstance(layout, Neurons | Fixed):
         return layout.size
     if isinstance(layout, Factors):
-        size = 1
-        for part in layout.parts:
-            size *= layout_size(part)
-        return size
+        return math.prod(map(layout_size, layout.parts))
     if isinstance(layout, Blocks):
-        return sum(layout_size(part) for part in layout.parts)
+        return sum(map(layout_size, layout.parts))
     return layout_size(layout.options[0])
 
 
@@ -72,10 +69,10 @@ def layout_text(layout: AxisLayout) -> str:
     if isinstance(layout, Fixed):
         return f"{layout.size}!"
     if isinstance(layout, Factors):
-        return "(" + " × ".join(layout_text(part) for part in layout.parts) + ")"
-    inner = layout.parts if isinstance(layout, Blocks) else layout.options
-    text = (" + " if isinstance(layout, Blocks) else " | ").join(layout_text(part) for part in inner)
-    return f"[{text}]" if isinstance(layout, Blocks) else "{" + text + "}"
+        return "(" + " × ".join(map(layout_text, layout.parts)) + ")"
+    if isinstance(layout, Blocks):
+        return "[" + " + ".join(map(layout_text, layout.parts)) + "]"
+    return "{" + " | ".join(map(layout_text, layout.options)) + "}"
 
 
 def leaf_groups(layout: AxisLayout) -> list[str]:
@@ -85,7 +82,7 @@ def leaf_groups(layout: AxisLayout) -> list[str]:
     if isinstance(layout, Fixed):
         return []
     inner = layout.options if isinstance(layout, Choice) else layout.parts
-    return list(dict.fromkeys(key for part in inner for key in leaf_groups(part)))
+    return list(dict.fromkeys(itertools.chain.from_iterable(map(leaf_groups, inner))))
 
 
 def _shape_free(layout: AxisLayout) -> object:
@@ -94,6 +91,6 @@ def _shape_free(layout: AxisLayout) -> object:
     if isinstance(layout, Fixed):
         return ("fixed", layout.size)
     if isinstance(layout, Choice):
-        return ("choice", tuple(_shape_free(option) for option in layout.options))
+        return ("choice", tuple(map(_shape_free, layout.options)))
     kind = "factors" if isinstance(layout, Factors) else "blocks"
-    return (kind, tuple(_shape_free(part) for part in layout.parts))
+    return (kind, tuple(map(_shape_free, layout.parts)))

@@ -124,20 +124,19 @@ class Propagator:
 
     def _call_rule(self, node: fx.Node, outputs: _Shapes, values: list[Value]) -> Any:
         arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
-        view = OperationView(
-            str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra
-        )
+        shapes = [shape for shape in outputs if shape is not None]
+        view = OperationView(str(node.target), arguments, shapes, self.algebra)
         rule = _Writes() if is_mutating(node.target) else self._rule(node)
         labels = self._apply(rule, view, values)
         results = self._values(node.name, values, labels, view)
-        rest = iter(results)
-        every = [None if shape is None else next(rest) for shape in outputs]
         if isinstance(node.meta["val"], tuple | list):
-            return every
+            rest = iter(results)
+            return [None if shape is None else next(rest) for shape in outputs]
         self.labelled.values[node.name] = results[0].labels
         result = replace(results[0], is_floating=is_floating(node))
-        if rule is not None and rule.is_movement and len(values) == 1 and result.shape == values[0].shape:
-            result.constant = values[0].constant if node.target in _SAME_VALUES else None
+        is_copy = node.target in _SAME_VALUES and len(values) == 1
+        if is_copy and rule is not None and rule.is_movement:
+            result.constant = values[0].constant
         return result
 
     def _call_module(self, region: Region) -> None:

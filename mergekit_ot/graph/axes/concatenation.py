@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from mergekit_ot.graph.axes.expressions import (
@@ -39,11 +40,9 @@ def _beside(atoms: UnionFind, tag: Tag, labels: list[Expression]) -> Expression:
     varying = [label for label in labels if not isinstance(label, Replicated)]
     if all(label == varying[0] for label in varying):
         return varying[0] if varying else labels[0]
-    if all(isinstance(label, Atom) and label.pin is not None for label in varying):
-        for label in varying[1:]:
-            unify(atoms, varying[0], label)
-        return varying[0]
-    if all(is_fixed(label) for label in varying):
+    if all(map(is_fixed, varying)):
+        if all(isinstance(label, Atom) for label in varying):
+            return functools.reduce(functools.partial(unify, atoms), varying)
         return atoms.pinned(size_of(varying[0]), "stays in place in every part")
     return case(tag, labels)
 

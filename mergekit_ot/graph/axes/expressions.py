@@ -267,6 +267,12 @@ def is_fixed(expression: Expression) -> bool:
     return bool(atoms) and all(atom.pin is not None for atom in atoms)
 
 
+def pin_of(expression: Expression) -> PinReason:
+    """Returns why the first neurons of an axis stay in place; one that nothing holds says so."""
+    pins = (atom.pin for atom in atoms_of(expression))
+    return next((pin for pin in pins if pin is not None), PinReason("nothing stands there"))
+
+
 def is_inert(expression: Expression) -> bool:
     """Whether nothing on the axis may move: every neuron is pinned, or the tensor is constant along it."""
     return all(atom.pin is not None for atom in atoms_of(expression))

@@ -23,6 +23,7 @@ from mergekit_ot.graph.axes.expressions import (
     is_fixed,
     is_inert,
     pieces,
+    pin_of,
     product,
     resolve,
     size_of,
@@ -101,17 +102,12 @@ def _unify_atom(atoms: UnionFind, atom: Atom, other: Expression) -> None:
         return atoms.join(atom, other)
     if isinstance(other, Concat) and is_fixed(other) and not is_constant_somewhere(other):
         # Its blocks do not matter to an axis that cannot move at all.
-        reasons = (inner.pin for inner in atoms_of(other))
-        return atoms.pin_atom(atom, next(reason for reason in reasons if reason is not None))
+        return atoms.pin_atom(atom, pin_of(other))
     other = _self_contained(atoms, _refreshed(atoms, other, atom))
     inside = atoms_of(other)
     if atom in inside or any(atom in inner.context for inner in inside):
         return _give_up(atoms, atom, other)
-    for inner in inside:
-        if atom.pin is not None:
-            atoms.pin_atom(inner, atom.pin)
-        inner.flags |= atom.flags
-        atoms.allow(inner, atom.context | inside)
+    atoms.hand_on(atom, inside)
     return atoms.bind(atom, other)
 
 
@@ -216,15 +212,14 @@ def _unify_blocks(atoms: UnionFind, first: Expression, second: Expression) -> li
     ours, theirs = split_concat(atoms, first, sizes), split_concat(atoms, second, sizes)
     if ours is not None and theirs is not None:
         return _unify_columns(atoms, [block for block, _ in ours], [block for block, _ in theirs])
-    factors = first if isinstance(first, Product) else second
-    if isinstance(factors, Product):
-        return _unify_rows(atoms, first, second, [size for size in map(size_of, factors.factors) if size > 1])
-    return _give_up(atoms, first, second)
+    return _unify_rows(atoms, first, second)
 
 
-def _unify_rows(atoms: UnionFind, first: Expression, second: Expression, sizes: list[int]) -> list[Expression] | None:
+def _unify_rows(atoms: UnionFind, first: Expression, second: Expression) -> list[Expression] | None:
     """Unifies a product with a concatenation factor by factor, where the blocks are rows of the product."""
-    if len(sizes) < 2:
+    factors = first if isinstance(first, Product) else second
+    sizes = [size for size in map(size_of, pieces(factors)) if size > 1]
+    if not isinstance(factors, Product) or len(sizes) < 2:
         return _give_up(atoms, first, second)  # nothing would become smaller
     ours, theirs = split_product(atoms, first, sizes), split_product(atoms, second, sizes)
     if ours is None or theirs is None:

@@ -100,6 +100,14 @@ class UnionFind:
             if other.link is None and child in other.context:
                 self.index_by(other, (other.context - {child} | {root}) - {other})
 
+    def hand_on(self, atom: Atom, inside: set[Atom]) -> None:
+        """Gives the atoms of what `atom` is bound to next its pin, its flags and the bounds of its context."""
+        for inner in inside:
+            if atom.pin is not None:
+                self.pin_atom(inner, atom.pin)
+            inner.flags |= atom.flags
+            self.allow(inner, atom.context | inside)
+
     def bind(self, atom: Atom, expression: Expression) -> None:
         """Binds `atom` to `expression`; families indexed by the atom become indexed by its pieces.
 
