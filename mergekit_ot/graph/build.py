@@ -175,8 +175,7 @@ class GraphBuilder:
 
     def _layout(self, expression: Expression) -> AxisLayout:
         if isinstance(expression, Atom):
-            is_held = expression in self.keys and (expression.pin is None or expression in self.indexing)
-            return Neurons(self.keys[expression], expression.size) if is_held else Fixed(expression.size)
+            return self._atom_layout(expression)
         if isinstance(expression, Replicated):
             return Fixed(expression.size)
         if isinstance(expression, Product):
@@ -187,6 +186,11 @@ class GraphBuilder:
             return Blocks(number, inner)
         is_fixed = all(isinstance(option, Fixed) for option in inner)
         return inner[0] if is_fixed else Choice(number, inner)
+
+    def _atom_layout(self, atom: Atom) -> AxisLayout:
+        """A pinned atom is named only where a family is indexed by it."""
+        is_named = atom in self.keys and (atom.pin is None or atom in self.indexing)
+        return Neurons(self.keys[atom], atom.size) if is_named else Fixed(atom.size)
 
     def _observable(self) -> dict[str, tuple[AxisLayout, ...]]:
         """The data that parameters read, as far as a free group stands in them."""

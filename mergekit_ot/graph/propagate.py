@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -123,9 +124,7 @@ class Propagator:
         return replace(value, name=node.name, is_floating=is_floating(node))
 
     def _call_rule(self, node: fx.Node, outputs: _Shapes, values: list[Value]) -> Any:
-        arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
-        shapes = [shape for shape in outputs if shape is not None]
-        view = OperationView(str(node.target), arguments, shapes, self.algebra)
+        view = self._view(node, outputs)
         rule = _Writes() if is_mutating(node.target) else self._rule(node)
         labels = self._apply(rule, view, values)
         results = self._values(node.name, values, labels, view)
@@ -138,6 +137,11 @@ class Propagator:
         if is_copy and rule is not None and rule.is_movement:
             result.constant = values[0].constant
         return result
+
+    def _view(self, node: fx.Node, outputs: _Shapes) -> OperationView:
+        arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
+        shapes = [shape for shape in outputs if shape is not None]
+        return OperationView(str(node.target), arguments, shapes, self.algebra)
 
     def _call_module(self, region: Region) -> None:
         """Labels the values that one call of a module hands out, as the module's rule says."""
@@ -164,7 +168,7 @@ class Propagator:
 
     def _apply(self, rule: NodeRule | None, view: OperationView, values: list[Value]) -> list[Labels]:
         """Returns the labels of the outputs as the rule says, after all that it demands of the inputs was done."""
-        before = [resolve(label) for value in values for label in value.labels]
+        before = [resolve(label) for label in _labels_of(values)]
         if rule is None:
             if not all(map(is_inert, before)):
                 self._note_unknown(view.name, before)
@@ -205,7 +209,7 @@ class Propagator:
     def _account(self, values: list[Value], outputs: list[Labels], view: OperationView) -> list[Labels]:
         """Returns the output labels; all pinned where the rule neither passed on nor mentioned an input's axis."""
         seen = standing_for(self.algebra.touched).union(*map(standing_for, outputs))
-        lost = next((label for value in values for label in value.labels if movable(label) - seen), None)
+        lost = next((label for label in _labels_of(values) if movable(label) - seen), None)
         if lost is None:
             return outputs
         self.labelled.unaccounted.append(
@@ -213,12 +217,14 @@ class Propagator:
         )
         why = f"the rule for {view.name} does not account for every axis"
         self._pin_inputs(values, why)
-        return [[self.algebra.pinned(size, why) for size in shape] for shape in view.output_shapes]
+        outputs = []
+        for shape in view.output_shapes:
+            outputs.append([self.algebra.pinned(size, why) for size in shape])
+        return outputs
 
     def _pin_inputs(self, values: list[Value], why: str) -> None:
-        for value in values:
-            for label in value.labels:
-                self.algebra.pin(label, why)
+        for label in _labels_of(values):
+            self.algebra.pin(label, why)
 
     def _inert_outputs(self, view: OperationView) -> list[Labels]:
         """Returns labels of outputs that nothing may reorder."""
@@ -278,6 +284,10 @@ class _Writes(NodeRule):
     def label(self, operation: OperationView) -> list[Labels]:
         """Refuses, so that everything it touches is pinned."""
         raise RuleError(f"{operation.name} writes into its input")
+
+
+def _labels_of(values: list[Value]) -> Labels:
+    return list(itertools.chain.from_iterable(value.labels for value in values))
 
 
 def _check_sizes(labels: list[Labels], view: OperationView) -> None:

@@ -232,9 +232,8 @@ def _cut_product(atoms: UnionFind, expression: Product, sizes: Sequence[int]) ->
     outer, rest = factors[0], product(factors[1:])
     if any(size % size_of(rest) for size in sizes):
         # The cut goes through an outer index: the outermost factor takes in what lies between.
-        inner = math.gcd(*sizes)
-        regrouped = _factors(atoms, expression, [s for s in (size_of(expression) // inner, inner) if s != 1])
-        if regrouped is None or len(regrouped) < 2:
+        regrouped = _rows_at(atoms, expression, math.gcd(*sizes))
+        if regrouped is None:
             return None
         outer, rest = regrouped
     width = size_of(rest)
@@ -242,3 +241,9 @@ def _cut_product(atoms: UnionFind, expression: Product, sizes: Sequence[int]) ->
     if cuts is None:
         return None
     return [(product([block, select(rest, cut)]), cut) for block, cut in cuts]
+
+
+def _rows_at(atoms: UnionFind, expression: Product, width: int) -> list[Expression] | None:
+    """Returns a product as (how many rows, one row of `width`), None where it has only one row or rows of one."""
+    sizes = [size_of(expression) // width, width]
+    return None if 1 in sizes else _factors(atoms, expression, sizes)
