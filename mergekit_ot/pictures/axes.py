@@ -76,16 +76,16 @@ def axes_svg(rows: Sequence[AxisRow], notation: Notation) -> str:
         4
     """
     painter = _Painter(notation)
-    parts: list[str] = []
+    elements: list[str] = []
     y, widest = MARGIN, 0.0
     for row in rows:
         title = f"{row.title}:  {notation.text(row.label)}"
         drawing = painter.draw(resolve(row.label), 0.0)
-        parts.append(text(MARGIN, y + 10, title, is_middle=False))
-        parts.append(drawing.at(MARGIN, y + _TITLE))
+        elements.append(text(MARGIN, y + 10, title, is_middle=False))
+        elements.append(drawing.at(MARGIN, y + _TITLE))
         y += _TITLE + drawing.height + _ROW_GAP
         widest = max(widest, drawing.width, text_width(title))
-    return document(widest + 2 * MARGIN, y - _ROW_GAP + MARGIN, parts)
+    return document(widest + 2 * MARGIN, y - _ROW_GAP + MARGIN, elements)
 
 
 class _Painter:

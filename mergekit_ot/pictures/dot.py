@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 if TYPE_CHECKING:
-    from mergekit_ot.graph.ir import ModelGraph
+    from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
 
 
 def group_rows(graph: ModelGraph) -> list[dict[str, Any]]:
     """Returns one record per neuron group: its size, where it stands, and why it may not be reordered."""
-    return [
-        {
-            "name": key,
-            "size": group.size,
-            "orders": graph.family_size(key) if group.is_free else 0,
-            "status": "pinned" if group.pin is not None else "free" if group.is_free else "single neuron",
-            "members": [f"{slot.parameter}:{slot.axis} {slot.role}" for slot in group.members],
-            "flags": sorted(group.flags),
-            "why": None if group.pin is None else str(group.pin),
-        }
-        for key, group in graph.groups.items()
-    ]
+    return [_row(graph, group) for group in graph.groups.values()]
+
+
+def _row(graph: ModelGraph, group: NeuronGroup) -> dict[str, Any]:
+    return {
+        "name": group.key,
+        "size": group.size,
+        "orders": graph.family_size(group.key) if group.is_free else 0,
+        "status": "pinned" if group.pin is not None else "free" if group.is_free else "single neuron",
+        "members": [f"{slot.parameter}:{slot.axis} {slot.role}" for slot in group.members],
+        "flags": sorted(group.flags),
+        "why": None if group.pin is None else str(group.pin),
+    }
 
 
 def group_dot(graph: ModelGraph) -> str:
@@ -43,7 +44,7 @@ def _quoted(text: str) -> str:
 
 
 def _edges(network: nx.MultiDiGraph) -> list[tuple[str, str, list[str]]]:
-    found: dict[tuple[str, str], list[str]] = {}
+    parameters: dict[tuple[str, str], list[str]] = {}
     for before, after, data in network.edges(data=True):
-        found.setdefault((before, after), []).append(data.get("parameter") or "family")
-    return [(before, after, sorted(set(names))) for (before, after), names in sorted(found.items())]
+        parameters.setdefault((before, after), []).append(data.get("parameter") or "family")
+    return [(before, after, sorted(set(names))) for (before, after), names in sorted(parameters.items())]
