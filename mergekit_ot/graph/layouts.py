@@ -52,7 +52,12 @@ AxisLayout = Neurons | Fixed | Factors | Blocks | Choice
 
 
 def layout_size(layout: AxisLayout) -> int:
-    """Returns the number of indices along an axis of this layout."""
+    """Returns the number of indices along an axis of this layout.
+
+    Example:
+        >>> layout_size(Factors((Neurons("conv.weight:0", 6), Fixed(16))))
+        96
+    """
     if isinstance(layout, Neurons | Fixed):
         return layout.size
     if isinstance(layout, Factors):
@@ -63,7 +68,12 @@ def layout_size(layout: AxisLayout) -> int:
 
 
 def layout_text(layout: AxisLayout) -> str:
-    """Returns a layout in the notation of the documentation, such as ``(conv2.weight:0 × 16!)``."""
+    """Returns a layout in the notation of the documentation.
+
+    Example:
+        >>> layout_text(Factors((Neurons("conv2.weight:0", 6), Fixed(16))))
+        '(conv2.weight:0 × 16!)'
+    """
     if isinstance(layout, Neurons):
         return layout.group
     if isinstance(layout, Fixed):
@@ -76,7 +86,12 @@ def layout_text(layout: AxisLayout) -> str:
 
 
 def leaf_groups(layout: AxisLayout) -> list[str]:
-    """Returns the keys of the groups that stand in a layout, in order, each once."""
+    """Returns the keys of the groups that stand in a layout, in order, each once.
+
+    Example:
+        >>> leaf_groups(Blocks(0, (Neurons("q:0", 4), Neurons("k:0", 4), Neurons("q:0", 4))))
+        ['q:0', 'k:0']
+    """
     if isinstance(layout, Neurons):
         return [layout.group]
     if isinstance(layout, Fixed):

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 
 def group_rows(graph: ModelGraph) -> list[dict[str, Any]]:
-    """Returns one record per neuron group: its size, where it stands, and why it may not be reordered."""
+    """Returns one record per neuron group: its size, where it stands, and why it may not be reordered.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> rows = group_rows(trace_model(torch.nn.Linear(3, 2), torch.randn(2, 3)))
+        >>> [(row["name"], row["why"]) for row in rows]
+        [('weight:0', 'model output [output]'), ('weight:1', 'model input')]
+    """
     return [_row(graph, group) for group in graph.groups.values()]
 
 
@@ -28,7 +36,14 @@ def _row(graph: ModelGraph, group: NeuronGroup) -> dict[str, Any]:
 
 
 def group_dot(graph: ModelGraph) -> str:
-    """Returns the free groups in Graphviz' language: an edge per parameter that reads one and makes another."""
+    """Returns the free groups in Graphviz' language: an edge per parameter that reads one and makes another.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> group_dot(trace_model(torch.nn.Linear(3, 2), torch.randn(2, 3))).splitlines()[0]
+        'digraph groups {'
+    """
     network = graph.group_graph
     lines = ["digraph groups {", "  node [shape=box, style=rounded, fontname=monospace];"]
     for key, data in network.nodes(data=True):

@@ -65,7 +65,15 @@ class _Box:
 
 
 def group_svg(graph: ModelGraph) -> str:
-    """Returns an SVG of the free groups: a box per group, an arrow where a parameter reads one and makes another."""
+    """Returns an SVG of the free groups: a box per group, an arrow where a parameter reads one and makes another.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> "0.weight:0" in group_svg(trace_model(net, torch.randn(2, 3)))
+        True
+    """
     boxes, owner = _boxes(graph)
     if not boxes:
         return document(320, 80, [text(160, 44, "no free neuron group was found")])
@@ -137,7 +145,7 @@ def _draw_streams(boxes: dict[str, _Box], edges: dict[tuple[str, str], list[str]
         elements.append(arrow(curve, title, "back" if after in bands and before not in bands else ""))
     for key, drawn in boxes.items():
         elements += drawn.draw(key in bands)
-    widest = max((drawn.width for key, drawn in boxes.items() if key not in bands), default=0.0)
+    widest = max([boxes[key].width for key in boxes.keys() - bands.keys()], default=0.0)
     return document(right + widest + MARGIN + 10 * loops, y - _GAP + MARGIN, elements)
 
 
@@ -231,7 +239,7 @@ def _draw_layers(boxes: dict[str, _Box], edges: dict[tuple[str, str], list[str]]
 
 def _place_layers(layers: list[list[_Box]]) -> tuple[float, float]:
     """Puts the boxes of a layer beside each other, in the middle; returns the widest layer and the whole height."""
-    widths = [sum(drawn.width for drawn in layer) + _BETWEEN * (len(layer) - 1) for layer in layers]
+    widths = [_extent(layer) for layer in layers]
     y = MARGIN
     for layer, width in zip(layers, widths, strict=True):
         x = MARGIN + (max(widths) - width) / 2
@@ -240,6 +248,10 @@ def _place_layers(layers: list[list[_Box]]) -> tuple[float, float]:
             x += drawn.width + _BETWEEN
         y += max(drawn.height for drawn in layer) + _LAYER
     return max(widths), y - _LAYER + MARGIN
+
+
+def _extent(layer: list[_Box]) -> float:
+    return sum(drawn.width for drawn in layer) + _BETWEEN * (len(layer) - 1)
 
 
 def _layer_arrow(source: _Box, target: _Box, names: list[str], is_labelled: bool) -> list[str]:

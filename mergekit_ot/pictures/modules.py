@@ -22,6 +22,13 @@ def module_svg(graph: ModelGraph) -> str:
     """Returns an SVG of the modules and the operations between them, from the inputs down to the outputs.
 
     Deep modules are drawn as one box where there would be too many boxes otherwise.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> module_svg(trace_model(net, torch.randn(2, 3))).count("linear")
+        2
     """
     flow = module_flow(graph)
     if not flow:
@@ -104,11 +111,14 @@ def _flow_at(operations: nx.DiGraph, calls: list[str], depth: int) -> nx.DiGraph
             if owner.get(used, key) != key:
                 flow.add_edge(owner[used], key)
     for _, data in flow.nodes(data=True):
-        if data["is_module"]:
-            shown = [operation for operation in dict.fromkeys(data["operations"]) if operation not in _HELPERS]
-            data["note"] = ", ".join(shown[:3]) + (" …" if len(shown) > 3 else "")
+        data["note"] = _note(data["operations"]) if data["is_module"] else ""
     flow.remove_nodes_from([key for key, data in flow.nodes(data=True) if data["title"] in _HELPERS])
     return flow
+
+
+def _note(operations: list[str]) -> str:
+    shown = [operation for operation in dict.fromkeys(operations) if operation not in _HELPERS]
+    return ", ".join(shown[:3]) + (" …" if len(shown) > 3 else "")
 
 
 def _owners(operations: nx.DiGraph, calls: list[str], depth: int) -> dict[str, str]:

@@ -32,6 +32,10 @@ class Evaluation:
         loss: Mean cross-entropy (the same for logits and log-softmax outputs); mean squared error for float targets.
         accuracy: Percent of targets that are the most likely class; None for float targets.
         count: Number of targets.
+
+    Example:
+        >>> evaluate(nn.Identity(), [(torch.zeros(4, 2), torch.zeros(4, 2))])
+        Evaluation(loss=0.0, accuracy=None, count=4)
     """
 
     loss: float
@@ -172,6 +176,12 @@ def score_states(
     Raises:
         DataError: The data is empty, or targets do not fit the outputs.
         ArchitectureError: The model cannot take the inputs.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> batch = torch.randn(8, 2), torch.randint(2, (8,))
+        >>> len(score_states(net, [net.state_dict(), net.state_dict()], [batch], count=2))
+        2
     """
     place, waiting = choose_device(device), iter(states)
     notify = progress or _no_progress

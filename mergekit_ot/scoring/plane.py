@@ -116,19 +116,27 @@ def plane_frame(model: nn.Module, state_a: State, state_b: State, aligned_b: Sta
     Raises:
         ArchitectureError: The states differ in names or shapes.
         DataError: The three lie on a line, or A and B are the same.
+
+    Example:
+        >>> net = nn.Linear(1, 2, bias=False)
+        >>> a, b, aligned = ({"weight": torch.tensor([[p], [q]])} for p, q in ((0.0, 0.0), (3.0, 0.0), (1.0, 2.0)))
+        >>> frame = plane_frame(net, a, b, aligned)
+        >>> frame.distance, frame.across, frame.up
+        (3.0, 1.0, 2.0)
     """
     check_same_shapes(state_a, state_b)
     check_same_shapes(state_a, aligned_b)
     names = [name for name, _ in model.named_parameters() if name in state_a and state_a[name].is_floating_point()]
-    towards_b, towards_aligned = (
-        torch.cat([(state[name].double() - state_a[name].double()).reshape(-1) for name in names])
-        for state in (state_b, aligned_b)
-    )
+    towards_b, towards_aligned = (_difference(state_a, state, names) for state in (state_b, aligned_b))
     distance = float(towards_b.norm())
     across = float(towards_aligned @ towards_b) / distance if distance else 0.0
     up = float((towards_aligned - across / distance * towards_b).norm()) if distance else 0.0
     _check_plane(distance, up, float(towards_aligned.norm()))
     return PlaneFrame(state_a, state_b, aligned_b, distance, across, up)
+
+
+def _difference(state_a: State, state_b: State, names: Sequence[str]) -> Float[Tensor, " parameters"]:
+    return torch.cat([(state_b[name].double() - state_a[name].double()).reshape(-1) for name in names])
 
 
 def _check_plane(distance: float, up: float, moved: float) -> None:

@@ -133,8 +133,14 @@ def _factor_concat(atoms: UnionFind, expression: Concat, sizes: list[int]) -> li
             waiting = []
     if waiting:
         return None
-    tag = Tag() if is_merged else expression.tag
-    rest = _factors(atoms, case(tag, [inner for _, inner in rows]), sizes[1:])
+    return _stacked(atoms, Tag() if is_merged else expression.tag, rows, sizes[1:])
+
+
+def _stacked(
+    atoms: UnionFind, tag: Tag, rows: list[tuple[Expression, Expression]], sizes: list[int]
+) -> list[Expression] | None:
+    """Returns the factors of rows one after the other: how many they are, and the factors of a row."""
+    rest = _factors(atoms, case(tag, [inner for _, inner in rows]), sizes)
     return None if rest is None else [resolve(Concat(tag, tuple(outer for outer, _ in rows))), *rest]
 
 

@@ -25,7 +25,14 @@ FrontEndTable = Mapping[str, Callable[[], AbstractFrontEnd]]
 
 
 class ExportFrontEnd(AbstractFrontEnd):
-    """`torch.export`: functional, names every parameter, runs on the meta device."""
+    """`torch.export`: functional, names every parameter, runs on the meta device.
+
+    Example:
+        >>> budget = TraceBudget(TraceLimits(), "Linear")
+        >>> program = ExportFrontEnd().capture(nn.Linear(3, 2).eval(), (torch.randn(4, 3),), budget)
+        >>> [node.name for node in program.graph.find_nodes(op="placeholder")]
+        ['p_weight', 'p_bias', 'input']
+    """
 
     def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
         """Returns the exported program without decompositions, so that a linear map stays one operation."""

@@ -23,6 +23,13 @@ class TraceLimits:
     Attributes:
         seconds: Wall-clock time for capture and propagation together.
         operations: Calls into torch that the module's forward may make while it is captured.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> graph = trace_model(torch.nn.Linear(3, 2), torch.randn(2, 3), limits=TraceLimits(seconds=60))
+        >>> len(graph.groups)
+        2
     """
 
     seconds: float = 300.0
@@ -35,6 +42,14 @@ class TraceBudget:
     Args:
         limits: The limits.
         name: What is traced, for the message.
+
+    Example:
+        >>> import torch
+        >>> budget = TraceBudget(TraceLimits(operations=10), "a sum")
+        >>> with budget.watching():
+        ...     total = torch.zeros(3).sum()
+        >>> budget.operations
+        2
     """
 
     def __init__(self, limits: TraceLimits, name: str) -> None:
@@ -97,6 +112,16 @@ class AbstractFrontEnd(abc.ABC):
 
     Attributes:
         is_fallback: Whether it is tried by itself where ``torch.export`` cannot capture a module.
+
+    Example:
+        >>> from mergekit_ot import ExportFrontEnd
+        >>> class OnCopies(AbstractFrontEnd):
+        ...     def capture(self, model, inputs, budget):
+        ...         return ExportFrontEnd().capture(model, tuple(x.clone() for x in inputs), budget)
+        >>> import torch
+        >>> budget = TraceBudget(TraceLimits(), "ReLU")
+        >>> OnCopies().capture(torch.nn.ReLU().eval(), (torch.randn(2, 3),), budget).front_end
+        'export'
     """
 
     is_fallback: ClassVar[bool] = False

@@ -27,7 +27,14 @@ OTHER_OUTPUT = "other output"
 
 @dataclass(frozen=True)
 class ProgramSlot:
-    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one."""
+    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one.
+
+    Example:
+        >>> from mergekit_ot import trace_model
+        >>> program = trace_model(torch.nn.Linear(3, 2), torch.randn(4, 3)).program
+        >>> [slot.target for slot in program.inputs]
+        ['weight', 'bias', '']
+    """
 
     kind: str
     target: str = ""
@@ -45,6 +52,15 @@ class CapturedProgram:
         front_end: Name of the front end that made it.
         remarks: Sentences for the user on how it was made.
         module_types: Module path → the types of the module there, the most special first, as qualified names.
+
+    Example:
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Linear(3, 2)
+        >>> program = trace_model(net, torch.randn(4, 3)).program
+        >>> inputs = torch.randn(4, 3)
+        >>> (outputs,) = program.module(*program.arguments(net.state_dict(), [inputs]))
+        >>> torch.equal(outputs, net(inputs))
+        True
     """
 
     module: fx.GraphModule

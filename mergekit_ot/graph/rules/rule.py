@@ -57,6 +57,14 @@ class OperationView:
         seen: Operands, data rather than parameters, along which it contracts.
         scopes: Lists of axes among which a family must see what it is indexed by, besides the operands and outputs.
         carried: Per output axis the input axis it is, where the rule only reorders axes.
+
+    Example:
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> algebra = AxisAlgebra()
+        >>> values = Value((2, 8), [algebra.pinned(2, "model input"), algebra.atom(8)])
+        >>> operation = OperationView("aten.softmax.int", {"self": values, "dim": -1}, [(2, 8)], algebra)
+        >>> operation.shape("self"), operation.axes("self", "dim")
+        ((2, 8), [1])
     """
 
     name: str
@@ -143,6 +151,19 @@ class NodeRule(abc.ABC):
     Attributes:
         is_movement: Whether the operation only moves or drops entries (so that it observes none).
         state: Arguments that hold per-neuron buffers (running statistics), to be transported like parameters.
+
+    Example:
+        >>> class Transposed(NodeRule):
+        ...     is_movement, state = True, ()
+        ...
+        ...     def label(self, operation):
+        ...         return [operation.labels("self")[::-1]]
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> algebra = AxisAlgebra()
+        >>> values = Value((2, 8), [algebra.pinned(2, "model input"), algebra.atom(8)])
+        >>> ((rows, columns),) = Transposed().label(OperationView("aten.t", {"self": values}, [(8, 2)], algebra))
+        >>> rows.size, columns.size
+        (8, 2)
     """
 
     is_movement: bool
@@ -159,7 +180,20 @@ class NodeRule(abc.ABC):
 
 @dataclass(frozen=True)
 class FunctionRule(NodeRule):
-    """A rule written as a function that returns the labels of each output."""
+    """A rule written as a function that returns the labels of each output.
+
+    Attributes:
+        function: Takes the operation, returns one list of labels per output.
+
+    Example:
+        >>> transposed = FunctionRule(lambda operation: [operation.labels("self")[::-1]], is_movement=True)
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> algebra = AxisAlgebra()
+        >>> values = Value((2, 8), [algebra.pinned(2, "model input"), algebra.atom(8)])
+        >>> ((rows, columns),) = transposed.label(OperationView("aten.t", {"self": values}, [(8, 2)], algebra))
+        >>> rows.size, columns.size
+        (8, 2)
+    """
 
     function: Callable[[OperationView], list[Labels]]
     is_movement: bool = False
