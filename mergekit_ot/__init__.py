@@ -63,6 +63,9 @@ _HOMES = {
     "RepairSource": "mergekit_ot.fusion.repair",
     "SourceModel": "mergekit_ot.fusion.source",
     "Checkpoint": "mergekit_ot.storage.record",
+    "MemoryStore": "mergekit_ot.storage.store",
+    "StoreWriter": "mergekit_ot.storage.store",
+    "TensorStore": "mergekit_ot.storage.store",
     "load_checkpoint": "mergekit_ot.api",
     "save_checkpoint": "mergekit_ot.api",
     "evaluate": "mergekit_ot.scoring.evaluation",
@@ -120,6 +123,7 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.record import Checkpoint
+    from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.barycenter import (
         averaged_support,

@@ -83,7 +83,8 @@ def repair_context(
 ) -> RepairContext:
     """Returns what a repair of `fused` works with."""
     views = tuple(
-        RepairSource(graph.program, source.state, number, alignment)
+        # A repair runs the programs with whole states, again and again: each tensor is read once.
+        RepairSource(graph.program, dict(source.state), number, alignment)
         for number, (source, graph) in enumerate(zip(sources, alignment.graphs, strict=True))
     )
     return RepairContext(

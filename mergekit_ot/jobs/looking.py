@@ -77,6 +77,8 @@ def _one_source(
     notify: Notify,
 ) -> tuple[ReadSource, tuple[Tensor, ...]]:  # fmt: skip
     source = read_sources([path], arch, manager, notify)[0]
+    # Nothing that follows reads the weights, and whoever looks at a checkpoint wants to know that they are damaged.
+    source.state.check_all()
     batches = None if data is None else resolve_data(data, manager)
     return source, example_inputs_of(source, input_shape, batches, notify)[0]
 

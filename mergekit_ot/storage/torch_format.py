@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import io
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.files import file_digest
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.storage.state_dicts import find_state, foreign_globals
-
-if TYPE_CHECKING:
-    pass
-
+from mergekit_ot.storage.store import StoreWriter, TensorStore, compacted
 
 _ZIP_MAGIC = b"PK\x03\x04"
-
 
 # The first bytes of files that hold weights which cannot be read here, and the way out.
 _OTHER_FORMATS = {
@@ -32,11 +31,96 @@ _OTHER_FORMATS = {
     b"\x89HDF": "It is an HDF5 (Keras) file. Load it in its framework and save the weights as a PyTorch state dict.",
 }
 
-
 _RESAVE = (
     "It was not executed. If you trust it, load it in the code it was made with and re-save the weights alone: "
     "torch.save(model.state_dict(), 'weights.pt')."
 )
+
+
+@final
+class TorchStore(TensorStore):
+    """The state dict in a file of torch: mapped into memory and read when needed, or read whole (legacy files).
+
+    Args:
+        path: The file.
+        state: What was found in it.
+        sha256: The file's digest, where it was taken as the file was read.
+    """
+
+    def __init__(self, path: Path, state: Mapping[str, Tensor], sha256: str | None = None) -> None:
+        self.path = path
+        self._state, self._sha256 = dict(state), sha256
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the tensors, in the order of the file."""
+        return self._state.keys()
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a tensor."""
+        return self._state[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the type of a tensor's entries."""
+        return self._state[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        """Returns a tensor; of a mapped file, only what is looked at is read."""
+        return self._state[name]
+
+    def slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns a part of a tensor; of a mapped file, nothing else of it is read."""
+        return self._state[name][start:stop]
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the file."""
+        if self._sha256 is None:
+            self._sha256 = file_digest(self.path)
+        return self._sha256
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._state = {}
+
+    def __reduce__(self) -> tuple[Callable[[Path, str | None], TorchStore], tuple[Path, str | None]]:
+        return _reopened, (self.path.absolute(), self._sha256)
+
+
+def _reopened(path: Path, sha256: str | None) -> TorchStore:
+    return TorchStore(path, read_torch_file(path).state, sha256)
+
+
+@final
+class TorchWriter(StoreWriter):
+    """Writes a state with its metadata as a file of torch; the format is written at once, when the writer is closed.
+
+    Args:
+        path: The file.
+        metadata: Plain data: what the file says about the state.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.path, self.metadata = path, metadata
+        self._state: dict[str, Tensor] = {}
+        self._is_closed = False
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Takes a tensor; a view is copied."""
+        self._state[name] = compacted(tensor)
+
+    def close(self) -> None:
+        """Writes the file."""
+        if self._is_closed:
+            return
+        # Given a path, torch writes its name into the file, which would then differ from run to run.
+        with self.path.open("wb") as stream:
+            torch.save({**self.metadata, "state_dict": self._state}, stream)
+        self._is_closed = True
+        self._state = {}
+
+    def reopened(self) -> TensorStore:
+        """Returns a store of the file."""
+        return read_torch_file(self.path).state
 
 
 def read_torch_file(path: Path) -> Checkpoint:
@@ -45,30 +129,28 @@ def read_torch_file(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is truncated, carries code, or holds no tensor.
     """
-    return _from_content(path, _read(path))
-
-
-def write_torch_file(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes a state with its metadata as a file of torch."""
-    # Given a path, torch writes its name into the file, which would then differ from run to run.
-    with path.open("wb") as stream:
-        torch.save({**metadata, "state_dict": state}, stream)
-
-
-def _read(path: Path) -> object:
     with path.open("rb") as stream:
         magic = stream.read(4)
     if magic in _OTHER_FORMATS:
         raise CheckpointError(f"'{path}' cannot be fused. {_OTHER_FORMATS[magic]}")
     if not magic:
         raise CheckpointError(f"'{path}' is empty: it was truncated while it was written or copied. Copy it again.")
-    is_archive = magic == _ZIP_MAGIC
-    if is_archive and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"'{path}' is truncated: the end of the archive is missing. Copy or download it again.")
+    if magic == _ZIP_MAGIC:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"'{path}' is truncated: the end of the archive is missing. Copy or download it again."
+            )
+        return _from_content(path, _loaded(path, path, is_mapped=True), None)
+    # A legacy file cannot be mapped: it is read whole, and its digest is taken from what was read.
+    whole = path.read_bytes()
+    return _from_content(path, _loaded(path, io.BytesIO(whole)), hashlib.sha256(whole).hexdigest())
+
+
+def _loaded(path: Path, file: Path | io.BytesIO, is_mapped: bool = False) -> object:
     try:
         with _plain_data_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)
     except Exception as error:
         raise CheckpointError(_diagnosis(path, error)) from error
 
@@ -100,9 +182,9 @@ def _diagnosis(path: Path, error: Exception) -> str:
     )
 
 
-def _from_content(path: Path, content: object) -> Checkpoint:
+def _from_content(path: Path, content: object, sha256: str | None) -> Checkpoint:
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        return _own_format(path, content)
+        return _own_format(path, content, sha256)
     found = find_state(content)
     if found is None:
         kind = type(content).__name__
@@ -111,10 +193,10 @@ def _from_content(path: Path, content: object) -> Checkpoint:
             f"'{path}' holds no state dict: it is a {kind}{keys}, and no mapping in it holds tensors by name. "
             "Save the weights with torch.save(model.state_dict(), path)."
         )
-    return Checkpoint(path, found.state, found=found.sentence)
+    return Checkpoint(path, TorchStore(path, found.state, sha256), found=found.sentence)
 
 
-def _own_format(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+def _own_format(path: Path, content: Mapping[str, Any], sha256: str | None) -> Checkpoint:
     if content.get("version", VERSION) > VERSION:
         raise CheckpointError(f"'{path}' was written by a newer version of mergekit_ot. Update the package to read it.")
     state = dict(content.get("state_dict") or {})
@@ -124,16 +206,10 @@ def _own_format(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     carried = f", architecture '{architecture}'" if architecture else ""
     return Checkpoint(
         path,
-        state,
+        TorchStore(path, state, sha256),
         architecture=architecture,
         arguments=dict(content.get("arguments") or {}),
         input_shape=None if shape is None else tuple(shape),
         found=f"state dict with {len(state)} tensors, written by mergekit_ot{carried}",
         provenance=dict(content.get("provenance") or {}),
     )
-
-
-def compacted(value: Tensor) -> Tensor:
-    """Detaches a tensor; a view is copied, because torch.save writes the whole storage behind it."""
-    value = value.detach().cpu()
-    return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value

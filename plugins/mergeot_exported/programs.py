@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mergekit_ot import Checkpoint, CheckpointError
+from mergekit_ot import Checkpoint, CheckpointError, MemoryStore
 
 # What a pickle of plain tensors inside an exported program may name.
 _PLAIN = ("torch.", "collections.OrderedDict", "_codecs.encode")
@@ -40,7 +40,7 @@ def load(path: Path) -> Checkpoint:
     shapes = ", ".join("×".join(map(str, value.shape)) for value in inputs)
     return Checkpoint(
         path,
-        state,
+        MemoryStore(state),
         found=f"exported program with {len(state)} tensors, example inputs {shapes}",
         build=lambda: _module(program),
         example_inputs=tuple(inputs),
