@@ -141,7 +141,9 @@ def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int)
 
 
 def _refers_to_itself(name: str, alignment: Alignment) -> bool:
-    held = [key for layout in alignment.target.layouts[name] for key in leaf_groups(layout)]
+    held: list[str] = []
+    for layout in alignment.target.layouts[name]:
+        held += leaf_groups(layout)
     return any(held.count(key) > 1 for key in held if key in alignment.couplings)
 
 

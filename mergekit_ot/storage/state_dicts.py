@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,10 +163,14 @@ def _rank(path: tuple[str, ...], state: Mapping) -> tuple[bool, int, int, int]:
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     removed = ""
-    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), None):
+    while state and (prefix := next((p for p in _PREFIXES if _is_shared(p, state)), None)):
         state = {name[len(prefix) :]: value for name, value in state.items()}
         removed += prefix
     return state, removed
+
+
+def _is_shared(prefix: str, names: Iterable[str]) -> bool:
+    return all(name.startswith(prefix) for name in names)
 
 
 def quantised_name(store: TensorStore) -> str | None:

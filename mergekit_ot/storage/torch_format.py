@@ -160,7 +160,9 @@ def _plain_data_allowed() -> contextlib.AbstractContextManager[object]:
     kinds = [np.dtypes.BoolDType, *(type(np.dtype(kind)) for kind in ("i4", "i8", "f2", "f4", "f8", "U1"))]
     functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
     # NumPy moved its core: files name a function by the place where it was when they were written.
-    moved = [(f, f"numpy.{core}.multiarray.{name}") for name, f in functions.items() for core in ("core", "_core")]
+    moved = []
+    for name, function in functions.items():
+        moved += [(function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
     return torch.serialization.safe_globals([argparse.Namespace, np.dtype, np.ndarray, *kinds, *moved])  # type: ignore[list-item]
 
 
@@ -173,6 +175,11 @@ def _diagnosis(path: Path, error: Exception) -> str:
         return f"'{path}' carries code: its pickle wants to load {wanted}. {_RESAVE}"
     if path.suffix == ".safetensors":
         return f"'{path}' was read by no plugin. Install the safetensors plugin, or see 'mergeot plugins'."
+    return _damage(path, error)
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """Returns the sentence for a file that carries nothing foreign and still cannot be read."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(error, EOFError) or "unexpected EOF" in lines[0] or "truncated" in str(error):
         return f"'{path}' is truncated: the file ends before its tensors do. Copy or download it again."
@@ -185,15 +192,15 @@ def _diagnosis(path: Path, error: Exception) -> str:
 def _from_content(path: Path, content: object, sha256: str | None) -> Checkpoint:
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         return _own_format(path, content, sha256)
-    found = find_state(content)
-    if found is None:
+    held = find_state(content)
+    if held is None:
         kind = type(content).__name__
         keys = f" with the keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
         raise CheckpointError(
             f"'{path}' holds no state dict: it is a {kind}{keys}, and no mapping in it holds tensors by name. "
             "Save the weights with torch.save(model.state_dict(), path)."
         )
-    return Checkpoint(path, TorchStore(path, found.state, sha256), found=found.sentence)
+    return Checkpoint(path, TorchStore(path, held.state, sha256), found=held.sentence)
 
 
 def _own_format(path: Path, content: Mapping[str, Any], sha256: str | None) -> Checkpoint:
