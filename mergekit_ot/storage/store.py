@@ -138,8 +138,46 @@ class StoreWriter(abc.ABC):
             self.close()
 
 
+class AbstractHeldStore(TensorStore):
+    """A store whose tensors stand in a mapping, in memory or mapped into it."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    @final
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the tensors, in order."""
+        return self._state.keys()
+
+    @final
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a tensor."""
+        return self._state[name].shape
+
+    @final
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the type of a tensor's entries."""
+        return self._state[name].dtype
+
+    @final
+    def read(self, name: str) -> Tensor:
+        """Returns a tensor; of a mapped file, only what is looked at is read."""
+        return self._state[name]
+
+    @final
+    def slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns a view of a tensor's entries along its first axis."""
+        return self._state[name][start:stop]
+
+    @final
+    def close(self) -> None:
+        """Lets go of the tensors."""
+        self._state = {}
+
+
 @final
-class MemoryStore(TensorStore):
+class MemoryStore(AbstractHeldStore):
     """A state in memory.
 
     Args:
@@ -151,37 +189,9 @@ class MemoryStore(TensorStore):
         (['weight'], [[2.0, 3.0]])
     """
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-
-    @property
-    def names(self) -> Collection[str]:
-        """Names of the tensors, in order."""
-        return self._state.keys()
-
-    def shape(self, name: str) -> torch.Size:
-        """Returns the shape of a tensor."""
-        return self._state[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Returns the type of a tensor's entries."""
-        return self._state[name].dtype
-
-    def read(self, name: str) -> Tensor:
-        """Returns a tensor."""
-        return self._state[name]
-
-    def slice(self, name: str, start: int, stop: int) -> Tensor:
-        """Returns a view of a tensor's entries along its first axis."""
-        return self._state[name][start:stop]
-
     def digest(self) -> str:
         """Returns the SHA-256 of names, types, shapes and entries."""
         return tensors_digest(self)
-
-    def close(self) -> None:
-        """Lets go of the tensors."""
-        self._state = {}
 
     def __reduce__(self) -> tuple[type[MemoryStore], tuple[dict[str, Tensor]]]:
         # A view would take the whole storage behind it along.

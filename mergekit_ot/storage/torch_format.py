@@ -8,7 +8,7 @@ import hashlib
 import io
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +20,7 @@ from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.files import file_digest
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.storage.state_dicts import find_state, foreign_globals
-from mergekit_ot.storage.store import StoreWriter, TensorStore, compacted
+from mergekit_ot.storage.store import AbstractHeldStore, StoreWriter, TensorStore, compacted
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -38,7 +38,7 @@ _RESAVE = (
 
 
 @final
-class TorchStore(TensorStore):
+class TorchStore(AbstractHeldStore):
     """The state dict in a file of torch: mapped into memory and read when needed, or read whole (legacy files).
 
     Args:
@@ -48,39 +48,14 @@ class TorchStore(TensorStore):
     """
 
     def __init__(self, path: Path, state: Mapping[str, Tensor], sha256: str | None = None) -> None:
-        self.path = path
-        self._state, self._sha256 = dict(state), sha256
-
-    @property
-    def names(self) -> Collection[str]:
-        """Names of the tensors, in the order of the file."""
-        return self._state.keys()
-
-    def shape(self, name: str) -> torch.Size:
-        """Returns the shape of a tensor."""
-        return self._state[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Returns the type of a tensor's entries."""
-        return self._state[name].dtype
-
-    def read(self, name: str) -> Tensor:
-        """Returns a tensor; of a mapped file, only what is looked at is read."""
-        return self._state[name]
-
-    def slice(self, name: str, start: int, stop: int) -> Tensor:
-        """Returns a part of a tensor; of a mapped file, nothing else of it is read."""
-        return self._state[name][start:stop]
+        super().__init__(dict(state))
+        self.path, self._sha256 = path, sha256
 
     def digest(self) -> str:
         """Returns the SHA-256 of the file."""
         if self._sha256 is None:
             self._sha256 = file_digest(self.path)
         return self._sha256
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._state = {}
 
     def __reduce__(self) -> tuple[Callable[[Path, str | None], TorchStore], tuple[Path, str | None]]:
         return _reopened, (self.path.absolute(), self._sha256)
