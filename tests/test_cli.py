@@ -130,7 +130,7 @@ def test_fuse_recovers_a_planted_order_and_writes_what_it_says(run: Run, solver:
     content = run.json("fuse", "a.pt", "b.pt", "-o", "fused.pt", "--solver", solver, *run.arch, "--input-shape", "4")
     assert set(content) == {"output", "solver", "groups", "aligned_sources_max_error", "seconds"}
     assert (content["output"], content["solver"]) == ("fused.pt", solver)
-    assert all(set(group) == {"name", "size", "cost", "status"} for group in content["groups"])
+    assert all(set(group) == {"name", "size", "cost", "status", "solver"} for group in content["groups"])
     assert sorted(group["size"] for group in content["groups"]) == [5, 6]
     assert content["aligned_sources_max_error"] < 1e-5
     fused = load_checkpoint("fused.pt")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot import couple, ground_cost
-from mergekit_ot.api import prepare
+from mergekit_ot import FusionInputs, FusionOptions, couple, ground_cost, trace_model
 from mergekit_ot.fusion.engine import FusionRun
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.hooks.manager import default_manager
+from mergekit_ot.hooks.preparing import prepare
 
 PAIRS: dict[str, tuple[str, dict[str, object], tuple[int, ...]]] = {
     "mnist-mlp": ("mlp", {"sizes": "784-400-200-100-10", "bias": False}, (2, 1, 28, 28)),
@@ -37,11 +37,8 @@ def pair(name: str) -> tuple[list[nn.Module], Tensor]:
 def setup_of(name: str, solver: str) -> FusionSetup:
     models, inputs = pair(name)
     batches = [(torch.randn(100, *inputs.shape[1:]),) for _ in range(2)]
-    return prepare(
-        models, solver=solver, solver_options=None, example_inputs=inputs, model_weights=None, target=0, measure=None,
-        data=batches, calibration_size=200, repair="none", device="cpu", seed=0, executor="serial",
-        manager=default_manager(),
-    )  # fmt: skip
+    options = FusionOptions(solver=solver, calibration_size=200, device="cpu")
+    return prepare(FusionInputs(models, example_inputs=inputs, data=batches), options, default_manager(), trace_model)
 
 
 def layers(model: nn.Module) -> list[Tensor]:

@@ -11,11 +11,11 @@ from nets import Cnn, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mergekit_ot import DataError, default_manager, fuse, trace_model
-from mergekit_ot.api import prepare
+from mergekit_ot import DataError, FusionInputs, FusionOptions, default_manager, fuse, trace_model
 from mergekit_ot.fusion.calibration import calibration_batches, inputs_of
 from mergekit_ot.fusion.engine import FusionRun
 from mergekit_ot.fusion.responses import ResponseGrams
+from mergekit_ot.hooks.preparing import prepare
 
 
 def mlp(seed: int) -> nn.Module:
@@ -238,12 +238,9 @@ def test_targets_are_never_read(solver: str, repair: str) -> None:
 
 
 def test_a_fusion_uses_all_its_calibration_data() -> None:
-    manager = default_manager()
-    setup = prepare(
-        [mlp(12), mlp(13)], solver="activation-matching", solver_options=None, example_inputs=None, model_weights=None,
-        target=0, measure=None, data=list(torch.randn(250, 6).split(30)), calibration_size=2000, repair="none",
-        device="cpu", seed=0, executor="serial", manager=manager,
-    )  # fmt: skip
+    inputs = FusionInputs([mlp(12), mlp(13)], data=list(torch.randn(250, 6).split(30)))
+    options = FusionOptions(solver="activation-matching", device="cpu")
+    setup = prepare(inputs, options, default_manager(), trace_model)
     run = FusionRun(setup)
     run.run()
     assert set(run.grams.columns.values()) == {200}

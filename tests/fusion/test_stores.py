@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shards
@@ -13,11 +14,22 @@ from nets import Cnn, Mlp
 from shards import ShardStore, ShardWriter, write_shards
 from torch import Tensor, nn
 
-from mergekit_ot import CheckpointError, MemoryStore, PluginManager, SourceModel, fuse, load_checkpoint, save_checkpoint
-from mergekit_ot.api import prepare
+from mergekit_ot import (
+    CheckpointError,
+    FusionInputs,
+    FusionOptions,
+    MemoryStore,
+    PluginManager,
+    SourceModel,
+    fuse,
+    load_checkpoint,
+    save_checkpoint,
+    trace_model,
+)
 from mergekit_ot.fusion.engine import run_fusion
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.hooks.manager import default_manager
+from mergekit_ot.hooks.preparing import prepare
 from mergekit_ot.jobs.fusing import run_fuse
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.storage import finite
@@ -72,13 +84,11 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def setup_of(sources: list[SourceModel], solver: str = "wb", inputs: Tensor = IMAGES, **options: object) -> FusionSetup:
-    chosen: dict[str, object] = {
-        "solver": solver, "solver_options": None, "example_inputs": inputs, "model_weights": None, "target": 0,
-        "measure": None, "data": None, "calibration_size": 100, "repair": "none", "device": "cpu", "seed": 0,
-        "executor": "serial", "manager": default_manager(),
-    }  # fmt: skip
-    return prepare(sources, **{**chosen, **options})  # type: ignore[arg-type]
+def setup_of(sources: list[SourceModel], solver: str = "wb", inputs: Tensor = IMAGES, **options: Any) -> FusionSetup:
+    manager = options.pop("manager", default_manager())
+    given = FusionInputs(sources, options.pop("target", 0), inputs, options.pop("data", None))
+    chosen = FusionOptions(**{"solver": solver, "calibration_size": 100, "device": "cpu", **options})
+    return prepare(given, chosen, manager, trace_model)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
