@@ -21,6 +21,7 @@ from mergekit_ot.graph.layouts import IN
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import Scope
 
 
@@ -62,7 +63,7 @@ def couple_outer(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tup
     total = 0.0
     for source in range(view.count):
         if source == anchor:
-            couplings.append(Coupling.identity(size))
+            couplings.append(Permutation.identity(size))
             continue
         slices = _slices(view, source)
         cost = torch.zeros(size, view.size(source))
@@ -86,7 +87,7 @@ def couple_family(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tu
         members: dict[Pairs, Coupling] = {}
         for pairs in coupled_pairs(alignment, context, source):
             if source == anchor:
-                members[pairs] = Coupling.identity(view.size(anchor))
+                members[pairs] = Permutation.identity(view.size(anchor))
                 continue
             ours = _rows(view, anchor, context, tuple((j, j) for j, _ in pairs))
             theirs = _rows(view, source, context, pairs)
@@ -103,7 +104,7 @@ def identity_family(alignment: Alignment, group: str) -> FamilyCoupling:
     fused = alignment.target.groups
     ranges = [range(fused[outer].size) for outer in fused[group].context]
     return FamilyCoupling(
-        {tuple((j, j) for j in index): Coupling.identity(fused[group].size) for index in itertools.product(*ranges)}
+        {tuple((j, j) for j in index): Permutation.identity(fused[group].size) for index in itertools.product(*ranges)}
     )
 
 

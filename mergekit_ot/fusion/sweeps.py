@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
@@ -20,8 +17,12 @@ from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.tensors import SourceTensors
 from mergekit_ot.progress import Progress
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.problem import BarycenterProblem, Status
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
+
+# Plans whose masses differ by less are the same: a sweep that only repeats rounding is the last.
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-9
 
 
 class AlignmentRun:
@@ -98,8 +99,8 @@ class AlignmentRun:
 
     def _identity(self, key: str) -> tuple[Coupling | FamilyCoupling, ...]:
         group = self.setup.target_graph.groups[key]
-        one = identity_family(self.alignment, key) if group.context else Coupling.identity(group.size)
-        return tuple(one for _ in self.setup.sources)
+        identity = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
+        return (identity,) * len(self.setup.sources)
 
     def _step(self, step: Step, sweep: int, scope: Scope) -> None:
         reports = []
@@ -130,36 +131,14 @@ class AlignmentRun:
             status = Status.CONVERGED
         else:
             measures = setup.measure.measure(view)
-            problem = BarycenterProblem(measures, setup.model_weights, group.size, before, self.seed)  # type: ignore[arg-type]
+            problem = BarycenterProblem(measures, setup.model_weights, group.size, before, self.seed, key)  # type: ignore[arg-type]
             solution = solver.solve(problem)
             couplings, cost, status = solution.couplings, solution.cost, solution.status
-            self._check_couplings(key, couplings, measures)
         with self._lock:
             self.changed |= before is None or not _same_couplings(before, couplings)
             self.alignment = self.alignment.with_couplings({key: tuple(couplings)})
             self.reports[key] = GroupReport(key, group.size, cost, status)
 
-    def _check_couplings(self, key: str, couplings: Sequence[Coupling], measures: Sequence[Any]) -> None:
-        size = self.setup.target_graph.groups[key].size
-        wanted = [(size, measure.size) for measure in measures]
-        found = [(coupling.target_size, coupling.source_size) for coupling in couplings]
-        if wanted != found:
-            raise SolverError(
-                f"Solver '{self.solver.name}' returned couplings of sizes {found} for group '{key}', which needs "
-                f"{wanted} (fused, source). Check it with mergekit_ot.testing.check_solver."
-            )
-
 
 def _same_couplings(before: Sequence[Coupling | FamilyCoupling], after: Sequence[Coupling | FamilyCoupling]) -> bool:
-    return all(_same(one, other) for one, other in zip(before, after, strict=True))
-
-
-def _same(one: Coupling | FamilyCoupling, other: Coupling | FamilyCoupling) -> bool:
-    if isinstance(one, FamilyCoupling) or isinstance(other, FamilyCoupling):
-        if not (isinstance(one, FamilyCoupling) and isinstance(other, FamilyCoupling)):
-            return False
-        pairs = one.members.keys()
-        return pairs == other.members.keys() and all(_same(one.members[p], other.members[p]) for p in pairs)
-    if one.index is not None and other.index is not None and one.sign is None and other.sign is None:
-        return bool(torch.equal(one.index.cpu(), other.index.cpu()))
-    return bool(torch.allclose(one.signed_plan(), other.signed_plan().to(one.signed_plan()), atol=1e-9))
+    return all(old.is_same(new, _RELATIVE, _ABSOLUTE) for old, new in zip(before, after, strict=True))
