@@ -13,6 +13,7 @@ from mergekit_ot.fusion.moving import fused_shape, transport_parameter
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.blocks import blocks_of
 from mergekit_ot.graph.layouts import IN, leaf_groups
+from mergekit_ot.transport.barycenter import weight_present
 
 
 class SourceTensors:
@@ -57,9 +58,7 @@ class SourceTensors:
             total = moved * weight if total is None else total.add_(moved, alpha=weight)
         if total is None or all(here is None for _, here in shares):
             return torch.empty(0) if total is None else total
-        share = torch.zeros_like(total)
-        for weight, here in shares:
-            share += weight if here is None else weight * here
+        share = weight_present(shares, total)
         return total / torch.where(share > 0, share, torch.ones_like(share))
 
 

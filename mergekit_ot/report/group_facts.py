@@ -58,9 +58,11 @@ class GroupFacts:
 
 def describe_groups(result: FusionResult) -> list[GroupFacts]:
     """Returns one record per group that was fused, in the order of the plan: about that of the layers."""
-    places = {name: step.number for step in result.plan.steps for name in step.groups}
+    places = {}
+    for step in result.plan.steps:
+        places.update(dict.fromkeys(step.groups, step.number))
     described = []
-    for report in sorted(result.groups, key=lambda one: places.get(one.name, len(places))):
+    for report in sorted(result.groups, key=lambda report: places.get(report.name, len(places))):
         couplings = tuple(result.alignment.couplings.get(report.name, ()))
         facts = tuple(_facts(members_of(coupling)) for coupling in couplings)
         orders = max((len(members_of(coupling)) for coupling in couplings), default=1)

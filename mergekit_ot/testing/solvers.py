@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -160,7 +161,7 @@ def _dtype_and_device_are_kept(solver: AbstractBarycenterSolver, given: _Given) 
         problem = given.problem(dtype=dtype)
         found = solver.solve(problem)
         device = problem.measures[0].support.device
-        for tensor in (tensor for coupling in found.couplings for tensor in coupling.tensors):
+        for tensor in itertools.chain.from_iterable(coupling.tensors for coupling in found.couplings):
             if tensor.device != device or (tensor.is_floating_point() and tensor.dtype != dtype):
                 return f"a coupling is {tensor.dtype} on {tensor.device}, the inputs are {dtype} on {device}"
     return ""

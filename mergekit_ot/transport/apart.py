@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot.transport.barycenter import fused_measure
+from mergekit_ot.transport.barycenter import fused_measure, weight_present
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
@@ -87,11 +87,9 @@ def placed_measure(
     shares = tuple(weight / sum(weights) for weight in weights)
     part = replace(problem, measures=tuple(measure for measure, _, _ in held), model_weights=shares, initial=None)
     fused = fused_measure(part, [coupling for _, _, coupling in held])
-    total = torch.zeros(problem.size, dtype=fused.support.dtype, device=fused.support.device)
-    for weight, (_, _, coupling) in zip(weights, held, strict=True):
-        here = coupling.presence(total)
-        total += weight if here is None else weight * here
-    return fused, total
+    like = fused.support.new_zeros(problem.size)
+    shares = ((weight, coupling.presence(like)) for weight, (_, _, coupling) in zip(weights, held, strict=True))
+    return fused, weight_present(shares, like)
 
 
 def support_merge_cost(problem: BarycenterProblem) -> MergeCost:

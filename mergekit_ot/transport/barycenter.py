@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,35 +35,43 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
         >>> fused_measure(problem, (Permutation.identity(2), swapped)).support.tolist()
         [[0.0], [3.0]]
     """
-    first = problem.measures[0]
-    support = torch.zeros(
-        problem.size, first.support.shape[1], dtype=single_precision(first.support), device=first.support.device
-    )
-    structure = None
-    if problem.has_structure:
-        slices = _structure_slices(problem)
-        structure = support.new_zeros(slices, problem.size, problem.size)
-    shares = [(w, c.presence(support)) for w, c in zip(problem.model_weights, couplings, strict=True) if w > 0]
+    first = problem.measures[0].support
+    support = torch.zeros(problem.size, first.shape[1], dtype=single_precision(first), device=first.device)
+    structure = support.new_zeros(_structure_slices(problem), problem.size, problem.size)
+    shares: list[tuple[float, Tensor | None]] = []
     for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
         # A zero weight must not let a source's infinities through.
         if weight == 0:
             continue
+        shares.append((weight, coupling.presence(support)))
         support.add_(averaged_support(coupling, measure), alpha=weight)
-        if structure is not None and measure.structure is not None:
+        if measure.structure is not None:
             structure.add_(coupling.move_structure(at_least_single(measure.structure), measure.signs), alpha=weight)
     if any(here is not None for _, here in shares):
-        share = support.new_zeros(problem.size)
-        for weight, here in shares:
-            share += weight if here is None else weight * here
-        share = torch.where(share > 0, share, torch.ones_like(share))[:, None]
-        support, structure = support / share, None if structure is None else structure / share
-    dtype = first.support.dtype
+        weight = weight_present(shares, support.new_zeros(problem.size))
+        weight = torch.where(weight > 0, weight, torch.ones_like(weight))[:, None]
+        support, structure = support / weight, structure / weight
+    mass, signs = uniform_mass(problem.size, problem.measures[0].mass), problem.measures[0].signs
     return NeuronMeasure(
-        support.to(dtype),
-        uniform_mass(problem.size, first.mass),
-        None if structure is None else structure.to(dtype),
-        first.signs,
+        support.to(first.dtype), mass, structure.to(first.dtype) if problem.has_structure else None, signs
     )
+
+
+def weight_present(shares: Iterable[tuple[float, Tensor | None]], like: Tensor) -> Tensor:
+    """Returns the weight of all sources that are present, place by place.
+
+    Args:
+        shares: Weight and presence of each source: 1 or 0 at each place, or None where it is present at all.
+        like: Has the shape, the dtype and the device of the result.
+
+    Example:
+        >>> weight_present([(0.25, None), (0.75, torch.tensor([1.0, 0.0]))], torch.empty(2)).tolist()
+        [1.0, 0.25]
+    """
+    total = torch.zeros_like(like)
+    for weight, here in shares:
+        total += weight if here is None else weight * here
+    return total
 
 
 def transport_cost(
@@ -163,15 +171,9 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
         >>> unsolved(problem) is None
         True
     """
-    tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
-    if all(tensor is None or _is_finite(tensor) for tensor in tensors):
+    if all(_is_finite(measure.support) and _is_finite(measure.structure) for measure in problem.measures):
         return None
-    couplings = problem.initial or tuple(
-        Permutation.identity(problem.size, measure.support.device)
-        if measure.size == problem.size
-        else independent_coupling(uniform_mass(problem.size, measure.mass), measure.mass)
-        for measure in problem.measures
-    )
+    couplings = problem.initial or tuple(_without_looking(problem.size, measure) for measure in problem.measures)
     return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
 
 
@@ -179,9 +181,15 @@ def _squared_sum(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor)) ** 2
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _without_looking(size: int, measure: NeuronMeasure) -> Coupling:
+    if measure.size == size:
+        return Permutation.identity(size, measure.support.device)
+    return independent_coupling(uniform_mass(size, measure.mass), measure.mass)
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
     # The sum settles almost every case without a second array of the tensor's size; it may overflow by itself.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return tensor is None or bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def averaged_support(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor, "m d"]:

@@ -119,7 +119,7 @@ class ActivationMatchingSolver(AbstractMatchingSolver):
 def _aligned_in_turn(problem: BarycenterProblem) -> tuple[Coupling, ...]:
     """Aligns each source with the mean of those before it: a start that no order of neurons can spoil."""
     first = problem.measures[0].support
-    couplings = [Permutation.identity(problem.size, first.device)]
+    couplings: list[Coupling] = [Permutation.identity(problem.size, first.device)]
     for place in range(1, len(problem.measures)):
         target = _mean(problem, couplings, range(place))
         couplings.append(couple(ground_cost(target, problem.measures[place].support)))

@@ -30,9 +30,15 @@ def check_control(
         return
     batches = list(context.batches)[:_BATCHES]
     control = replace(
-        context, fused=aligned, aligned=(aligned,), model_weights=(1.0,), sources=(source,), batches=batches,
-        progress=None, note=None,
-    )  # fmt: skip
+        context,
+        fused=aligned,
+        aligned=(aligned,),
+        model_weights=(1.0,),
+        sources=(source,),
+        batches=batches,
+        progress=None,
+        note=None,
+    )
     before, after = context.instance(aligned), context.instance(procedure(control))
     changed = total = 0
     with torch.no_grad():

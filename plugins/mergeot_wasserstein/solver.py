@@ -109,8 +109,10 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         self, problem: BarycenterProblem, start: _Start, current: Sequence[Coupling] | None
     ) -> tuple[Coupling, ...]:
         """Returns couplings with the sources that count; the others keep what they have, or a placeholder."""
-        placeholder = Permutation.identity(problem.size, start.support.device)
-        couplings = list(current) if current is not None else [placeholder] * len(problem.measures)
+        placeholders: list[Coupling] = [Permutation.identity(problem.size, start.support.device)] * len(
+            problem.measures
+        )
+        couplings = list(current) if current is not None else placeholders
         for place in problem.counting:
             measure = problem.measures[place]
             if place == start.anchor and measure.is_uniform:
