@@ -88,6 +88,7 @@ class Solution:
         stats: Numbers worth showing: steps, starts, trace of the objective …
         objective: What the solver minimises, as a function of couplings; None for the cost of the barycenter with a
             free support, `barycenter_cost`.
+        reference: Number of the source in whose order the fused neurons are put; None for the first that counts.
 
     Example:
         >>> from mergekit_ot import Permutation
@@ -99,6 +100,7 @@ class Solution:
     status: Status = Status.CONVERGED
     stats: Mapping[str, Any] = field(default_factory=dict)
     objective: Callable[[Sequence[Coupling]], float] | None = None
+    reference: int | None = None
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class AbstractBarycenterSolver(abc.ABC):
     """Base of all solvers. A subclass is a frozen dataclass whose fields are its options, and writes `find`.
 
     `solve` is final. It hands on what is not finite, checks the couplings that `find` returns, keeps those in force
-    where they cost no more, puts the fused neurons into the order of the first source that counts, and works out
-    the fused measure and its cost. So a solver only looks for couplings.
+    where they cost no more, puts the fused neurons into the order of one source, and works out the fused measure and
+    its cost. So a solver only looks for couplings.
 
     The contract, checked by `mergekit_ot.testing.check_solver`: identical measures give identity couplings;
     permuting a source's rows permutes its plan; marginals are right; inputs stay untouched; dtype and device
@@ -165,27 +165,26 @@ def _barycenter(problem: BarycenterProblem, solution: Solution, couplings: tuple
 
 
 def _settled(problem: BarycenterProblem, solution: Solution, found: Barycenter) -> Barycenter:
-    """Returns what was found, in the order of the first source that counts, or what is in force if no worse."""
-    couplings = in_order_of(found.couplings, problem.counting[0])
+    """Returns what was found, in the order of one source, or what is in force if it costs no more."""
     if problem.initial is not None:
         in_force = _barycenter(problem, replace(solution, status=Status.CONVERGED, stats={}), problem.initial)
-        if in_force.cost <= found.cost + rounding_error(problem):
-            kept = _with_weightless(problem, problem.initial, couplings)
-            return replace(in_force, couplings=kept, stats={**solution.stats, **in_force.stats})
+        room = rounding_error(problem)
+        is_new = found.cost <= in_force.cost + room and _differs_in_weightless(problem, in_force, found)
+        if in_force.cost <= found.cost + room and not is_new:
+            return replace(in_force, stats={**solution.stats, **in_force.stats})
+    reference = problem.counting[0] if solution.reference is None else solution.reference
+    couplings = in_order_of(found.couplings, reference)
     if all(new is old for new, old in zip(couplings, found.couplings, strict=True)):
         return found
     return replace(found, couplings=couplings, measure=fused_measure(problem, couplings))
 
 
-def _with_weightless(
-    problem: BarycenterProblem, in_force: tuple[Coupling, ...], found: tuple[Coupling, ...]
-) -> tuple[Coupling, ...]:
-    """Returns couplings in force with those of sources without weight as found, where both are in the same order."""
-    if not all(found[place].is_same(in_force[place]) for place in problem.counting):
-        return in_force
-    return tuple(
-        old if weight > 0 else new for old, new, weight in zip(in_force, found, problem.model_weights, strict=True)
-    )
+def _differs_in_weightless(problem: BarycenterProblem, in_force: Barycenter, found: Barycenter) -> bool:
+    """Whether there are sources of no weight, and the others are coupled with each other as they are already."""
+    if len(problem.counting) == len(problem.measures):
+        return False
+    before, after = (in_order_of(ended.couplings, problem.counting[0]) for ended in (in_force, found))
+    return all(after[place].is_same(before[place]) for place in problem.counting)
 
 
 def _check_sizes(name: str, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> None:

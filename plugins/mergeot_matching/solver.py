@@ -79,7 +79,7 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
             in_force = self._ascend(problem, problem.initial)
             if in_force.cost <= best.cost + rounding_error(problem):
                 best = in_force
-        return Solution(_with_weightless(problem, best.couplings), best.status, best.stats)
+        return Solution(_with_weightless(problem, best.couplings), best.status, best.stats, reference=0)
 
     def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Realigns one source after the other, until a round changes nothing."""
@@ -139,7 +139,8 @@ def _matched_pair(problem: BarycenterProblem) -> Solution:
 
     prefer = None if problem.initial is None else in_order_of(problem.initial, 0)[1]
     coupling = couple(ground_cost(first, second), prefer=prefer)
-    return Solution((Permutation.identity(problem.size, first.device), coupling), objective=objective)
+    couplings = (Permutation.identity(problem.size, first.device), coupling)
+    return Solution(couplings, objective=objective, reference=0)
 
 
 def _coupled_with(problem: BarycenterProblem, support: Float[Tensor, "m d"]) -> tuple[Coupling, ...]:

@@ -72,7 +72,7 @@ class FixedSupportSolver(AbstractBarycenterSolver):
             else couple_by(self._cost(support, measure.support), measure, epsilon)
             for place, measure in enumerate(problem.measures)
         )
-        return Solution(couplings, objective=partial(barycenter_cost, problem, support=support))
+        return Solution(couplings, objective=partial(barycenter_cost, problem, support=support), reference=fixed)
 
     def _cost(self, target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
         if self.normalised:
