@@ -135,10 +135,20 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def single_precision(tensor: Tensor) -> torch.dtype:
-    """Returns the dtype that costs of a tensor are computed in: its own, and single where it is less."""
+    """Returns the dtype that costs of a tensor are computed in: its own, and single where it is less.
+
+    Example:
+        >>> single_precision(torch.zeros(1, dtype=torch.float16)), single_precision(torch.zeros(1, dtype=torch.float64))
+        (torch.float32, torch.float64)
+    """
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
-    """Returns the tensor in `single_precision`."""
+    """Returns the tensor in `single_precision`.
+
+    Example:
+        >>> at_least_single(torch.ones(1, dtype=torch.bfloat16))
+        tensor([1.])
+    """
     return tensor.to(single_precision(tensor))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergekit_ot.errors import SolverError
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure
 
@@ -76,6 +77,20 @@ class BarycenterProblem:
     def fitting(self) -> tuple[int, ...]:
         """Numbers of the sources with as many neurons as the fused group."""
         return tuple(place for place, measure in enumerate(self.measures) if measure.size == self.size)
+
+    def first_fitting(self, reason: str) -> int:
+        """Returns the number of the first source with as many neurons as the fused group.
+
+        Args:
+            reason: Why there has to be one, and what to do about it, for the message.
+
+        Raises:
+            SolverError: There is none.
+        """
+        if not self.fitting:
+            sizes = [measure.size for measure in self.measures]
+            raise SolverError(f"The fused group has {self.size} neurons and the sources have {sizes}: {reason}")
+        return self.fitting[0]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from mergekit_ot import (
     RecipeError,
     Scope,
     Solution,
-    SolverError,
     Start,
     Status,
     couple,
@@ -62,18 +61,15 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         Raises:
             SolverError: No source has the size of the fused group.
         """
-        if not problem.fitting:
-            sizes = [measure.size for measure in problem.measures]
-            raise SolverError(
-                f"The fused group has {problem.size} neurons and the sources have {sizes}: '{self.name}' starts at a "
-                "source of that size. Choose another target, or the solver 'wb'."
-            )
+        first = problem.first_fitting(
+            f"'{self.name}' starts at a source of that size. Choose another target, or the solver 'wb'."
+        )
         if problem.is_assignment and len(problem.measures) == 2:
             return _matched_pair(problem)
         if problem.is_assignment:
             aligned = _aligned_in_turn(problem)
         else:
-            aligned = _coupled_with(problem, problem.measures[problem.fitting[0]].support)
+            aligned = _coupled_with(problem, problem.measures[first].support)
         best = self._ascend(problem, aligned)
         if problem.initial is not None:
             in_force = self._ascend(problem, problem.initial)

@@ -15,7 +15,6 @@ from mergekit_ot import (
     Permutation,
     RecipeError,
     Solution,
-    SolverError,
     barycenter_cost,
     ground_cost,
 )
@@ -56,13 +55,10 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         Raises:
             SolverError: No source has the size of the fused group.
         """
-        if not problem.fitting:
-            sizes = [measure.size for measure in problem.measures]
-            raise SolverError(
-                f"The fused group has {problem.size} neurons and the sources have {sizes}: 'otfusion' keeps the "
-                "support of a source, so one must have that size. Choose another target, or the solver 'wb'."
-            )
-        fixed = problem.fitting[0]
+        fixed = problem.first_fitting(
+            "'otfusion' keeps the support of a source, so one must have that size. Choose another target, or the "
+            "solver 'wb'."
+        )
         support = problem.measures[fixed].support
         # A source that is alone has nothing to be blended with, and a soft coupling would only blur it.
         epsilon = 0.0 if max(problem.model_weights) == sum(problem.model_weights) else self.epsilon
