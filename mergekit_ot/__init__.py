@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mergekit_ot.hooks.hookspecs import hookimpl
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Names are imported on first use: `mergeot --help` and `mergeot plugins` must not pay for torch.
 _HOMES = {
@@ -62,6 +62,13 @@ _HOMES = {
     "GroupView": "mergekit_ot.fusion.group_view",
     "AbstractExecutor": "mergekit_ot.fusion.executor",
     "Step": "mergekit_ot.fusion.plan",
+    "StepSolution": "mergekit_ot.fusion.task",
+    "StepTask": "mergekit_ot.fusion.task",
+    "TaskQueue": "mergekit_ot.fusion.executor",
+    "run_task": "mergekit_ot.fusion.task",
+    "FusionInputs": "mergekit_ot.fusion.setup",
+    "FusionOptions": "mergekit_ot.fusion.options",
+    "fuse_with": "mergekit_ot.api",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
@@ -83,6 +90,33 @@ _HOMES = {
     "DataError": "mergekit_ot.errors",
     "CheckpointError": "mergekit_ot.errors",
     "ArchitectureError": "mergekit_ot.errors",
+    "Value": "mergekit_ot.graph.rules.rule",
+    "Labels": "mergekit_ot.graph.rules.rule",
+    "Atom": "mergekit_ot.graph.axes.expressions",
+    "Case": "mergekit_ot.graph.axes.expressions",
+    "Replicated": "mergekit_ot.graph.axes.expressions",
+    "SlotKind": "mergekit_ot.graph.capture.program",
+    "named_arguments": "mergekit_ot.graph.capture.program",
+    "operation_name": "mergekit_ot.graph.capture.program",
+    "operation_schema": "mergekit_ot.graph.capture.program",
+    "AxisLayout": "mergekit_ot.graph.layouts",
+    "NeuronGroup": "mergekit_ot.graph.ir",
+    "Neurons": "mergekit_ot.graph.layouts",
+    "Fixed": "mergekit_ot.graph.layouts",
+    "Factors": "mergekit_ot.graph.layouts",
+    "Blocks": "mergekit_ot.graph.layouts",
+    "Choice": "mergekit_ot.graph.layouts",
+    "layout_size": "mergekit_ot.graph.layouts",
+    "leaf_groups": "mergekit_ot.graph.layouts",
+    "OUT": "mergekit_ot.graph.layouts",
+    "IN": "mergekit_ot.graph.layouts",
+    "Alignment": "mergekit_ot.fusion.alignment",
+    "Block": "mergekit_ot.graph.blocks",
+    "AbstractProof": "mergekit_ot.graph.symmetry.symmetry",
+    "AbstractSymmetry": "mergekit_ot.graph.symmetry.symmetry",
+    "Places": "mergekit_ot.graph.symmetry.symmetry",
+    "Order": "mergekit_ot.graph.symmetry.permutation",
+    "Sign": "mergekit_ot.graph.symmetry.signs",
 }
 
 __all__ = ["__version__", "hookimpl", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -99,22 +133,50 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from mergekit_ot.api import check_model, fuse, load_checkpoint, save_checkpoint, trace_model
+    from mergekit_ot.api import check_model, fuse, fuse_with, load_checkpoint, save_checkpoint, trace_model
     from mergekit_ot.errors import ArchitectureError, CheckpointError, DataError, MergeotError, RecipeError, SolverError
-    from mergekit_ot.fusion.executor import AbstractExecutor
+    from mergekit_ot.fusion.alignment import Alignment
+    from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView
     from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+    from mergekit_ot.fusion.options import FusionOptions
     from mergekit_ot.fusion.plan import Step
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
     from mergekit_ot.fusion.result import FusionResult
+    from mergekit_ot.fusion.setup import FusionInputs
     from mergekit_ot.fusion.source import SourceModel
     from mergekit_ot.fusion.step_report import StepReport
+    from mergekit_ot.fusion.task import StepSolution, StepTask, run_task
+    from mergekit_ot.graph.axes.expressions import Atom, Case, Replicated
+    from mergekit_ot.graph.blocks import Block
     from mergekit_ot.graph.capture.capture import ExportFrontEnd
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
-    from mergekit_ot.graph.capture.program import CapturedProgram, ProgramSlot
-    from mergekit_ot.graph.ir import ModelGraph
+    from mergekit_ot.graph.capture.program import (
+        CapturedProgram,
+        ProgramSlot,
+        SlotKind,
+        named_arguments,
+        operation_name,
+        operation_schema,
+    )
+    from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
+    from mergekit_ot.graph.layouts import (
+        IN,
+        OUT,
+        AxisLayout,
+        Blocks,
+        Choice,
+        Factors,
+        Fixed,
+        Neurons,
+        layout_size,
+        leaf_groups,
+    )
     from mergekit_ot.graph.rules.einrule import EinRule
-    from mergekit_ot.graph.rules.rule import FunctionRule, NodeRule, OperationView, RuleError
+    from mergekit_ot.graph.rules.rule import FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
+    from mergekit_ot.graph.symmetry.permutation import Order
+    from mergekit_ot.graph.symmetry.signs import Sign
+    from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager
     from mergekit_ot.pictures.curves import plot_barrier
     from mergekit_ot.pictures.plane import plot_plane

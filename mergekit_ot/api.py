@@ -6,23 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import DataError, RecipeError
-from mergekit_ot.fusion.calibration import calibration
 from mergekit_ot.fusion.engine import run_fusion
+from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
-from mergekit_ot.fusion.setup import FusionSetup, checked_weights
+from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.fusion.tracing import Tracer, trace_all
 from mergekit_ot.graph.capture.capture import AUTO, traced_inputs
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.manager import PluginManager, default_manager
-from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.preparing import GivenMethods, prepare
+from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
@@ -85,7 +84,7 @@ def check_model(
     Args:
         make: Gives a fresh instance each time; it must never have been run.
         example_inputs: Inputs of the shapes the model takes.
-        manager: Whose node rules are used; the installed plugins by default.
+        manager: Whose node rules and symmetries are used; the installed plugins by default.
         seed: Seed of the random weights, inputs and orders.
         trials: Number of random orders of all groups.
         front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
@@ -93,6 +92,7 @@ def check_model(
 
     Raises:
         ArchitectureError: The model cannot be traced.
+        PluginError: No plugin registers a symmetry, so that nothing could be proven.
 
     Example:
         >>> import torch
@@ -101,9 +101,10 @@ def check_model(
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
-    model = make()
+    model, manager = make(), manager or default_manager()
+    symmetries = required_symmetries(manager)
     graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
-    return check(make, graph, traced_inputs(model, example_inputs), seed=seed, trials=trials)
+    return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
 def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:
@@ -116,7 +117,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> C
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
 
     Example:
-        >>> import tempfile, pathlib
+        >>> import pathlib, tempfile, torch
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.pt"
         >>> torch.save({"epoch": 3, "model_state_dict": {"module.weight": torch.zeros(2, 3)}}, path)
         >>> checkpoint = load_checkpoint(path)
@@ -194,7 +195,7 @@ def fuse(
     seed: int = 0,
     refine: bool = False,
     restarts: int = 1,
-    executor: str = "serial",
+    executor: str | AbstractExecutor = "serial",
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
     manager: PluginManager | None = None,
@@ -218,7 +219,7 @@ def fuse(
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
         restarts: How often to align, each time with another seed; the least objective is kept.
-        executor: Name of a registered executor.
+        executor: Name of a registered executor, or an executor.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
         manager: The plugins to use; the installed ones by default.
@@ -239,87 +240,64 @@ def fuse(
         >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
         True
     """
-    setup = prepare(
-        models,
-        solver=solver,
-        solver_options=solver_options,
-        example_inputs=example_inputs,
-        model_weights=model_weights,
-        target=target,
+    limits = limits or TraceLimits()
+    options = FusionOptions(
+        solver=solver if isinstance(solver, str) else solver.name,
+        solver_options=dict(solver_options or {}),
         measure=measure,
-        data=data,
+        model_weights=None if model_weights is None else tuple(model_weights),
         calibration_size=calibration_size,
         repair=repair,
         device=device,
         seed=seed,
         refine=refine,
         restarts=restarts,
-        executor=executor,
-        manager=manager or default_manager(),
         front_end=front_end,
-        limits=limits,
+        trace_seconds=limits.seconds,
+        trace_operations=limits.operations,
+        executor=executor if isinstance(executor, str) else type(executor).__name__,
     )
-    return run_fusion(setup, progress, dry_run)
+    return fuse_with(
+        FusionInputs(models, target, example_inputs, data),
+        options,
+        solver=None if isinstance(solver, str) else solver,
+        executor=None if isinstance(executor, str) else executor,
+        manager=manager,
+        progress=progress,
+        dry_run=dry_run,
+    )
 
 
-def prepare(
-    models: Sequence[nn.Module | SourceModel],
+def fuse_with(
+    inputs: FusionInputs,
+    options: FusionOptions,
     *,
-    solver: str | AbstractBarycenterSolver,
-    solver_options: Mapping[str, object] | None,
-    example_inputs: Tensor | tuple[object, ...] | None,
-    model_weights: Sequence[float] | None,
-    target: int | nn.Module | SourceModel,
-    measure: str | None,
-    data: Iterable[Any] | None,
-    calibration_size: int,
-    repair: str,
-    device: str,
-    seed: int,
-    executor: str,
-    manager: PluginManager,
-    refine: bool = False,
-    restarts: int = 1,
-    front_end: str = AUTO,
-    limits: TraceLimits | None = None,
-) -> FusionSetup:
-    """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised."""
-    if len(models) < 1:
-        raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
-    sources = tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(models))
-    weights = checked_weights(model_weights, len(sources))
-    chosen = checked_solver(build_solver(solver, solver_options or {}, manager))
-    if restarts < 1:
-        raise RecipeError(f"restarts={restarts}: give how often to align, at least once.")
-    seen_by = build(manager, "measure", measure or chosen.measure)
-    mending = None if repair == "none" else build(manager, "repair", repair)
-    for source in sources:
-        source.check_state()
-    needs_batches = seen_by.needs_data or (mending is not None and mending.needs_data)
-    if needs_batches and data is None:
-        who = f"measure '{measure or chosen.measure}'" if seen_by.needs_data else f"repair '{repair}'"
-        raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
-    batches, inputs = calibration(data, calibration_size, needs_batches, example_inputs)
-    if not batches:
-        inputs = traced_inputs(sources[0].make(), inputs)
-    tracer = Tracer(lambda model: trace_model(model, inputs, manager, front_end=front_end, limits=limits))
-    graphs, goal, goal_graph = trace_all(sources, target, tracer)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return FusionSetup(
-        sources=sources,
-        graphs=graphs,
-        target=goal,
-        target_graph=goal_graph,
-        model_weights=weights,
-        solver=chosen,
-        measure=seen_by,
-        repair=mending,
-        executor=build(manager, "executor", executor),
-        inputs=inputs,
-        batches=batches,
-        device=where,
-        seed=seed,
-        observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
-        refinement=build_refinement(chosen, manager) if refine else None,
-        restarts=restarts,
-    )
+    solver: AbstractBarycenterSolver | None = None,
+    executor: AbstractExecutor | None = None,
+    manager: PluginManager | None = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> FusionResult:
+    """Fuses networks as one record of options says: what `fuse` does, for callers that hold the options as data.
+
+    Args:
+        inputs: What is fused.
+        options: How.
+        solver: A solver to take instead of the one that `options` names.
+        executor: An executor to take instead of the one that `options` names.
+        manager: The plugins to use; the installed ones by default.
+        progress: Called with (steps done, steps in all, what is done).
+        dry_run: Plan only: the result holds no state.
+
+    Raises:
+        MergeotError: Anything is wrong with the models, the options or the data.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fuse_with(FusionInputs([model, model], example_inputs=torch.randn(2, 4)), FusionOptions()).solver
+        'wb'
+    """
+    methods = GivenMethods(solver, executor)
+    setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
+    return run_fusion(setup, progress, dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
@@ -9,60 +10,40 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from mergekit_ot.errors import RecipeError
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.storage.files import missing_file, write_text
 
 _SUM_TOLERANCE = 1e-6
+# What a recipe is about comes first in its file; the other keys follow in the order of their fields.
+_FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "input_shape", "measure", "model_weights")
+_FIRST_KEYS += ("target", "data", "calibration_size", "repair", "refine", "restarts", "device", "seed", "report")
 
 
-class FusionRecipe(BaseModel):
-    """One fusion: sources in order, the method, and where the result goes.
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FusionRecipe(FusionOptions):
+    """One fusion: sources in order, the method (`FusionOptions`), and where the result goes.
 
     Attributes:
         models: The source models, in order; the order is kept everywhere.
         output: Where the fused model is written.
-        solver: Name of a registered solver.
-        solver_options: Its options.
         arch: Architecture SPECs: none (the checkpoints carry theirs), one for all, or one per model.
         input_shape: Shape of one input without the batch axis.
-        measure: What a neuron is seen by; None takes the solver's own.
-        model_weights: One per model, at least zero, summing to one; None means equal weights.
         target: Whose sizes the fused model takes: the place of a source (from 0), or an architecture SPEC.
         data: Data SPEC for calibration.
-        calibration_size: How many inputs of it are used.
-        repair: What is done after the couplings.
-        refine: Whether to sweep on from the couplings found until nothing gains.
-        restarts: How often to align, each time with another seed; the best is kept.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        seed: Seed of every random choice.
         report: Folder for a report.
-        front_end: What captures the modules.
-        trace_seconds: Time at which tracing is stopped; None means the default.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: tuple[str, ...] = ()
     output: str = "fused.pt"
-    solver: str = "wb"
-    solver_options: dict[str, Any] = Field(default_factory=dict)
     arch: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
-    measure: str | None = None
-    model_weights: tuple[float, ...] | None = None
     target: int | str = 0
     data: str | None = None
-    calibration_size: int = Field(default=2000, ge=1)
-    repair: str = "none"
-    refine: bool = False
-    restarts: int = Field(default=1, ge=1)
-    device: str = "auto"
-    seed: int = 0
     report: str | None = None
-    front_end: str = "auto"
-    trace_seconds: float | None = Field(default=None, gt=0)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -71,11 +52,23 @@ class FusionRecipe(BaseModel):
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `read_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+        given = TypeAdapter(FusionRecipe).dump_python(self, mode="json", exclude_defaults=True)
+        return yaml.safe_dump({key: given[key] for key in recipe_keys() if key in given}, sort_keys=False)
 
     def write(self, path: Path) -> None:
         """Writes the recipe as a YAML file."""
         write_text(path, self.to_yaml())
+
+
+def recipe_keys() -> list[str]:
+    """Returns the keys of a recipe, in the order in which they are written.
+
+    Example:
+        >>> recipe_keys()[:3]
+        ['models', 'output', 'solver']
+    """
+    names = [field.name for field in dataclasses.fields(FusionRecipe)]
+    return [*_FIRST_KEYS, *(name for name in names if name not in _FIRST_KEYS)]
 
 
 def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
@@ -164,8 +157,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = str(problem["loc"][0]) if problem["loc"] else "recipe"
-    names = list(FusionRecipe.model_fields)
-    if problem["type"] == "extra_forbidden":
+    names = recipe_keys()
+    if problem["type"] == "unexpected_keyword_argument":
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         guess = f" Did you mean '{close[0]}'?" if close else ""
         return f"Unknown recipe key '{key}'.{guess} Valid keys: {', '.join(names)}."

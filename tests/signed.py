@@ -11,11 +11,10 @@ import torch
 from nets import Attention
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, ModelGraph, Permutation, api, trace_model
+from mergekit_ot import Coupling, ModelGraph, Permutation, Places, Sign, api, trace_model
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
-from mergekit_ot.graph.symmetry.signs import find_signs
-from mergekit_ot.graph.symmetry.symmetry import SignPlaces
+from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
 
 SEQUENCES = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
@@ -111,17 +110,24 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "trace_model", trace_once)
 
 
-def traced(make: Callable[[], nn.Module], inputs: Tensor) -> tuple[ModelGraph, dict[str, SignPlaces]]:
+def traced(make: Callable[[], nn.Module], inputs: Tensor) -> tuple[ModelGraph, dict[str, Places]]:
     """The graph of a model, and the signs found on it."""
     graph = trace_once(make(), inputs)
     return graph, find_signs(graph, make, (inputs,))
 
 
+def find_signs(graph: ModelGraph, make: Callable[[], nn.Module], inputs: tuple[Tensor, ...]) -> dict[str, Places]:
+    """The groups that may be negated, each with the numbers that change sign."""
+    return find_proven(Sign(), graph, PlantedProof(make, inputs))
+
+
 def moved(
-    model: nn.Module, graph: ModelGraph, couplings: Mapping[str, Coupling], signs: Mapping[str, SignPlaces]
+    model: nn.Module, graph: ModelGraph, couplings: Mapping[str, Coupling], signs: Mapping[str, Places]
 ) -> nn.Module:
     """The model with its neurons moved by permutation couplings, negated where `signs` say."""
-    alignment = Alignment((graph,), graph, {key: (coupling,) for key, coupling in couplings.items()}, signs)
+    alignment = Alignment(
+        (graph,), graph, {key: (coupling,) for key, coupling in couplings.items()}, {Sign.name: signs}
+    )
     result = copy.deepcopy(model)
     state = {
         name: transport_parameter(tensor, name, alignment, 0) if name in graph.layouts else tensor
@@ -131,7 +137,7 @@ def moved(
     return result
 
 
-def random_couplings(graph: ModelGraph, signs: Mapping[str, SignPlaces], seed: int) -> dict[str, Coupling]:
+def random_couplings(graph: ModelGraph, signs: Mapping[str, Places], seed: int) -> dict[str, Coupling]:
     """A random order of every group, with random signs (never all alike) where there are signs."""
     generator = torch.Generator().manual_seed(seed)
     found = {}

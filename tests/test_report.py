@@ -32,13 +32,12 @@ from mergekit_ot.cli.app import main
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.fusion.alignment import FamilyCoupling
 from mergekit_ot.jobs import fusing
-from mergekit_ot.recipe import FusionRecipe, make_recipe
+from mergekit_ot.recipe import FusionRecipe, make_recipe, recipe_keys
 from mergekit_ot.report.charts import line_chart
 from mergekit_ot.report.markup import escape, tag
 from mergekit_ot.report.rasters import coupling_picture, signed_matrix
 from mergekit_ot.report.repeating import fuse_command
 from mergekit_ot.report.scores import Ensemble
-from mergekit_ot.storage import checkpoint
 from mergekit_ot.transport.coupling import Coupling
 
 _ARCH = "mlp?sizes=4-6-5-3"
@@ -217,10 +216,10 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         models=["-a.pt", "b c.pt"], output="o'.pt", solver="gwb", solver_options={"alpha": 0.1, "signs": False},
         arch=["x.py:f?a=1&b=2", "y"], input_shape=(1, 2), measure="importance", model_weights=(1 / 3, 2 / 3), target=1,
         data="d.npz", calibration_size=3, repair="reset", refine=True, restarts=4, device="cpu", seed=5, report="r",
-        front_end="export", trace_seconds=2.5,
+        front_end="export", trace_seconds=2.5, trace_operations=7, executor="other",
     )  # fmt: skip
     defaults = FusionRecipe()
-    assert [name for name in FusionRecipe.model_fields if getattr(recipe, name) == getattr(defaults, name)] == []
+    assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == []
     seen = []
 
     def stop(made: FusionRecipe, *_: object, **__: object) -> None:
@@ -365,7 +364,7 @@ def test_a_report_that_cannot_be_written_loses_nothing(
     capsys.readouterr()
     assert fuse("a.pt", "b.pt", "-o", "again.pt", status=1).text == page
     assert "'again.pt' was written, but its report was not. Cannot write" in capsys.readouterr().err
-    assert checkpoint.load_checkpoint("again.pt").state
+    assert load_checkpoint("again.pt").state
     assert [path.name for path in Path("report").iterdir() if "part" in path.name] == []
 
 

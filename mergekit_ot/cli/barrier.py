@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mergekit_ot.cli import output
-from mergekit_ot.cli.options import (
-    Arch,
-    Device,
-    Json,
-    Measure,
-    Refine,
-    Restarts,
-    Seed,
-    Shape,
-    Size,
-    SolverOption,
-    installed_plugins,
-    parse_options,
-)
+from mergekit_ot.cli.flags import takes_options
+from mergekit_ot.cli.options import Arch, Json, Shape, installed_plugins
 
 
+@takes_options("barrier", device="cpu")
 def barrier(
     model_a: Annotated[str, typer.Argument(metavar="A.pt", show_default=False, help="The model at t = 0.")],
     model_b: Annotated[str, typer.Argument(metavar="B.pt", show_default=False, help="The model at t = 1.")],
@@ -53,27 +42,18 @@ def barrier(
     plane_points: Annotated[
         int, typer.Option("--plane-points", min=2, metavar="N", help="Evaluate the plane at N × N points.")
     ] = 21,
-    solver_option: SolverOption = None,
-    measure: Measure = None,
-    refine: Refine = None,
-    restarts: Restarts = None,
     input_shape: Shape = None,
-    calibration_size: Size = None,
-    device: Device = "cpu",
-    seed: Seed = None,
+    *,
+    chosen: dict[str, Any],
     as_json: Json = False,
 ) -> None:
     """Measure the loss and error barrier on the straight path between two models, and draw the plane around it."""
-    options = parse_options(solver_option)
     with output.working(), output.StepLine() as step:
         from mergekit_ot.jobs.connecting import Pictures, run_barrier
         from mergekit_ot.recipe import make_recipe
 
-        recipe = make_recipe(
-            models=[model_a, model_b], solver=solver, solver_options=options, arch=arch, input_shape=input_shape,
-            data=data, calibration_size=calibration_size, device=device, seed=seed, measure=measure, refine=refine,
-            restarts=restarts, repair=repair,
-        )  # fmt: skip
+        places = {"arch": arch, "input_shape": input_shape, "data": data}
+        recipe = make_recipe(models=[model_a, model_b], solver=solver, repair=repair, **places, **chosen)
         pictures = Pictures(plot, plane, plane_points)
         found = run_barrier(
             recipe, points, installed_plugins(), output.note, step, align=solver is not None, pictures=pictures

@@ -82,56 +82,11 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="SPEC", help="Data: an .npz, or a callable that gives (inputs, targets) batches."),
 ]
-Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="Solver; 'mergeot plugins' lists them.")]
-SolverOption = Annotated[
-    list[str] | None, typer.Option("--solver-option", metavar="KEY=VALUE", help="An option of the solver; repeatable.")
-]
-Measure = Annotated[
-    str | None, typer.Option("--measure", metavar="NAME", help="What a neuron is seen by: weights, activations …")
-]
 Target = Annotated[
     str | None,
     typer.Option(
         "--target", metavar="INDEX|SPEC", help="Whose sizes the fused model takes: a place from 0. Default: 0."
     ),
-]
-Repair = Annotated[
-    str | None,
-    typer.Option(
-        "--repair",
-        metavar="none|NAME",
-        help="What is done after the couplings, such as 'refit'; 'mergeot plugins' lists them. Default: none.",
-    ),
-]
-Refine = Annotated[
-    bool | None,
-    typer.Option(
-        "--refine",
-        help="Sweep on from the solver's couplings, neurons seen by all their weights, until nothing gains.",
-    ),
-]
-Restarts = Annotated[
-    int | None,
-    typer.Option("--restarts", min=1, help="Align so often, each time with another seed; keep the best. Default: 1."),
-]
-Size = Annotated[
-    int | None, typer.Option("--calibration-size", min=1, help="Calibration inputs taken from --data. Default: 2000.")
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute. Default: auto.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: 0.")]
-FrontEnd = Annotated[
-    str | None,
-    typer.Option(
-        "--front-end",
-        metavar="NAME",
-        help="What captures the network: auto, export, make-fx or symbolic. Default: auto (export, then make-fx).",
-    ),
-]
-TraceSeconds = Annotated[
-    float | None,
-    typer.Option("--trace-seconds", metavar="SECONDS", help="Stop a trace that takes longer. Default: 300."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 Models = Annotated[list[str], typer.Argument(metavar="CKPT…", show_default=False, help="Checkpoints.")]

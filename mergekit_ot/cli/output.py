@@ -136,7 +136,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     if outcome.output is None:
         show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
         return
-    show_table(content["groups"], ("name", "size", "cost", "status"), title="Neuron groups")
+    show_table(content["groups"], ("name", "size", "cost", "status", "solver"), title="Neuron groups")
     error = content["aligned_sources_max_error"]
     for when, objective in outcome.result.objectives.items():
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
@@ -163,8 +163,9 @@ def show_check(report: Any, *, as_json: bool) -> None:
     """Prints the counts of ``mergeot check``, its table, and why axes are pinned."""
     names = ("groups", "families", "certified", "pinned", "max_error", "preserved")
     warn(report.warnings)
+    symmetries = {name: len(places) for name, places in report.symmetries.items()}
     if as_json:
-        show_json({name: getattr(report, name) for name in names})
+        show_json({**{name: getattr(report, name) for name in names}, "symmetries": symmetries})
         return
     if report.rows:
         show_table(report.rows, title="Neuron groups")
@@ -178,6 +179,8 @@ def show_check(report: Any, *, as_json: bool) -> None:
         f"{report.groups} groups ({report.families} independent orders), {report.certified} certified, {report.pinned} "
         f"pinned. Reordered at random, the function {verdict} (largest error {shown(report.max_error)})."
     )
+    held = [f"{name} ({count} of {report.groups} groups)" for name, count in symmetries.items() if count]
+    note(f"Symmetries: {', '.join(held) or 'none'}.")
 
 
 def show_graph(graph: Any, *, as_json: bool) -> None:
@@ -256,6 +259,7 @@ def show_plugins(manager: Any, *, as_json: bool) -> None:
         "architectures": manager.architectures,
         "datasets": manager.datasets,
         "rules": manager.node_rules,
+        "symmetries": manager.symmetries,
     }
     rows = [
         {"name": row.name, "version": row.version, "distribution": row.distribution, "hooks": list(row.hooks)}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, OUT
-from mergekit_ot.graph.symmetry.symmetry import SignPlaces
+from mergekit_ot.graph.symmetry.signs import Sign
+from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
 
@@ -48,15 +49,21 @@ class Alignment:
         graphs: Graph of each source, in the order of the sources.
         target: Graph of the fused model.
         couplings: Group key → one coupling (or family of couplings) per source.
-        signs: Group key → the numbers that change sign with a negated neuron, for the groups that may be negated.
+        symmetries: Name of a symmetry → group key → the numbers on which its elements act, for those that a solver asks
+            for (the order of neurons is no question).
         scaling: ``density``, or ``paper`` to average what reads neurons as well (no difference for permutations).
     """
 
     graphs: tuple[ModelGraph, ...]
     target: ModelGraph
     couplings: Mapping[str, tuple[Coupling | FamilyCoupling, ...]] = field(default_factory=dict)
-    signs: Mapping[str, SignPlaces] = field(default_factory=dict)
+    symmetries: Mapping[str, Mapping[str, Places]] = field(default_factory=dict)
     scaling: str = DENSITY
+
+    @property
+    def signs(self) -> Mapping[str, Places]:
+        """Group key → the numbers that change sign with a negated neuron, for the groups that may be negated."""
+        return self.symmetries.get(Sign.name, {})
 
     def with_couplings(self, found: Mapping[str, tuple[Coupling | FamilyCoupling, ...]]) -> Alignment:
         """Returns a new alignment in which `found` holds."""
@@ -82,7 +89,8 @@ class Alignment:
 
     def sign_answers(self, parameter: str, axis: int, group: str | None) -> tuple[bool, ...]:
         """Returns whether the numbers of a group on an axis change sign with its neurons: once, or per gate."""
-        return self.signs.get(group or "", {}).get((parameter, axis), (False,))
+        powers = self.signs.get(group or "", {}).get((parameter, axis), (0,))
+        return tuple(power != 0 for power in powers)
 
     def is_function_preserving(self, source: int) -> bool:
         """Whether the source computes the same after it is moved by its couplings."""

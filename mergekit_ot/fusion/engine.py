@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import repair_context
+from mergekit_ot.fusion.repair import AlignedModels, repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
-from mergekit_ot.fusion.step_report import GroupReport
-from mergekit_ot.fusion.sweeps import AlignmentRun
+from mergekit_ot.fusion.step_report import GroupReport, StepReport
+from mergekit_ot.fusion.sweeps import AlignmentRun, Material
+from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
-from mergekit_ot.graph.symmetry.signs import find_signs
+from mergekit_ot.graph.symmetry.proof import float_outputs
 from mergekit_ot.progress import Progress
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -37,6 +38,7 @@ def run_fusion(setup: FusionSetup, progress: Progress | None = None, dry_run: bo
         aligned_sources_max_error=error,
         plan=run.plan,
         solver=setup.solver.name,
+        options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings(error)),
         target=setup.target,
@@ -67,9 +69,8 @@ class FusionRun:
     def run(self) -> None:
         """Runs the plan: alignment, refinement, transport, average, repair."""
         setup = self.setup
-        if any(solver is not None and solver.uses_signs for solver in (setup.solver, setup.refinement)):
-            signs = find_signs(setup.target_graph, setup.target.make, setup.inputs)
-            self.alignment = replace(self.alignment, signs=signs)
+        self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
+        self.start = self.alignment
         if setup.measure.needs_data:
             self.grams = ResponseGrams(setup.graphs, [source.state for source in setup.sources], sorted(self.groups))
             for inputs in setup.batches:
@@ -83,42 +84,49 @@ class FusionRun:
             aligned = tuple(
                 aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)
             )
+            models = AlignedModels(setup.target, setup.sources, self.alignment)
             context = repair_context(
-                self.fused, aligned, setup.target, setup.sources, self.alignment, setup.model_weights, setup.batches,
-                self.progress, self.notes.append,
-            )  # fmt: skip
+                models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
+            )
             self.fused = dict(setup.repair.repair(context))
 
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
-        setup, best = self.setup, None
-        is_single = self.plan.max_sweeps <= 1 and setup.restarts == 1 and setup.refinement is None
-        for restart in range(setup.restarts):
+        options = self.setup.options
+        is_single = self.plan.max_sweeps <= 1 and options.restarts == 1 and self.setup.refinement is None
+        step_done = self._completing if is_single else self._observed
+        material = Material(self.tensors, self.grams)
+        least = float("inf")
+        for restart in range(options.restarts):
             run = AlignmentRun(
-                setup, setup.solver, self.plan, self.tensors, self.grams, self.alignment, setup.seed + restart,
-                self._step_done if is_single else None, self.progress,
-            )  # fmt: skip
-            found = run.run()
-            objective = self._objective(found) if setup.restarts > 1 else None
-            if best is None or (objective is not None and objective < best[0]):
-                best = (float("inf") if objective is None else objective, found, run.reports)
-        if best is not None:
-            objective, self.alignment, self.reports = best
-            if setup.restarts > 1:
-                self.objectives["aligned"] = objective
+                self.setup, self.setup.solver, self.plan, material, self.start, options.seed + restart, step_done
+            )
+            alignment = run.run()
+            objective = self._objective(alignment) if options.restarts > 1 else None
+            if restart == 0 or (objective is not None and objective < least):
+                self.alignment, self.reports = alignment, run.reports
+                least = least if objective is None else objective
+        if options.restarts > 1:
+            self.objectives["aligned"] = least
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
         plan = build_plan(self.setup.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
-            self.setup, solver, plan, self.tensors, None, self.alignment, self.setup.seed, None, self.progress
+            self.setup,
+            solver,
+            plan,
+            Material(self.tensors),
+            self.alignment,
+            self.setup.options.seed,
+            self._observed,
         )
-        found = run.run()
-        before, after = self._objective(self.alignment), self._objective(found)
+        refined = run.run()
+        before, after = self._objective(self.alignment), self._objective(refined)
         if before is not None:
             self.objectives["before refinement"] = before
         if before is None or after is None or after <= before:
-            self.alignment, self.reports = found, {**self.reports, **run.reports}
+            self.alignment, self.reports = refined, {**self.reports, **run.reports}
             before = after
         if before is not None:
             self.objectives["after refinement"] = before
@@ -127,9 +135,17 @@ class FusionRun:
         weight = self.setup.solver.structure_weight
         return alignment_objective(self.tensors, alignment, self.setup.model_weights, weight)
 
-    def _step_done(self, step: Step, alignment: Alignment) -> None:
+    def _completing(self, step: Step, report: StepReport, alignment: Alignment) -> None:
+        """Follows a step after which no other changes its couplings: what is aligned now is averaged and let go."""
         self._complete(step.completes, alignment)
         self.tensors.release(step.releases)
+        self._observed(step, report, alignment)
+
+    def _observed(self, step: Step, report: StepReport, _: Alignment) -> None:
+        for observe in self.setup.observers:
+            observe(report)
+        if self.progress is not None:
+            self.progress(step.number + 1, report.total, f"sweep {report.sweep + 1}: {step.groups[0]}")
 
     def _complete(self, names: Iterable[str], alignment: Alignment) -> None:
         """Transports and averages parameters whose every axis is aligned."""
@@ -176,7 +192,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if setup.target_graph.buffers and setup.repair is None and setup.solver.name != "average":
+        if setup.target_graph.buffers and setup.repair is None and setup.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
@@ -185,7 +201,5 @@ class FusionRun:
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    from mergekit_ot.graph.symmetry.proof import float_outputs
-
     with torch.no_grad():
         return float_outputs(model(*inputs))

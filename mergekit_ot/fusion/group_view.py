@@ -29,6 +29,23 @@ class GroupView:
         wants_structure: Whether a group that does not refer to itself gets the distances between its neurons.
         responses: Gives, per source, the neurons' responses to calibration data, or None where there are none.
         members: ``all``, or ``first`` to describe neurons by the first layer that makes them alone.
+
+    Example:
+        Neurons of the first layer are seen by their weights and their bias:
+
+        >>> from types import SimpleNamespace
+        >>> from torch import nn
+        >>> from mergekit_ot import AbstractNodeMeasure, NeuronMeasure, PluginManager, fuse, hookimpl
+        >>> class Looking(AbstractNodeMeasure):
+        ...     def measure(self, view):
+        ...         print(view.group, [tuple(view.weights(source).shape) for source in range(view.count)])
+        ...         return tuple(NeuronMeasure.uniform(view.weights(source)) for source in range(view.count))
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"looking": Looking})
+        >>> manager.register(SimpleNamespace(mergeot_node_measures=hook), "mine")
+        >>> nets = [nn.Sequential(nn.Linear(4, size), nn.ReLU(), nn.Linear(size, 2)) for size in (8, 6)]
+        >>> result = fuse(nets, solver="wb", measure="looking", example_inputs=torch.randn(2, 4), manager=manager)
+        0.weight:0 [(8, 5), (6, 5)]
     """
 
     group: str

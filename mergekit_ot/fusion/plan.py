@@ -5,13 +5,13 @@ The plan is a graph of steps. An executor runs it; the serial one is a plugin, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.layouts import leaf_groups
+from mergekit_ot.graph.layouts import AxisLayout, leaf_groups
 from mergekit_ot.graph.order import solve_order
 from mergekit_ot.transport.solver import Start
 
@@ -26,6 +26,15 @@ class Step:
         reads: Parameters it reads.
         completes: Parameters whose every axis is aligned after it: they are transported and averaged.
         releases: Parameters that no later step reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mergekit_ot import fuse
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> first, second = fuse([net, net], solver="wb", example_inputs=torch.randn(2, 4)).plan.steps
+        >>> first.groups, first.reads, first.completes
+        (('0.weight:0',), ('0.weight', '0.bias', '2.weight'), ('0.weight', '0.bias'))
     """
 
     number: int
@@ -69,10 +78,15 @@ class FusionPlan:
     def describe(self) -> list[dict[str, object]]:
         """Returns one record per step for a table."""
         return [
-            {"step": s.number, "groups": ", ".join(s.groups), "reads": len(s.reads), "completes": len(s.completes),
-             "releases": len(s.releases)}
-            for s in self.steps
-        ]  # fmt: skip
+            {
+                "step": step.number,
+                "groups": ", ".join(step.groups),
+                "reads": len(step.reads),
+                "completes": len(step.completes),
+                "releases": len(step.releases),
+            }
+            for step in self.steps
+        ]
 
 
 def build_plan(graph: ModelGraph, groups: frozenset[str], max_sweeps: int, start: Start) -> FusionPlan:
@@ -86,44 +100,73 @@ def build_plan(graph: ModelGraph, groups: frozenset[str], max_sweeps: int, start
     """
     order = [key for key in solve_order(graph) if key in groups]
     order += sorted(groups - set(order))
-    holds = {name: [k for layout in layouts for k in leaf_groups(layout)] for name, layouts in graph.layouts.items()}
-    parameters = {key: [name for name in holds if key in holds[name]] for key in order}
-    batches = _with_families(graph, order, holds, start)
-    left = {name: set(keys) & groups for name, keys in holds.items()}
-    last = {name: number for number, batch in enumerate(batches) for key in batch for name in parameters[key]}
-    steps = []
-    for number, batch in enumerate(batches):
-        reads = tuple(dict.fromkeys(name for key in batch for name in parameters[key]))
-        for name in reads:
-            left[name] -= set(batch)
-        completes = tuple(name for name in reads if not left[name])
-        releases = tuple(name for name in reads if last[name] == number)
-        steps.append(Step(number, batch, reads, completes, releases))
-    untouched = tuple(name for name, keys in holds.items() if not set(keys) & groups)
+    planner = _Planner(graph, order)
+    batches = planner.batches(start)
+    steps = planner.steps(batches)
+    untouched = tuple(name for name, keys in planner.holds.items() if not set(keys) & groups)
     return FusionPlan(tuple(steps), max_sweeps, start, untouched)
 
 
-def _with_families(
-    graph: ModelGraph, order: list[str], holds: Mapping[str, list[str]], start: Start
-) -> list[tuple[str, ...]]:
-    """Returns the groups of each step: a group together with the families indexed by it that are ready with it."""
-    batches: list[tuple[str, ...]] = []
-    done: set[str] = set()
-    for key in order:
-        if key in done:
-            continue
-        batch = [key]
-        for other in sorted(order, key=lambda k: len(graph.groups[k].context)):
-            outer = graph.groups[other].context
-            if other in done or other in batch or key not in outer or not set(outer) <= done | set(batch):
+class _Planner:
+    """Which parameters hold which groups, and what follows for the steps.
+
+    Args:
+        graph: Graph of the fused model.
+        order: The groups to solve, in order.
+    """
+
+    def __init__(self, graph: ModelGraph, order: list[str]) -> None:
+        self.graph, self.order = graph, order
+        self.holds = {name: _groups_in(layouts) for name, layouts in graph.layouts.items()}
+        self.parameters = {key: [name for name, keys in self.holds.items() if key in keys] for key in order}
+
+    def batches(self, start: Start) -> list[tuple[str, ...]]:
+        """Returns the groups of each step: a group together with the families indexed by it that are ready with it."""
+        batches: list[tuple[str, ...]] = []
+        done: set[str] = set()
+        families = sorted(self.order, key=lambda key: len(self.graph.groups[key].context))
+        for key in self.order:
+            if key in done:
                 continue
-            if start is Start.IDENTITY or _is_ready(graph, other, done | set(batch) | {other}, holds, set(order)):
-                batch.append(other)
-        done |= set(batch)
-        batches.append(tuple(batch))
-    return batches
+            batch = [key]
+            for family in families:
+                solved = done | set(batch)
+                if family not in solved and self._goes_with(family, key, solved, start):
+                    batch.append(family)
+            done |= set(batch)
+            batches.append(tuple(batch))
+        return batches
+
+    def _goes_with(self, family: str, key: str, solved: set[str], start: Start) -> bool:
+        """Whether a family is indexed by a group, and can be solved once that is."""
+        outer = self.graph.groups[family].context
+        if key not in outer or not set(outer) <= solved:
+            return False
+        return start is Start.IDENTITY or self._is_ready(family, solved | {family})
+
+    def _is_ready(self, key: str, aligned: set[str]) -> bool:
+        members = {slot.parameter for slot in self.graph.groups[key].members} - set(self.graph.buffers)
+        groups = set(self.order)
+        return any(set(self.holds[name]) & groups <= aligned for name in members)
+
+    def steps(self, batches: list[tuple[str, ...]]) -> list[Step]:
+        """Returns the steps: what each reads, completes and releases."""
+        groups = set(self.order)
+        left = {name: set(keys) & groups for name, keys in self.holds.items()}
+        reads = [self._read_by(batch) for batch in batches]
+        last = {name: number for number, names in enumerate(reads) for name in names}
+        steps = []
+        for number, (batch, names) in enumerate(zip(batches, reads, strict=True)):
+            for name in names:
+                left[name] -= set(batch)
+            completes = tuple(name for name in names if not left[name])
+            releases = tuple(name for name in names if last[name] == number)
+            steps.append(Step(number, batch, names, completes, releases))
+        return steps
+
+    def _read_by(self, batch: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for key in batch for name in self.parameters[key]))
 
 
-def _is_ready(graph: ModelGraph, key: str, aligned: set[str], holds: Mapping[str, list[str]], groups: set[str]) -> bool:
-    members = {slot.parameter for slot in graph.groups[key].members if slot.parameter not in graph.buffers}
-    return any(set(holds[name]) & groups <= aligned for name in members)
+def _groups_in(layouts: Sequence[AxisLayout]) -> list[str]:
+    return [key for layout in layouts for key in leaf_groups(layout)]

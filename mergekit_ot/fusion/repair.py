@@ -24,6 +24,20 @@ class RepairSource:
         state: Its parameters and buffers, in its own order.
         number: Its place among the sources.
         alignment: The couplings of the fusion.
+
+    Example:
+        What is known per neuron of a source, brought into fused order:
+
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+        >>> inputs = torch.randn(2, 4)
+        >>> result = fuse(nets, solver="weight-matching", example_inputs=inputs)
+        >>> context = result.repair_context(result.state, (0.5, 0.5), [(inputs,)])
+        >>> norms = context.sources[1].state["0.weight"].norm(dim=1)
+        >>> moved = context.sources[1].in_fused_order(norms, 0, "0.weight")
+        >>> torch.allclose(moved, context.aligned[1]["0.weight"].norm(dim=1))
+        True
     """
 
     program: CapturedProgram
@@ -57,6 +71,17 @@ class RepairContext:
         sources: Each source with its own program.
         progress: Called with (steps done, steps in all, what is done).
         note: Called with a sentence that the user of the fusion is told.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+        >>> inputs = torch.randn(2, 4)
+        >>> result = fuse(nets, solver="weight-matching", example_inputs=inputs)
+        >>> context = result.repair_context(result.state, (0.5, 0.5), [(inputs,)])
+        >>> aligned = context.instance(context.aligned[1])
+        >>> torch.allclose(aligned(inputs), nets[1](inputs), atol=1e-6)
+        True
     """
 
     instance: Callable[[Mapping[str, Tensor]], nn.Module]
@@ -70,26 +95,47 @@ class RepairContext:
     note: Notify | None = None
 
 
+@dataclass(frozen=True)
+class AlignedModels:
+    """The networks of a fusion, and how their neurons correspond.
+
+    Attributes:
+        target: The architecture of the fused model.
+        sources: In the user's order.
+        alignment: The couplings.
+    """
+
+    target: SourceModel
+    sources: tuple[SourceModel, ...]
+    alignment: Alignment
+
+
 def repair_context(
+    models: AlignedModels,
     fused: Mapping[str, Tensor],
     aligned: Sequence[Mapping[str, Tensor]],
-    target: SourceModel,
-    sources: Sequence[SourceModel],
-    alignment: Alignment,
     model_weights: Sequence[float],
     batches: Iterable[tuple[Tensor, ...]],
     progress: Progress | None = None,
     note: Notify | None = None,
 ) -> RepairContext:
-    """Returns what a repair of `fused` works with."""
-    views = tuple(
-        RepairSource(graph.program, source.state, number, alignment)
-        for number, (source, graph) in enumerate(zip(sources, alignment.graphs, strict=True))
-    )
+    """Returns what a repair of `fused`, a mean of the `aligned` states, works with."""
+    graphs = models.alignment.graphs
+    sources = [
+        RepairSource(graph.program, source.state, number, models.alignment)
+        for number, (source, graph) in enumerate(zip(models.sources, graphs, strict=True))
+    ]
     return RepairContext(
-        target.instance, fused, tuple(aligned), tuple(model_weights), batches, alignment.target.program, views,
-        progress, note,
-    )  # fmt: skip
+        instance=models.target.instance,
+        fused=fused,
+        aligned=tuple(aligned),
+        model_weights=tuple(model_weights),
+        batches=batches,
+        program=models.alignment.target.program,
+        sources=tuple(sources),
+        progress=progress,
+        note=note,
+    )
 
 
 class AbstractRepair(abc.ABC):
@@ -97,6 +143,23 @@ class AbstractRepair(abc.ABC):
 
     Attributes:
         needs_data: Whether calibration data are needed.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from mergekit_ot import PluginManager, fuse, hookimpl
+        >>> class WithoutBiases(AbstractRepair):
+        ...     needs_data = False
+        ...     def repair(self, context):
+        ...         return {name: value * (not name.endswith("bias")) for name, value in context.fused.items()}
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"without-biases": WithoutBiases})
+        >>> manager.register(SimpleNamespace(mergeot_repairs=hook), "mine")
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> inputs = torch.randn(2, 4)
+        >>> result = fuse([net, net], example_inputs=inputs, repair="without-biases", manager=manager)
+        >>> bool(result.state["0.bias"].any())
+        False
     """
 
     needs_data: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,6 +88,37 @@ class ResponseGrams:
                         found.setdefault(group.key, []).append(rows)
         return {group: torch.cat(parts, 1) for group, parts in found.items()}
 
+    def of(self, groups: Iterable[str]) -> GroupResponses:
+        """Returns what is known of some groups."""
+        known = [group for group in groups if group in self.grams]
+        return GroupResponses(
+            {group: self.grams[group] for group in known},
+            {group: self.sums[group] for group in known},
+            {group: self.columns[group] for group in known},
+            {group: [graph.groups[group].size for graph in self.graphs] for group in known},
+        )
+
+    def rows(self, group: str, standardised: bool = False) -> list[Tensor] | None:
+        """Returns the rows of one group, as `GroupResponses.rows` does."""
+        return self.of([group]).rows(group, standardised)
+
+
+@dataclass(frozen=True)
+class GroupResponses:
+    """Inner products between the responses of all neurons of some groups, in all sources.
+
+    Attributes:
+        grams: Group → inner products. Shape ``[N n, N n]``.
+        sums: Group → sum of every neuron's responses. Shape ``[N n]``.
+        columns: Group → number of responses per neuron.
+        sizes: Group → number of neurons in each source.
+    """
+
+    grams: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
+    columns: Mapping[str, int]
+    sizes: Mapping[str, list[int]]
+
     def rows(self, group: str, standardised: bool = False) -> list[Tensor] | None:
         """Returns rows, per source, whose distances are those of the centred responses (per column).
 
@@ -106,8 +138,7 @@ class ResponseGrams:
             gram = gram / torch.outer(deviation, deviation).clamp_min(_SILENT * float(gram.diagonal().mean() + 1e-300))
         jitter = _JITTER * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
         root = _root(gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype))
-        sizes = [graph.groups[group].size for graph in self.graphs]
-        return [part.float() for part in root.split(sizes)]
+        return [part.float() for part in root.split(self.sizes[group])]
 
 
 def _root(gram: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
-from mergekit_ot.fusion.repair import RepairContext, repair_context
+from mergekit_ot.fusion.repair import AlignedModels, RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.progress import Progress
@@ -27,11 +28,26 @@ class FusionResult:
         aligned_sources_max_error: Largest difference between a source's outputs and those of its aligned copy,
             relative to the outputs' scale; zero up to rounding wherever all couplings are permutations.
         plan: The plan that was run.
+        solver: Name of the solver.
+        options: What was chosen.
         seconds: Wall time.
         warnings: Sentences the user should read.
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
         notes: Sentences of the repair about what it did.
+
+    Example:
+        The fused state is the mean of the sources, each in the fused model's neuron order:
+
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+        >>> result = fuse(nets, solver="weight-matching", example_inputs=torch.randn(2, 4))
+        >>> first, second = (result.aligned_state(source)["0.weight"] for source in range(2))
+        >>> torch.allclose(result.state["0.weight"], (first + second) / 2)
+        True
+        >>> result.aligned_sources_max_error < 1e-5
+        True
     """
 
     state: dict[str, Tensor]
@@ -40,6 +56,7 @@ class FusionResult:
     aligned_sources_max_error: float | None
     plan: FusionPlan
     solver: str
+    options: FusionOptions
     seconds: float
     warnings: tuple[str, ...]
     target: SourceModel
@@ -51,12 +68,18 @@ class FusionResult:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
         return aligned_state(self.sources[source], self.target, self.alignment, source)
 
+    @property
+    def models(self) -> AlignedModels:
+        """The networks and their alignment."""
+        return AlignedModels(self.target, self.sources, self.alignment)
+
     def repair_context(
         self,
         fused: Mapping[str, Tensor],
         model_weights: Sequence[float],
         batches: Iterable[tuple[Tensor, ...]],
         progress: Progress | None = None,
+        aligned: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> RepairContext:
         """Returns what a repair of `fused`, a mean of the aligned sources, works with.
 
@@ -65,11 +88,11 @@ class FusionResult:
             model_weights: With which the sources were averaged.
             batches: Calibration inputs, in batches of the size that the sources were traced with.
             progress: Told what is done.
+            aligned: State of each source in the fused model's neuron order, where they are known already.
         """
-        aligned = [self.aligned_state(number) for number in range(len(self.sources))]
-        return repair_context(
-            fused, aligned, self.target, self.sources, self.alignment, model_weights, batches, progress
-        )
+        if aligned is None:
+            aligned = [self.aligned_state(number) for number in range(len(self.sources))]
+        return repair_context(self.models, fused, aligned, model_weights, batches, progress)
 
     def model(self) -> nn.Module:
         """Returns a module that holds the fused state, in evaluation mode."""

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import StepReport
+from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+
+@dataclass(frozen=True)
+class FusionInputs:
+    """What is fused, whatever the method.
+
+    Attributes:
+        models: The sources: modules, or `SourceModel` where states are read from disk.
+        target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
+        example_inputs: Inputs to trace the models with; the first batch of `data` where there are none.
+        data: Calibration batches, of inputs or (inputs, targets); targets are never read.
+    """
+
+    models: Sequence[nn.Module | SourceModel]
+    target: int | nn.Module | SourceModel = 0
+    example_inputs: Tensor | tuple[object, ...] | None = None
+    data: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,9 @@ class FusionSetup:
         model_weights: One per source, summing to one.
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
+        options: What the user chose.
         observers: Told about every step.
+        symmetries: What may be done to neurons; those that a solver asks for are looked for.
     """
 
     sources: tuple[SourceModel, ...]
@@ -44,10 +67,10 @@ class FusionSetup:
     inputs: tuple[object, ...]
     batches: tuple[tuple[Tensor, ...], ...]
     device: torch.device
-    seed: int
+    options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
     refinement: AbstractBarycenterSolver | None = None
-    restarts: int = 1
+    symmetries: tuple[AbstractSymmetry, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -66,3 +89,9 @@ def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[
             f"The model weights {list(weights)} must be non-negative and sum to one, not {sum(weights):g}."
         )
     return weights
+
+
+def trace_limits(options: FusionOptions) -> TraceLimits:
+    """Returns the limits of tracing that were chosen, the default ones where none were."""
+    chosen = {"seconds": options.trace_seconds, "operations": options.trace_operations}
+    return replace(TraceLimits(), **{name: limit for name, limit in chosen.items() if limit is not None})

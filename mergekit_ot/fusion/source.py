@@ -20,6 +20,12 @@ class SourceModel:
         name: For messages: a path, or ``source 0``.
         make: Gives a fresh instance of the architecture; never run by the package before it is captured.
         state: Parameters and buffers by name; a mapping that reads from disk is welcome.
+
+    Example:
+        >>> source = SourceModel.of(nn.Linear(3, 2), "mine")
+        >>> zeros = {name: torch.zeros_like(value) for name, value in source.state.items()}
+        >>> source.instance(zeros)(torch.ones(1, 3)).tolist()
+        [[0.0, 0.0]]
     """
 
     name: str

@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families, identity_family
-from mergekit_ot.fusion.group_view import GroupView
+from mergekit_ot.fusion.executor import TaskQueue
+from mergekit_ot.fusion.families import identity_family
 from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
+from mergekit_ot.fusion.task import GroupCouplings, StepSolution, StepTask, StepTensors
 from mergekit_ot.fusion.tensors import SourceTensors
-from mergekit_ot.progress import Progress
+from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
-from mergekit_ot.transport.problem import BarycenterProblem, Status
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
 
 # Plans whose masses differ by less are the same: a sweep that only repeats rounding is the last.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-9
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the steps of all sweeps draw on.
+
+    Attributes:
+        tensors: Gives the sources' parameters.
+        grams: Responses to calibration data, or None.
+    """
+
+    tensors: SourceTensors
+    grams: ResponseGrams | None = None
+
+
+StepDone = Callable[[Step, StepReport, Alignment], None]
+
+
 class AlignmentRun:
-    """Runs the sweeps of one solver.
+    """Runs the sweeps of one solver; it alone changes the alignment.
 
     Args:
         setup: The fusion.
         solver: The solver.
         plan: What is solved when.
-        tensors: Gives the sources' parameters.
-        grams: Responses to calibration data, or None.
+        material: Tensors and responses.
         alignment: What is aligned before the first sweep.
         seed: Seed of the order of the groups, and of the solver.
-        step_done: Called after every step of a plan with a single sweep.
-        progress: Called with (steps done, steps in all, what is done).
+        step_done: Called after every step.
     """
 
     def __init__(
@@ -45,19 +59,16 @@ class AlignmentRun:
         setup: FusionSetup,
         solver: AbstractBarycenterSolver,
         plan: FusionPlan,
-        tensors: SourceTensors,
-        grams: ResponseGrams | None,
+        material: Material,
         alignment: Alignment,
         seed: int,
-        step_done: Callable[[Step, Alignment], None] | None = None,
-        progress: Progress | None = None,
+        step_done: StepDone,
     ) -> None:
-        self.setup, self.solver, self.plan, self.tensors, self.grams = setup, solver, plan, tensors, grams
-        self.alignment, self.seed = alignment, seed
-        self.step_done, self.progress = step_done, progress
+        self.setup, self.solver, self.plan, self.material = setup, solver, plan, material
+        self.alignment, self.seed, self.step_done = alignment, seed, step_done
         self.reports: dict[str, GroupReport] = {}
         self.changed = False
-        self._lock = threading.Lock()
+        self._outlines: dict[int, ModelGraph] = {}
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
@@ -65,21 +76,30 @@ class AlignmentRun:
             self.alignment = self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
         elif self.plan.max_sweeps == 0:
             self._refuse_identity()
-        sweeps = max(self.plan.max_sweeps, 1)
         shuffle = random.Random(self.seed)
         is_refinement = bool(self.alignment.couplings)
-        for sweep in range(sweeps):
+        for sweep in range(max(self.plan.max_sweeps, 1)):
             self.changed = False
             order = [step.number for step in self.plan.steps]
             # Before anything is aligned, a group can only be described once what lies behind it is.
             if self.solver.is_order_random and self.alignment.couplings:
                 shuffle.shuffle(order)
-            scope = Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope
-            steps = self.plan.graph(order)
-            self.setup.executor.run(steps, lambda step, sweep=sweep, scope=scope: self._step(step, sweep, scope))
+            self._sweep(sweep, order, Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope)
             if not self.changed:
                 break
         return self.alignment
+
+    def _sweep(self, sweep: int, order: Sequence[int], scope: Scope) -> None:
+        def accept(solution: StepSolution) -> None:
+            self._accept(solution, sweep)
+
+        queue = TaskQueue(self.plan.graph(order), lambda number: self._task(number, scope), accept)
+        self.setup.executor.run(queue)
+        if not queue.is_done:
+            raise SolverError(
+                f"Executor '{self.setup.options.executor}' ended a sweep with steps left over. "
+                "Check it with mergekit_ot.testing.check_executor."
+            )
 
     def _keys(self) -> list[str]:
         return [key for step in self.plan.steps for key in step.groups]
@@ -97,47 +117,52 @@ class AlignmentRun:
                     f"{sizes[:-1]} for a fused size of {sizes[-1]}. Choose a solver that couples neurons, such as 'wb'."
                 )
 
-    def _identity(self, key: str) -> tuple[Coupling | FamilyCoupling, ...]:
+    def _identity(self, key: str) -> GroupCouplings:
         group = self.setup.target_graph.groups[key]
-        identity = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
-        return (identity,) * len(self.setup.sources)
+        coupling = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
+        return tuple(coupling for _ in self.setup.sources)
 
-    def _step(self, step: Step, sweep: int, scope: Scope) -> None:
-        reports = []
-        for key in step.groups:
-            if self.plan.max_sweeps > 0:
-                self._solve(key, scope)
-            else:
-                self.reports[key] = GroupReport(key, self.setup.target_graph.groups[key].size, None, Status.CONVERGED)
-            reports.append(self.reports[key])
-        if self.step_done is not None:
-            self.step_done(step, self.alignment)
-        report = StepReport(step.number, len(self.plan.steps), sweep, tuple(reports))
-        for observe in self.setup.observers:
-            observe(report)
-        if self.progress is not None:
-            self.progress(step.number + 1, len(self.plan.steps), f"sweep {sweep + 1}: {step.groups[0]}")
-
-    def _solve(self, key: str, scope: Scope) -> None:
-        setup, group, solver = self.setup, self.setup.target_graph.groups[key], self.solver
-        responses = self.grams.rows if self.grams is not None else None
-        view = GroupView(
-            key, self.alignment, scope, self.tensors.read, solver.wants_structure, responses, solver.members
+    def _task(self, number: int, scope: Scope) -> StepTask:
+        step, graphs = self.plan.steps[number], self.alignment.graphs
+        grams = self.material.grams
+        return StepTask(
+            number=number,
+            groups=step.groups,
+            scope=scope,
+            solver=self.solver,
+            measure=self.setup.measure,
+            alignment=replace(
+                self.alignment,
+                graphs=tuple(self._outline(graph) for graph in graphs),
+                target=self._outline(self.alignment.target),
+            ),
+            tensors=StepTensors(self.material.tensors.read, len(graphs), step.reads),
+            responses=None if grams is None else grams.of(step.groups),
+            model_weights=self.setup.model_weights,
+            seed=self.seed,
         )
-        before = self.alignment.couplings.get(key)
-        if group.context or has_open_families(view):
-            solve = couple_family if group.context else couple_outer
-            couplings, cost = solve(view, setup.model_weights)
-            status = Status.CONVERGED
-        else:
-            measures = setup.measure.measure(view)
-            problem = BarycenterProblem(measures, setup.model_weights, group.size, before, self.seed, key)  # type: ignore[arg-type]
-            solution = solver.solve(problem)
-            couplings, cost, status = solution.couplings, solution.cost, solution.status
-        with self._lock:
-            self.changed |= before is None or not _same_couplings(before, couplings)
-            self.alignment = self.alignment.with_couplings({key: tuple(couplings)})
-            self.reports[key] = GroupReport(key, group.size, cost, status)
+
+    def _outline(self, graph: ModelGraph) -> ModelGraph:
+        """Returns a graph without its program, which no step needs and no other process should be sent."""
+        if id(graph) not in self._outlines:
+            self._outlines[id(graph)] = graph.outline()
+        return self._outlines[id(graph)]
+
+    def _accept(self, solution: StepSolution, sweep: int) -> None:
+        step = self.plan.steps[solution.number]
+        self.changed |= not self._holds(solution.couplings)
+        self.alignment = self.alignment.with_couplings(solution.couplings)
+        self.reports.update({report.name: report for report in solution.reports})
+        report = StepReport(step.number, len(self.plan.steps), sweep, solution.reports)
+        self.step_done(step, report, self.alignment)
+
+    def _holds(self, couplings: Mapping[str, GroupCouplings]) -> bool:
+        """Whether couplings are in force already."""
+        for key, found in couplings.items():
+            before = self.alignment.couplings.get(key)
+            if before is None or not _same_couplings(before, found):
+                return False
+        return True
 
 
 def _same_couplings(before: Sequence[Coupling | FamilyCoupling], after: Sequence[Coupling | FamilyCoupling]) -> bool:

@@ -25,7 +25,19 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Block:
-    """A view of a tensor and what its dimensions are."""
+    """A view of a tensor and what its dimensions are.
+
+    Attributes:
+        view: Numbers of the tensor, to be read or written in place.
+        dimensions: One per dimension of the view.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot.graph.layouts import Fixed, Neurons
+        >>> (block,) = blocks_of(torch.zeros(3, 4), [Neurons("0.weight:0", 3), Fixed(4)])
+        >>> [(dimension.group, dimension.size) for dimension in block.dimensions]
+        [('0.weight:0', 3), (None, 4)]
+    """
 
     view: Tensor
     dimensions: tuple[Dimension, ...]
@@ -98,7 +110,7 @@ def context_place(dimensions: Sequence[Dimension], place: int, outer: str) -> in
     return (near or candidates)[0]
 
 
-def gate_dimension(block: Block, place: int, answers: tuple[bool, ...]) -> int | None:
+def gate_dimension(block: Block, place: int, answers: Sequence[object]) -> int | None:
     """Returns the dimension of the gates that stand beside a group on its axis, None where one answer holds for all."""
     if len(answers) == 1:
         return None

@@ -7,7 +7,7 @@ A `ModelGraph` holds, for every parameter axis, an `AxisLayout` whose leaves nam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,11 @@ class AxisSlot:
     axis: int
     path: tuple[int, ...]
     role: str
+
+    @property
+    def is_reader(self) -> bool:
+        """Whether the parameter reads the neurons there, rather than making them."""
+        return self.role == IN
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class NeuronGroup:
     def is_free(self) -> bool:
         """Whether there is an order to choose."""
         return self.pin is None and self.size > 1
+
+    @property
+    def places(self) -> dict[tuple[str, int], AxisSlot]:
+        """The axes on which the group stands: (parameter, axis) → its last slot there."""
+        return {(slot.parameter, slot.axis): slot for slot in self.members}
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,20 @@ class ModelGraph:
         buffers: Names in `layouts` that are buffers.
         values: Value name → one layout per axis, for the data that a parameter of the model reads.
         program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state.
+
+    Example:
+        Who makes the six channels of a convolution, and who reads them, 16 columns each:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from mergekit_ot import trace_model
+        >>> net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 2))
+        >>> graph = trace_model(net, torch.randn(2, 3, 4, 4))
+        >>> for slot in graph.free_groups["0.weight:0"].members:
+        ...     print(slot.role, slot.parameter, layout_text(graph.layouts[slot.parameter][slot.axis]))
+        OUT 0.weight 0.weight:0
+        OUT 0.bias 0.weight:0
+        IN 3.weight (0.weight:0 × 16!)
     """
 
     operations: nx.DiGraph
@@ -114,6 +138,10 @@ class ModelGraph:
     def pinned_groups(self) -> dict[str, NeuronGroup]:
         """The groups whose order is fixed, each with its reason."""
         return {key: group for key, group in self.groups.items() if group.pin is not None}
+
+    def outline(self) -> ModelGraph:
+        """Returns the graph without its program and its operations: what stands where, small enough to be sent."""
+        return replace(self, operations=nx.DiGraph(), program=None)
 
     def pin_sentences(self) -> tuple[str, ...]:
         """Returns a sentence per reason of a pin: how many parameter axes, why, and where the first one is."""

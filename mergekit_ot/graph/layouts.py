@@ -52,7 +52,12 @@ AxisLayout = Neurons | Fixed | Factors | Blocks | Choice
 
 
 def layout_size(layout: AxisLayout) -> int:
-    """Returns the number of indices along an axis of this layout."""
+    """Returns the number of indices along an axis of this layout.
+
+    Example:
+        >>> layout_size(Factors((Neurons("conv2.weight:0", 8), Fixed(16))))
+        128
+    """
     if isinstance(layout, Neurons | Fixed):
         return layout.size
     if isinstance(layout, Factors):
@@ -79,7 +84,12 @@ def layout_text(layout: AxisLayout) -> str:
 
 
 def leaf_groups(layout: AxisLayout) -> list[str]:
-    """Returns the keys of the groups that stand in a layout, in order, each once."""
+    """Returns the keys of the groups that stand in a layout, in order, each once.
+
+    Example:
+        >>> leaf_groups(Factors((Neurons("conv2.weight:0", 8), Fixed(16))))
+        ['conv2.weight:0']
+    """
     if isinstance(layout, Neurons):
         return [layout.group]
     if isinstance(layout, Fixed):

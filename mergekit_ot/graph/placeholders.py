@@ -16,8 +16,8 @@ from mergekit_ot.graph.capture.program import (
     RECORDED,
     CapturedProgram,
     ProgramSlot,
-    bound_arguments,
     is_floating,
+    named_arguments,
     reason_of,
     shape_of,
 )
@@ -113,7 +113,7 @@ class PlaceholderLabels:
         rule = self.find_rule(user)
         if rule is None:
             return False
-        is_named = any(bound_arguments(user).get(argument) is node for argument in rule.state)
+        is_named = any(named_arguments(user).get(argument) is node for argument in rule.state)
         return is_named or (rule.is_movement and self._is_neuron_buffer(user))
 
     def _constant_labels(self, shape: tuple[int, ...], tensor: Tensor | None, what: str) -> Labels:

@@ -18,9 +18,9 @@ from mergekit_ot.graph.capture.program import (
     MUTATION,
     USER_OUTPUT,
     CapturedProgram,
-    bound_arguments,
     is_floating,
     is_mutating,
+    named_arguments,
     reason_of,
     shape_of,
     shapes_of,
@@ -70,12 +70,12 @@ class Propagator:
         Raises:
             TraceLimitError: It takes longer than the budget allows.
         """
-        slots = iter(self.program.inputs)
+        slots = self.program.slots
         ends, inside = find_regions(self.program, self.find_rule)
         for node in self.program.graph.nodes:
             self.algebra.reason = reason_of(node)
             if node.op == "placeholder":
-                self.environment[node] = self.placeholders.label(node, next(slots))
+                self.environment[node] = self.placeholders.label(node, slots[node])
             elif node in ends:
                 self._call_module(ends[node])
                 self.step += 1
@@ -106,7 +106,7 @@ class Propagator:
         if outputs is None:
             self._pin_inputs(values, f"{node.target} returns no tensor")
             return None
-        arguments = {name: map_arg(value, self.environment.get) for name, value in bound_arguments(node).items()}
+        arguments = {name: map_arg(value, self.environment.get) for name, value in named_arguments(node).items()}
         view = OperationView(
             str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.step_report import StepReport
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd
     from mergekit_ot.graph.rules.rule import NodeRule
+    from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -39,6 +40,11 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:  # type: ignore[empty-
 @hookspec
 def mergeot_front_ends() -> Mapping[str, type[AbstractFrontEnd] | str]:  # type: ignore[empty-body]
     """Return front ends (ways to capture a module as a graph of operations) by name."""
+
+
+@hookspec
+def mergeot_symmetries() -> Mapping[str, type[AbstractSymmetry] | str]:  # type: ignore[empty-body]
+    """Return symmetries (what may be done to the neurons of a group without changing the function) by name."""
 
 
 @hookspec

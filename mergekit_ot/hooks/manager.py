@@ -41,6 +41,7 @@ _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
     "dataset": ("mergeot_datasets", DataError),
     "executor": ("mergeot_executors", RecipeError),
     "repair": ("mergeot_repairs", RecipeError),
+    "symmetry": ("mergeot_symmetries", PluginError),
 }
 
 
@@ -81,6 +82,16 @@ class PluginRow:
     registered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+class _Registered:
+    """An attribute of the manager: the table of everything of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __get__(self, manager: PluginManager, owner: type[PluginManager]) -> Mapping[str, Entry]:
+        return manager.table(self.kind)
+
+
 class PluginManager:
     """Holds plugins and the tables of what they register.
 
@@ -99,6 +110,25 @@ class PluginManager:
         >>> PluginManager([mine]).solvers
         {'mine': Entry(name='mine', plugin='mine', target='home:Solver')}
     """
+
+    solvers = _Registered("solver")
+    """Registered solvers."""
+    node_rules = _Registered("rule")
+    """Registered node rules."""
+    front_ends = _Registered("front end")
+    """Registered front ends, besides ``export``."""
+    node_measures = _Registered("measure")
+    """Registered node measures."""
+    architectures = _Registered("architecture")
+    """Registered architectures."""
+    datasets = _Registered("dataset")
+    """Registered data sets."""
+    executors = _Registered("executor")
+    """Registered executors."""
+    repairs = _Registered("repair")
+    """Registered repairs."""
+    symmetries = _Registered("symmetry")
+    """Registered symmetries of neuron groups."""
 
     def __init__(self, plugins: Iterable[object] = ()) -> None:
         self._pluggy = pluggy.PluginManager(GROUP)
@@ -137,9 +167,11 @@ class PluginManager:
         except Exception as error:  # importing a plugin may raise anything, and must not stop the host
             reason = f"{error}" if isinstance(error, PluginError) else _reason(error)
             self._leave_out(
-                point.name, reason, f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
+                point.name,
+                reason,
+                f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
                 f"Reinstall or remove '{distribution}'.",
-            )  # fmt: skip
+            )
 
     def _leave_out(self, plugin: str, reason: str, what: str, advice: str) -> None:
         self.broken[plugin] = reason
@@ -206,46 +238,6 @@ class PluginManager:
             return {}
         return found
 
-    @property
-    def solvers(self) -> Mapping[str, Entry]:
-        """Registered solvers."""
-        return self.table("solver")
-
-    @property
-    def node_rules(self) -> Mapping[str, Entry]:
-        """Registered node rules."""
-        return self.table("rule")
-
-    @property
-    def front_ends(self) -> Mapping[str, Entry]:
-        """Registered front ends, besides ``export``."""
-        return self.table("front end")
-
-    @property
-    def node_measures(self) -> Mapping[str, Entry]:
-        """Registered node measures."""
-        return self.table("measure")
-
-    @property
-    def architectures(self) -> Mapping[str, Entry]:
-        """Registered architectures."""
-        return self.table("architecture")
-
-    @property
-    def datasets(self) -> Mapping[str, Entry]:
-        """Registered data sets."""
-        return self.table("dataset")
-
-    @property
-    def executors(self) -> Mapping[str, Entry]:
-        """Registered executors."""
-        return self.table("executor")
-
-    @property
-    def repairs(self) -> Mapping[str, Entry]:
-        """Registered repairs."""
-        return self.table("repair")
-
     def get(self, kind: str, name: str) -> Any:
         """Returns what is registered as `name`.
 
@@ -281,5 +273,12 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def default_manager() -> PluginManager:
-    """Returns the manager of the installed plugins, loaded once per process."""
+    """Returns the manager of the installed plugins, loaded once per process.
+
+    Example:
+        >>> default_manager() is default_manager()
+        True
+        >>> {"weights", "activations"} <= set(default_manager().node_measures)
+        True
+    """
     return PluginManager.load()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from mergekit_ot.api import fuse, save_checkpoint
+from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, limits_of, source_model
+from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, source_model
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
@@ -62,11 +64,15 @@ def run_align(
         folder.mkdir(exist_ok=True)
         make, digest = source.make, source.checkpoint.sha256
         save_checkpoint(
-            result.aligned_state(1), output, architecture=make.name if make.is_registered else None,
-            arguments=make.arguments if make.is_registered else None, input_shape=shape,
+            result.aligned_state(1),
+            output,
+            architecture=make.name if make.is_registered else None,
+            arguments=make.arguments if make.is_registered else None,
+            input_shape=shape,
             provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-            template=source.checkpoint.path, manager=manager,
-        )  # fmt: skip
+            template=source.checkpoint.path,
+            manager=manager,
+        )
         written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
     return written
 
@@ -89,6 +95,7 @@ def align_pair(
     data: DataSource | None,
     manager: PluginManager,
     progress: Progress | None = None,
+    dry_run: bool = False,
 ) -> FusionResult:
     """Returns the fusion of two models in which every neuron of one corresponds to one of the other.
 
@@ -101,22 +108,15 @@ def align_pair(
                 f"'{other.name}' and '{reference.name}' differ in width ('{name}' is {tuple(other.state[name].shape)} "
                 f"and {tuple(tensor.shape)}): neurons cannot be put in one order. Fuse them instead (mergeot fuse)."
             )
-    result = fuse(
-        [source_model(reference), source_model(other)],
-        solver=recipe.solver,
-        solver_options=recipe.solver_options,
-        example_inputs=inputs,
-        measure=recipe.measure,
-        data=data,
-        calibration_size=recipe.calibration_size,
-        refine=recipe.refine,
-        restarts=recipe.restarts,
-        device=recipe.device,
-        seed=recipe.seed,
-        front_end=recipe.front_end,
-        limits=limits_of(recipe),
+    models = [source_model(reference), source_model(other)]
+    # The recipe may hold more than two models, and nothing is averaged or mended here.
+    options = replace(recipe, model_weights=None, repair=NO_REPAIR)
+    result = fuse_with(
+        FusionInputs(models, example_inputs=inputs, data=data),
+        options,
         manager=manager,
         progress=progress,
+        dry_run=dry_run,
     )
     if not all(result.alignment.is_function_preserving(number) for number in (0, 1)):
         raise ArchitectureError(

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.calibration import calibration_inputs
-from mergekit_ot.fusion.repair import AbstractRepair, repair_context
+from mergekit_ot.fusion.options import NO_REPAIR
+from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build
@@ -28,10 +28,6 @@ from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.files import check_writable
-
-# The solver that leaves every neuron where it is: it brings the traced sources where no alignment is asked for.
-_IN_PLACE = "average"
-_NO_REPAIR = "none"
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,15 @@ class Connectivity:
 
 
 def run_barrier(
-    recipe: FusionRecipe, points: int, manager: PluginManager, notify: Notify, progress: Progress | None = None,
-    *, align: bool = False, pictures: Pictures | None = None,
-) -> Connectivity:  # fmt: skip
+    recipe: FusionRecipe,
+    points: int,
+    manager: PluginManager,
+    notify: Notify,
+    progress: Progress | None = None,
+    *,
+    align: bool = False,
+    pictures: Pictures | None = None,
+) -> Connectivity:
     """Evaluates the straight path between two checkpoints, as they are and, if asked, aligned and repaired.
 
     Args:
@@ -114,45 +116,86 @@ def run_barrier(
     first, second = read_sources(recipe.models, recipe.arch, manager, notify)
     states = first.module().state_dict(), second.module().state_dict()
     check_same_shapes(*states)
-    mending = None if recipe.repair == _NO_REPAIR else build(manager, "repair", recipe.repair)
-    moved = aligned_repair = naive_repair = None
-    if align or mending is not None:
-        calibration = resolve_data(recipe.data or "", manager, TRAIN)
-        result, batches = _traced(first, second, recipe, test, calibration, manager, notify, progress, align)
-        if align:
-            moved = _like(states[0], result.aligned_state(0)), _like(states[0], result.aligned_state(1))
-        if drawn.plane is not None and moved is not None:
+    paths = _Paths(states)
+    repair = None if recipe.repair == NO_REPAIR else build(manager, "repair", recipe.repair)
+    if align or repair is not None:
+        given = _Given(first, second, test, resolve_data(recipe.data or "", manager, TRAIN))
+        result, batches = _traced(given, recipe, manager, notify, progress, align)
+        if align and drawn.plane is not None:
             check_reference_order(first, result, recipe.solver)
-            plane_frame(first.make(), states[0], states[1], moved[1])
-        if mending is not None:
-            unaligned = replace(result.alignment, couplings={})
-            naive_repair = _repair_of(mending, result, unaligned, states, batches)
-            aligned_repair = _repair_of(mending, result, result.alignment, moved or states, batches)
+        paths = _paths_of(result, states, repair, batches, align)
+    if drawn.plane is not None and paths.aligned is not None:
+        plane_frame(first.make(), *states, paths.aligned[1])
 
-    def curve(ends: tuple[State, State], repair: Repair | None = None) -> BarrierCurve:
-        return barrier(first.make(), *ends, test, points, recipe.device, repair=repair, progress=progress)
+    def curve(ends: tuple[State, State] | None, repaired: Repair | None = None) -> BarrierCurve | None:
+        if ends is None:
+            return None
+        return barrier(first.make(), *ends, test, points, recipe.device, repair=repaired, progress=progress)
 
-    found = Connectivity(
-        curve(states),
-        None if moved is None else curve(moved),
-        None if naive_repair is None else curve(states, naive_repair),
-        None if moved is None or aligned_repair is None else curve(moved, aligned_repair),
-        None, recipe.solver, recipe.repair,
-    )  # fmt: skip
+    naive = barrier(first.make(), *states, test, points, recipe.device, progress=progress)
+    connectivity = Connectivity(
+        naive=naive,
+        aligned=curve(paths.aligned),
+        naive_repaired=None if paths.naive_repair is None else curve(states, paths.naive_repair),
+        aligned_repaired=None if paths.aligned_repair is None else curve(paths.aligned, paths.aligned_repair),
+        plane=None,
+        solver=recipe.solver,
+        repair=recipe.repair,
+    )
     if drawn.curves is not None:
-        plot_barrier(found.curves(), drawn.curves)
-    if drawn.plane is not None and moved is not None:
-        surface = plane(
-            first.make(), *states, moved[1], test, drawn.plane_points, device=recipe.device, progress=progress
+        plot_barrier(connectivity.curves(), drawn.curves)
+    if drawn.plane is None or paths.aligned is None:
+        return connectivity
+    surface = plane(
+        first.make(), *states, paths.aligned[1], test, drawn.plane_points, device=recipe.device, progress=progress
+    )
+    plot_plane(surface, drawn.plane)
+    if surface["clamped"]:
+        notify(
+            f"At {surface['clamped']} of {drawn.plane_points**2} points of the plane, running variances of "
+            "BatchNorm had to be kept positive."
         )
-        plot_plane(surface, drawn.plane)
-        found = replace(found, plane=surface)
-        if surface["clamped"]:
-            notify(
-                f"At {surface['clamped']} of {drawn.plane_points**2} points of the plane, running variances of "
-                "BatchNorm had to be kept positive."
-            )
-    return found
+    return replace(connectivity, plane=surface)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The two models, and the data to measure on and to calibrate with."""
+
+    first: ReadSource
+    second: ReadSource
+    test: DataSource
+    calibration: DataSource
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The ends of the paths that are evaluated, and what repairs the points between them."""
+
+    naive: tuple[State, State]
+    aligned: tuple[State, State] | None = None
+    naive_repair: Repair | None = None
+    aligned_repair: Repair | None = None
+
+
+def _paths_of(
+    result: FusionResult,
+    states: tuple[State, State],
+    repair: AbstractRepair | None,
+    batches: tuple[tuple[Tensor, ...], ...],
+    align: bool,
+) -> _Paths:
+    paths = _Paths(states)
+    if align:
+        ends = tuple(_like(states[0], result.aligned_state(number)) for number in (0, 1))
+        paths = replace(paths, aligned=(ends[0], ends[1]))
+    if repair is None:
+        return paths
+    unaligned = replace(result, alignment=replace(result.alignment, couplings={}))
+    paths = replace(paths, naive_repair=_repair_of(repair, unaligned, states, batches))
+    if paths.aligned is None:
+        return paths
+    return replace(paths, aligned_repair=_repair_of(repair, result, paths.aligned, batches))
 
 
 def _check(recipe: FusionRecipe, manager: PluginManager, align: bool, pictures: Pictures) -> None:
@@ -160,9 +203,12 @@ def _check(recipe: FusionRecipe, manager: PluginManager, align: bool, pictures: 
     if recipe.data is None:
         raise RecipeError("A barrier is measured on data: pass --data SPEC.")
     needing = {
-        "--plane": pictures.plane is not None, "--measure": recipe.measure is not None, "--refine": recipe.refine,
-        "--restarts": recipe.restarts > 1, "--solver-option": bool(recipe.solver_options),
-    }  # fmt: skip
+        "--plane": pictures.plane is not None,
+        "--measure": recipe.measure is not None,
+        "--refine": recipe.refine,
+        "--restarts": recipe.restarts > 1,
+        "--solver-option": bool(recipe.solver_options),
+    }
     for flag, is_given in needing.items():
         if is_given and not align:
             raise RecipeError(
@@ -179,16 +225,21 @@ def _check(recipe: FusionRecipe, manager: PluginManager, align: bool, pictures: 
 
 
 def _traced(
-    first: ReadSource, second: ReadSource, recipe: FusionRecipe, test: DataSource, calibration: DataSource,
-    manager: PluginManager, notify: Notify, progress: Progress | None, align: bool,
-) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:  # fmt: skip
+    given: _Given,
+    recipe: FusionRecipe,
+    manager: PluginManager,
+    notify: Notify,
+    progress: Progress | None,
+    align: bool,
+) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:
     """Returns the two models aligned (in place, if nothing else is asked for) and the inputs that a repair sees."""
     batches: tuple[tuple[Tensor, ...], ...] = ()
-    if recipe.repair != _NO_REPAIR:
-        batches = calibration_inputs(calibration, recipe.calibration_size)
-    inputs = batches[0] if batches else example_inputs_of(first, recipe.input_shape, test, notify)[0]
-    method = recipe if align else recipe.model_copy(update={"solver": _IN_PLACE})
-    result = align_pair(first, second, method, inputs, calibration, manager, progress)
+    if recipe.repair != NO_REPAIR:
+        batches = calibration_inputs(given.calibration, recipe.calibration_size)
+    inputs = batches[0] if batches else example_inputs_of(given.first, recipe.input_shape, given.test, notify)[0]
+    pair = (given.first, given.second)
+    # Only planned, two models keep every neuron where it is, and are traced all the same.
+    result = align_pair(*pair, recipe, inputs, given.calibration, manager, progress, dry_run=not align)
     for warning in result.warnings:
         # That a network with BatchNorm needs a repair is no news where one was asked for.
         if not batches or "--repair" not in warning:
@@ -197,14 +248,15 @@ def _traced(
 
 
 def _repair_of(
-    mending: AbstractRepair, result: FusionResult, alignment: Alignment, ends: tuple[State, State],
+    repair: AbstractRepair,
+    result: FusionResult,
+    ends: tuple[State, State],
     batches: tuple[tuple[Tensor, ...], ...],
-) -> Repair:  # fmt: skip
-    """Returns the repair of a point on the path between two states that `alignment` brought into one order."""
+) -> Repair:
+    """Returns the repair of a point on the path between two states that a fusion brought into one order."""
 
     def repaired(state: State, t: float) -> State:
-        context = repair_context(state, ends, result.target, result.sources, alignment, (1 - t, t), batches)
-        return mending.repair(context)
+        return repair.repair(result.repair_context(state, (1 - t, t), batches, aligned=ends))
 
     return repaired
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_ot.api import fuse, save_checkpoint
+from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
+from mergekit_ot.fusion.options import NO_REPAIR
+from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import REFINEMENT
 from mergekit_ot.progress import Notify, Progress
@@ -48,23 +48,9 @@ def run_fuse(
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
-    result = fuse(
-        [source_model(source) for source in sources],
-        solver=recipe.solver,
-        solver_options=recipe.solver_options,
-        example_inputs=inputs,
-        model_weights=recipe.weights,
-        target=target,
-        measure=recipe.measure,
-        data=data,
-        calibration_size=recipe.calibration_size,
-        repair=recipe.repair,
-        refine=recipe.refine,
-        restarts=recipe.restarts,
-        device=recipe.device,
-        seed=recipe.seed,
-        front_end=recipe.front_end,
-        limits=limits_of(recipe),
+    result = fuse_with(
+        FusionInputs([source_model(source) for source in sources], target, inputs, data),
+        recipe,
         manager=manager,
         progress=progress,
         dry_run=dry_run,
@@ -83,24 +69,11 @@ def run_fuse(
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
-        _report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
+        try:
+            write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
+        except MergeotError as error:
+            raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
     return outcome
-
-
-def _report(
-    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: list[ReadSource], fused_as: Architecture,
-    manager: PluginManager, notify: Notify, progress: Progress | None,
-) -> None:  # fmt: skip
-    try:
-        write_report(folder, recipe, outcome, sources, fused_as, manager, notify, progress)
-    except MergeotError as error:
-        raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
-
-
-def limits_of(recipe: FusionRecipe) -> TraceLimits:
-    """Returns the limits of tracing that a recipe asks for."""
-    limits = TraceLimits()
-    return limits if recipe.trace_seconds is None else replace(limits, seconds=recipe.trace_seconds)
 
 
 def source_model(source: ReadSource) -> SourceModel:
@@ -120,7 +93,7 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
         manager.get("solver", REFINEMENT)
     if recipe.measure is not None:
         manager.get("measure", recipe.measure)
-    if recipe.repair != "none":
+    if recipe.repair != NO_REPAIR:
         manager.get("repair", recipe.repair)
 
 

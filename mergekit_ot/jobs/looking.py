@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from mergekit_ot.api import check_model, trace_model
+from mergekit_ot.fusion.options import FusionOptions
+from mergekit_ot.fusion.setup import trace_limits
 from mergekit_ot.graph.capture.capture import AUTO
-from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport
 from mergekit_ot.hooks.manager import PluginManager
@@ -26,59 +28,66 @@ from mergekit_ot.storage.files import check_writable, write_text
 
 
 @dataclass(frozen=True)
-class Tracing:
-    """How a checkpoint's architecture is traced."""
+class Subject:
+    """The checkpoint that is looked at, and how its architecture is traced.
 
-    front_end: str
-    limits: TraceLimits
+    Attributes:
+        path: The checkpoint.
+        arch: Its architecture SPEC, or none where the file carries one.
+        input_shape: Shape of one input without the batch axis.
+        data: Data SPEC, whose first batch gives the inputs.
+        front_end: What captures the module; None for the default.
+        trace_seconds: Seconds after which tracing is stopped; None for the default.
+    """
+
+    path: str
+    arch: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    data: str | None = None
+    front_end: str | None = None
+    trace_seconds: float | None = None
+
+    @property
+    def tracing(self) -> dict[str, Any]:
+        """The keywords of `trace_model` and `check_model` that say how."""
+        options = FusionOptions(front_end=self.front_end or AUTO, trace_seconds=self.trace_seconds)
+        return {"front_end": options.front_end, "limits": trace_limits(options)}
+
+    def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:
+        """Returns the source that was read, and inputs to trace it by."""
+        source = read_sources([self.path], self.arch, manager, notify)[0]
+        batches = None if self.data is None else resolve_data(self.data, manager)
+        return source, example_inputs_of(source, self.input_shape, batches, notify)[0]
 
 
-def make_tracing(front_end: str | None, seconds: float | None) -> Tracing:
-    """Returns the front end and the limits that were asked for, or the defaults."""
-    limits = TraceLimits()
-    return Tracing(front_end or AUTO, limits if seconds is None else replace(limits, seconds=seconds))
-
-
-def run_check(
-    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, seed: int, tracing: Tracing,
-    manager: PluginManager, notify: Notify,
-) -> CheckReport:  # fmt: skip
+def run_check(subject: Subject, seed: int, manager: PluginManager, notify: Notify) -> CheckReport:
     """Reorders every neuron group at random and looks whether the function stays."""
-    source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
-    return check_model(
-        source.make, inputs, manager=manager, seed=seed, front_end=tracing.front_end, limits=tracing.limits
-    )
+    source, inputs = subject.read(manager, notify)
+    return check_model(source.make, inputs, manager=manager, seed=seed, **subject.tracing)
 
 
 def run_inspect(
-    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, tracing: Tracing,
-    manager: PluginManager, notify: Notify, pictures: Mapping[str, Path | None],
-) -> ModelGraph:  # fmt: skip
+    subject: Subject, pictures: Mapping[str, Path | None], manager: PluginManager, notify: Notify
+) -> ModelGraph:
     """Traces a checkpoint's architecture and draws what is asked for.
 
     Args:
+        subject: The checkpoint, and how it is traced.
         pictures: Kind of picture (``dot``, ``svg``: the neuron groups; ``modules``: the modules) → file.
+        manager: Whose node rules are used.
+        notify: Told what was found.
     """
     for picture in pictures.values():
         if picture is not None:
             check_writable(picture)
-    source, inputs = _one_source(path, arch, input_shape, data, manager, notify)
-    graph = trace_model(source.make(), inputs, manager, front_end=tracing.front_end, limits=tracing.limits)
+    source, inputs = subject.read(manager, notify)
+    graph = trace_model(source.make(), inputs, manager, **subject.tracing)
     drawn = {"dot": group_dot, "svg": group_svg, "modules": module_svg}
     for kind, draw in drawn.items():
         picture = pictures.get(kind)
         if picture is not None:
             write_text(picture, draw(graph))
     return graph
-
-
-def _one_source(
-    path: str, arch: Sequence[str], input_shape: tuple[int, ...] | None, data: str | None, manager: PluginManager,
-    notify: Notify,
-) -> tuple[ReadSource, tuple[Tensor, ...]]:  # fmt: skip
-    source = read_sources([path], arch, manager, notify)[0]
-    batches = None if data is None else resolve_data(data, manager)
-    return source, example_inputs_of(source, input_shape, batches, notify)[0]
 
 
 def run_eval(

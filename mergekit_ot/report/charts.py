@@ -33,10 +33,17 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], kinds: Sequence[str], titl
         width = (_WIDTH - label - room) * (min(length, longest) / longest if math.isfinite(length) else 1.0)
         parts += [
             tag("text", name, x=f"{label - 8:.1f}", y=f"{y + 19:.1f}", text_anchor="end"),
-            tag("rect", class_=f"bar {kind}", x=f"{label:.1f}", y=f"{y + 5:.1f}", width=f"{max(width, 1):.1f}",
-                height="19", rx="2"),
+            tag(
+                "rect",
+                class_=f"bar {kind}",
+                x=f"{label:.1f}",
+                y=f"{y + 5:.1f}",
+                width=f"{max(width, 1):.1f}",
+                height="19",
+                rx="2",
+            ),
             tag("text", shown, class_="value", x=f"{label + max(width, 1) + 6:.1f}", y=f"{y + 19:.1f}"),
-        ]  # fmt: skip
+        ]
     return _picture(parts, len(bars) * row + 4, title, number)
 
 
@@ -142,6 +149,11 @@ def _horizontal() -> list[Markup]:
 
 def _picture(parts: Sequence[Markup], height: float, title: str, number: str) -> Markup:
     return tag(
-        "svg", tag("title", title, id=f"chart-{number}"), join(*parts), class_="chart", role="img",
-        viewBox=f"0 0 {_WIDTH:.0f} {height:.0f}", aria_labelledby=f"chart-{number}",
-    )  # fmt: skip
+        "svg",
+        tag("title", title, id=f"chart-{number}"),
+        join(*parts),
+        class_="chart",
+        role="img",
+        viewBox=f"0 0 {_WIDTH:.0f} {height:.0f}",
+        aria_labelledby=f"chart-{number}",
+    )

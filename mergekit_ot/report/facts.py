@@ -112,9 +112,13 @@ class Report:
 
 
 def collect_report(
-    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: Sequence[ReadSource], fused_as: Architecture,
+    folder: Path,
+    recipe: FusionRecipe,
+    outcome: FusionOutcome,
+    sources: Sequence[ReadSource],
+    fused_as: Architecture,
     scores: Scores,
-) -> Report:  # fmt: skip
+) -> Report:
     """Returns what a report says about a fusion that was saved.
 
     Args:
@@ -129,17 +133,29 @@ def collect_report(
     device = choose_device(recipe.device).type
     files = [
         FileFacts(
-            source.name, source.checkpoint.sha256, source.checkpoint.path.stat().st_size, _count(source.make),
-            _spec(source.make), weight,
+            source.name,
+            source.checkpoint.sha256,
+            source.checkpoint.path.stat().st_size,
+            _count(source.make),
+            _spec(source.make),
+            weight,
         )
         for source, weight in zip(sources, recipe.weights, strict=True)
-    ]  # fmt: skip
+    ]
     fused = FileFacts(str(output), file_digest(output), output.stat().st_size, _count(fused_as), _spec(fused_as), None)
     return Report(
-        recipe, outcome.result, tuple(files), fused, scores, tuple(describe_groups(outcome.result)),
-        fuse_command(recipe, device), recipe_command(folder), device, versions(),
+        recipe,
+        outcome.result,
+        tuple(files),
+        fused,
+        scores,
+        tuple(describe_groups(outcome.result)),
+        fuse_command(recipe, device),
+        recipe_command(folder),
+        device,
+        versions(),
         datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )  # fmt: skip
+    )
 
 
 def versions() -> dict[str, str]:

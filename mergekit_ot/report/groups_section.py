@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mergekit_ot.report.facts import Report
 from mergekit_ot.report.group_facts import CouplingFacts, GroupFacts
@@ -10,6 +10,8 @@ from mergekit_ot.report.markup import Markup, join, tag
 from mergekit_ot.report.rasters import coupling_picture
 from mergekit_ot.report.scores_section import number_text, scrolled
 
+# Heading, class and content of a column.
+_Column = tuple[str, str | None, Callable[[GroupFacts], str]]
 # Characters of all pictures together: a page stays small enough to be sent.
 _ROOM = 1_400_000
 _SIDE = 112
@@ -26,11 +28,7 @@ def groups_section(report: Report) -> Markup:
         )
     columns = _columns(report)
     heads = [tag("th", name, scope="col", class_=kind) for name, kind, _ in columns]
-    rows = [
-        tag("tr", *[tag("td" if place else "th", show(group), scope=None if place else "row", class_=kind)
-                    for place, (_, kind, show) in enumerate(columns)])
-        for group in report.groups
-    ]  # fmt: skip
+    rows = [_row(columns, group) for group in report.groups]
     caption = "Cost: what the solver minimised in this group, after its last step."
     if len(report.sources) > 1:
         caption += " Several numbers in a cell are those of the sources, in order."
@@ -40,6 +38,14 @@ def groups_section(report: Report) -> Markup:
     return tag(
         "section", head, tag("p", _summary(report)), scrolled(table, "Neuron groups"), _advice(report), id="groups"
     )
+
+
+def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
+    cells = [
+        tag("td" if place else "th", show(group), scope=None if place else "row", class_=kind)
+        for place, (_, kind, show) in enumerate(columns)
+    ]
+    return tag("tr", *cells)
 
 
 def _summary(report: Report) -> str:
@@ -61,10 +67,10 @@ def _advice(report: Report) -> Markup | None:
     return join(*[tag("p", status.value, class_="soft") for status in sorted(ended, key=lambda one: one.name)])
 
 
-def _columns(report: Report) -> list[tuple[str, str | None, Callable[[GroupFacts], str]]]:
+def _columns(report: Report) -> list[_Column]:
     """Returns heading, class and content of each column; one that says nothing in any row is left out."""
     facts = [fact for group in report.groups for fact in group.facts]
-    columns: list[tuple[str, str | None, Callable[[GroupFacts], str]]] = [
+    columns: list[_Column] = [
         ("group", None, lambda group: group.report.name),
         ("neurons", "number", _size),
         ("cost", "number", lambda group: number_text(group.report.cost)),
@@ -124,24 +130,30 @@ def couplings_section(report: Report) -> Markup | None:
     )
     if any(fact.negated for group in groups for fact in group.facts):
         axes += " Orange: arrives negated."
-    if any(max(group.report.size * group.orders, *(f.size * group.orders for f in group.facts)) > cells
-           for group in groups):  # fmt: skip
+    if any(_most_neurons(group) > cells for group in groups):
         axes += f" In groups of more than {cells} neurons several share a point."
     count = "1 more group is" if left == 1 else f"{left} more groups are"
     more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
     return tag(
-        "section", tag("h2", "Couplings"), tag("p", axes, class_="soft"),
-        tag("div", *figures, class_="couplings"), more, id="couplings",
-    )  # fmt: skip
+        "section",
+        tag("h2", "Couplings"),
+        tag("p", axes, class_="soft"),
+        tag("div", *figures, class_="couplings"),
+        more,
+        id="couplings",
+    )
+
+
+def _most_neurons(group: GroupFacts) -> int:
+    return group.orders * max(group.report.size, *(fact.size for fact in group.facts))
 
 
 def _figure(group: GroupFacts, cells: int) -> Markup:
     drawn = []
     for number, (coupling, fact) in enumerate(zip(group.couplings, group.facts, strict=True), start=1):
         address, width, height = coupling_picture(coupling, cells)
-        drawn.append(tag("div", f"source {number}", tag(
-            "img", src=address, alt=_words(group, fact, number), **_displayed(width, height),
-        )))  # fmt: skip
+        image = tag("img", src=address, alt=_words(group, fact, number), **_displayed(width, height))
+        drawn.append(tag("div", f"source {number}", image))
     return tag("figure", tag("figcaption", group.report.name), tag("div", *drawn, class_="pictures"))
 
 

@@ -35,7 +35,13 @@ class FusionOutcome:
 def group_rows(result: FusionResult) -> list[dict[str, Any]]:
     """Returns one plain record per neuron group."""
     return [
-        {"name": group.name, "size": group.size, "cost": group.cost, "status": status_word(group.status)}
+        {
+            "name": group.name,
+            "size": group.size,
+            "cost": group.cost,
+            "status": status_word(group.status),
+            "solver": group.solver,
+        }
         for group in result.groups
     ]
 

@@ -17,9 +17,16 @@ from mergekit_ot.report.scores_section import (
 from mergekit_ot.report.style import STYLE
 
 _NAMES = {
-    "sources": "Sources", "scores": "Scores", "path": "Path", "groups": "Neuron groups", "couplings": "Couplings",
-    "warnings": "Warnings", "method": "Method", "plan": "Plan", "repeat": "Repeat it",
-}  # fmt: skip
+    "sources": "Sources",
+    "scores": "Scores",
+    "path": "Path",
+    "groups": "Neuron groups",
+    "couplings": "Couplings",
+    "warnings": "Warnings",
+    "method": "Method",
+    "plan": "Plan",
+    "repeat": "Repeat it",
+}
 _FEW_STEPS = 6
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -176,9 +183,14 @@ def repeat_section(report: Report) -> Markup:
     )
     shown = definitions(list(report.versions.items()))
     return tag(
-        "section", tag("h2", "Repeat it"), *parts, tag("p", note, class_="soft"), tag("h3", "Ran with"), shown,
+        "section",
+        tag("h2", "Repeat it"),
+        *parts,
+        tag("p", note, class_="soft"),
+        tag("h3", "Ran with"),
+        shown,
         id="repeat",
-    )  # fmt: skip
+    )
 
 
 def _footer(report: Report) -> Markup:

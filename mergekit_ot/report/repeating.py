@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
+from mergekit_ot.fusion.options import option_fields
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources.specs import parse_value
 
@@ -23,34 +25,33 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
     options = {key: _written(value) for key, value in recipe.solver_options.items()}
     if any(not _is_same(parse_value(options[key]), value) for key, value in recipe.solver_options.items()):
         return None
-    flags = ["--output", recipe.output, "--solver", recipe.solver]
-    for key, value in options.items():
-        flags += ["--solver-option", f"{key}={value}"]
+    shape = recipe.input_shape
+    flags = ["--output", recipe.output]
     for spec in recipe.arch:
         flags += ["--arch", spec]
-    shape, weights = recipe.input_shape, recipe.model_weights
-    settings = {
-        "--input-shape": None if shape is None else ",".join(map(str, shape)),
-        "--measure": recipe.measure,
-        "--model-weights": None if weights is None else ",".join(map(repr, weights)),
-        "--target": recipe.target,
-        "--data": recipe.data,
-        "--calibration-size": recipe.calibration_size if recipe.data is not None else None,
-        "--repair": recipe.repair,
-        "--restarts": recipe.restarts,
-        "--device": device,
-        "--seed": recipe.seed,
-        "--front-end": recipe.front_end,
-        "--trace-seconds": recipe.trace_seconds,
-        "--report": recipe.report,
-    }
-    for flag, value in settings.items():
-        flags += [] if value is None else [flag, str(value)]
-    flags += ["--refine"] if recipe.refine else []
+    flags += [] if shape is None else ["--input-shape", ",".join(map(str, shape))]
+    flags += ["--target", str(recipe.target)]
+    flags += [] if recipe.data is None else ["--data", recipe.data]
+    for field in option_fields("fuse"):
+        flags += _flags_of(field.name, device if field.name == "device" else getattr(recipe, field.name))
+    flags += [] if recipe.report is None else ["--report", recipe.report]
     models = list(recipe.models)
     # A name that looks like a flag has to stand behind everything that is one.
     ordered = [*flags, "--", *models] if any(name.startswith("-") for name in models) else [*models, *flags]
     return _shown(["mergeot", "fuse", *ordered])
+
+
+def _flags_of(name: str, value: object) -> list[str]:
+    """Returns what says the value of an option on the command line; nothing where it is off."""
+    if isinstance(value, Mapping):
+        pairs = [f"{key}={_written(each)}" for key, each in value.items()]
+        return [word for pair in pairs for word in ("--solver-option", pair)]
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, tuple):
+        return [flag, ",".join(map(repr, value))]
+    return [] if value is None else [flag, str(value)]
 
 
 def recipe_command(folder: Path) -> str:

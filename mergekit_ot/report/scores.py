@@ -148,15 +148,24 @@ def _scored(
     each = evaluate([*members, *models.values()], data, device)
     own, named = each[: len(members)], dict(zip(models, each[len(members) :], strict=True))
     return Scores(
-        own, mean_score(own, model_weights), named.get("naive"), named["fused"], named.get("ensemble"),
+        own,
+        mean_score(own, model_weights),
+        named.get("naive"),
+        named["fused"],
+        named.get("ensemble"),
         naive_missing=why,
-    )  # fmt: skip
+    )
 
 
 def _with_path(
-    scores: Scores, result: FusionResult, data: DataSource, device: str, notify: Notify, progress: Progress | None,
+    scores: Scores,
+    result: FusionResult,
+    data: DataSource,
+    device: str,
+    notify: Notify,
+    progress: Progress | None,
     seconds: float,
-) -> Scores:  # fmt: skip
+) -> Scores:
     if len(result.sources) != 2:
         number = len(result.sources)
         fused = "one was" if number == 1 else f"{number} were"

@@ -67,13 +67,13 @@ def scores_section(report: Report) -> Markup:
     is_classes = scores.fused.accuracy is not None
     heads = ["model", "loss", *(["accuracy", "vs mean"] if is_classes else [])]
     rows = [_row(name, kind, score, scores.mean, is_classes) for name, kind, score in [*own, *other]]
+    titles = [tag("th", head, scope="col", class_="number" if place else None) for place, head in enumerate(heads)]
     table = tag(
         "table",
         tag("caption", f"Measured on {scores.fused.count:,} targets of {scores.data}."),
-        tag("thead", tag("tr", *[tag("th", head, scope="col", class_="number" if place else None)
-                                 for place, head in enumerate(heads)])),
+        tag("thead", tag("tr", *titles)),
         tag("tbody", *rows),
-    )  # fmt: skip
+    )
     shown = [(name, kind, score) for name, kind, score in [*own, *other] if kind != "mean"]
     bars = [
         (short, score.loss, number_text(score.loss))
@@ -145,9 +145,13 @@ def path_section(report: Report) -> Markup | None:
     if not report.is_exact:
         notes.append("The ends of the aligned path are the sources moved by soft plans, not the sources themselves.")
     return tag(
-        "section", head, tag("ul", *legend, class_="legend"), tag("div", *charts, class_="two"),
-        tag("p", " ".join(notes), class_="soft"), id="path",
-    )  # fmt: skip
+        "section",
+        head,
+        tag("ul", *legend, class_="legend"),
+        tag("div", *charts, class_="two"),
+        tag("p", " ".join(notes), class_="soft"),
+        id="path",
+    )
 
 
 def _height(report: Report, name: str, panel: str) -> str:

@@ -27,9 +27,15 @@ PAGE = "report.html"
 
 
 def write_report(
-    folder: Path, recipe: FusionRecipe, outcome: FusionOutcome, sources: Sequence[ReadSource], fused_as: Architecture,
-    manager: PluginManager, notify: Notify, progress: Progress | None = None,
-) -> None:  # fmt: skip
+    folder: Path,
+    recipe: FusionRecipe,
+    outcome: FusionOutcome,
+    sources: Sequence[ReadSource],
+    fused_as: Architecture,
+    manager: PluginManager,
+    notify: Notify,
+    progress: Progress | None = None,
+) -> None:
     """Writes ``report.html``, ``report.md``, ``report.json`` and ``recipe.yaml``; each as a whole or not at all.
 
     Args:
@@ -76,11 +82,15 @@ def report_summary(report: Report) -> str:
     own = list(zip([file.name for file in report.sources], report.scores.sources, strict=False))
     if own:
         lines += ["", "| model | loss | accuracy |", "|---|---|---|"]
-        lines += [f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
-                  for name, score in [*own, *report.scores.rows]]  # fmt: skip
+        lines += [
+            f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
+            for name, score in [*own, *report.scores.rows]
+        ]
     lines += ["", "| neuron group | neurons | cost | status |", "|---|---|---|---|"]
-    lines += [f"| {one.report.name} | {one.report.size} | {number_text(one.report.cost)} | "
-              f"{one.report.status.name.lower()} |" for one in report.groups]  # fmt: skip
+    lines += [
+        f"| {group.name} | {group.size} | {number_text(group.cost)} | {group.status.name.lower()} |"
+        for group in (facts.report for facts in report.groups)
+    ]
     lines += ["", *[f"- {text}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)]]
     repeated = [command for command in (report.command, report.recipe_command) if command is not None]
     lines += ["", "Repeat it:", "", *[f"    {command}" for command in repeated]]

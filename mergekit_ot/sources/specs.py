@@ -93,6 +93,11 @@ class Architecture:
         arguments: Keyword arguments of every call.
         build: What is called.
         is_registered: Whether a checkpoint may carry the name: only registered names are looked up from files.
+
+    Example:
+        >>> from torch import nn
+        >>> Architecture("layer", {"width": 5}, lambda width: nn.Linear(3, width))()
+        Linear(in_features=3, out_features=5, bias=True)
     """
 
     name: str

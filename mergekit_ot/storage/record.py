@@ -34,6 +34,14 @@ class Checkpoint:
         provenance: How the file was made, where it says so.
         build: Builds the module, where the file holds the program itself.
         example_inputs: Inputs of that program.
+
+    Example:
+        What a reader of a format returns (hook ``mergeot_load_checkpoint``):
+
+        >>> import torch
+        >>> checkpoint = Checkpoint(Path("net.npw"), {"weight": torch.zeros(2, 3)}, found="one array")
+        >>> checkpoint.architecture is None
+        True
     """
 
     path: Path

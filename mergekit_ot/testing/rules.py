@@ -108,12 +108,18 @@ class _WithRule(PluginManager):
 
     def __init__(self, base: PluginManager, operation: str, rule: NodeRule) -> None:
         super().__init__()
+        self._symmetries = base.symmetries
         self._rules = {**base.node_rules, operation: Entry(operation, "the rule that is checked", rule)}
 
     @property
     def node_rules(self) -> Mapping[str, Entry]:
         """The rules, the replaced one included."""
         return self._rules
+
+    @property
+    def symmetries(self) -> Mapping[str, Entry]:
+        """The symmetries of the other manager."""
+        return self._symmetries
 
 
 def _is_used(rule: _Watched, report: CheckReport, groups: int | None) -> str:

@@ -56,8 +56,10 @@ def _show(result: DemoResult) -> None:
         table.add_row(Text(row.name), accuracy, seconds, Text(row.remark))
     width = None if sys.stderr.isatty() else 110
     Console(file=sys.stderr, width=width, highlight=False).print(table)
-    _note(f"Error barrier between the two: {_points(result.naive_barrier)} as they are, "
-          f"{_points(result.aligned_barrier)} aligned by {result.best}.")  # fmt: skip
+    _note(
+        f"Error barrier between the two: {_points(result.naive_barrier)} as they are, "
+        f"{_points(result.aligned_barrier)} aligned by {result.best}."
+    )
     _note(f"Picture: {result.picture}")
     _note("\nTry next:")
     for command in result.commands:

@@ -33,6 +33,10 @@ ARGUMENTS: dict[str, Any] = {"sizes": "64-64-64-64-10"}
 DATA = "digits"
 _REPAIR = "refit"
 _POINTS = 21
+# Training digits that no network is trained on, a tenth of all 1,797: they choose what is shown, so that the test
+# digits only measure it.
+_HELD_BACK = 180
+_BATCH = 256
 
 Batches = list[tuple[Tensor, Tensor]]
 State = Mapping[str, Tensor]
@@ -68,9 +72,34 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _Fused:
+    """A fusion: its accuracy on the held-back digits, by which it is chosen, and on the test digits."""
+
     solver: str
+    held_back: float
     accuracy: float
+    seconds: float
     result: FusionResult
+
+
+@dataclass(frozen=True)
+class _Digits:
+    """Three parts of the digits that share none: to train and calibrate on, to choose by, and to measure on."""
+
+    training: Batches
+    held_back: Batches
+    test: Batches
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is fused, and by what."""
+
+    sources: list[nn.Module]
+    make: Architecture
+    digits: _Digits
+    seed: int
+    manager: PluginManager
+    notify: Callable[[str], None]
 
 
 def run_demo(
@@ -94,21 +123,34 @@ def run_demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MergeotError(f"Cannot create '{folder}': {error.strerror}. Choose another --output.") from error
-    calibration, test = (list(resolve_data(DATA, manager, split)()) for split in ("train", "test"))
-    inputs, targets = (torch.cat(parts) for parts in zip(*calibration, strict=True))
+    digits = _divided(manager)
+    inputs, targets = _joined(digits.training)
     notify(f"Training two networks on {len(inputs)} digits, from different seeds …")
     sources = [train(make, inputs, targets, seed + offset) for offset in (0, 1)]
-    rows = _source_rows(sources, make, test)
-    fused, more = _fuse_all(sources, make, calibration, test, seed, manager, notify)
-    best = max(fused, key=lambda one: one.accuracy)
-    more += _repaired(sources, best.solver, calibration, test, seed, manager, notify)
-    rows = (*rows, *more, Row("ensemble of the two", evaluate(_Ensemble(sources), test).accuracy, None, "two networks"))
-    files = _save(folder, sources, best, make, seed, manager)
-    naive, aligned = _barriers(folder / "barrier.png", make, sources, fused, test)
-    return DemoResult(
-        rows, best.solver, naive, aligned, str(folder / "barrier.png"), files, _next_commands(folder, best.solver),
-        time.perf_counter() - started,
-    )  # fmt: skip
+    task = _Task(sources, make, digits, seed, manager, notify)
+    rows = _source_rows(task)
+    fused, of_solvers = _fuse_all(task)
+    best = max(fused, key=lambda fusion: fusion.held_back)
+    rows += of_solvers + _repaired(task, best.solver)
+    rows.append(Row("ensemble of the two", evaluate(_Ensemble(sources), digits.test).accuracy, None, "two networks"))
+    picture = folder / "barrier.png"
+    files = _save(folder, task, best)
+    naive, aligned = _barriers(picture, task, fused)
+    commands, seconds = _next_commands(folder, best.solver), time.perf_counter() - started
+    return DemoResult(tuple(rows), best.solver, naive, aligned, str(picture), files, commands, seconds)
+
+
+def _divided(manager: PluginManager) -> _Digits:
+    """Returns the digits in three parts; the last training digits are held back."""
+    train_batches, test = (list(resolve_data(DATA, manager, split)()) for split in ("train", "test"))
+    inputs, targets = _joined(train_batches)
+    training = zip(inputs[:-_HELD_BACK].split(_BATCH), targets[:-_HELD_BACK].split(_BATCH), strict=True)
+    return _Digits(list(training), [(inputs[-_HELD_BACK:], targets[-_HELD_BACK:])], test)
+
+
+def _joined(batches: Batches) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*batches, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 class _Ensemble(nn.Module):
@@ -122,103 +164,95 @@ class _Ensemble(nn.Module):
         return torch.stack([model(inputs).softmax(1) for model in self.models]).mean(0).log()
 
 
-def _source_rows(sources: list[nn.Module], make: Architecture, test: Batches) -> tuple[Row, ...]:
-    naive = make()
-    state_a, state_b = (source.state_dict() for source in sources)
+def _source_rows(task: _Task) -> list[Row]:
+    naive = task.make()
+    state_a, state_b = (source.state_dict() for source in task.sources)
     naive.load_state_dict({name: (value + state_b[name]) / 2 for name, value in state_a.items()})
-    names = ("source A", "source B", "naive average")
-    scores = evaluate([*sources, naive], test)
-    remarks = ("", "", "neurons in different order")
-    return tuple(Row(*row) for row in zip(names, [s.accuracy for s in scores], (None,) * 3, remarks, strict=True))
+    score_a, score_b, score_naive = evaluate([*task.sources, naive], task.digits.test)
+    return [
+        Row("source A", score_a.accuracy),
+        Row("source B", score_b.accuracy),
+        Row("naive average", score_naive.accuracy, None, "neurons in different order"),
+    ]
 
 
-def _fuse_all(
-    sources: list[nn.Module],
-    make: Architecture,
-    calibration: Batches,
-    test: Batches,
-    seed: int,
-    manager: PluginManager,
-    notify: Callable[[str], None],
-) -> tuple[list[_Fused], list[Row]]:
+def _fuse_all(task: _Task) -> tuple[list[_Fused], list[Row]]:
+    """Returns what every solver makes of the two, and its rows, those of solvers that cannot included."""
     fused, rows = [], []
-    for solver in sorted(manager.solvers):
-        notify(f"Fusing with {solver} …")
+    for solver in sorted(task.manager.solvers):
+        task.notify(f"Fusing with {solver} …")
         try:
-            result, accuracy, seconds = _fuse(sources, solver, "none", calibration, test, seed, manager)
+            fusion = _fuse(task, solver, "none")
         except MergeotError as error:
             rows.append(Row(f"fused, {solver}", None, None, str(error)[:60]))
             continue
-        fused.append(_Fused(solver, accuracy, result))
-        rows.append(Row(f"fused, {solver}", accuracy, seconds, "one network"))
+        fused.append(fusion)
+        rows.append(Row(f"fused, {solver}", fusion.accuracy, fusion.seconds, "one network"))
     if not fused:
         raise MergeotError("No solver could fuse the two networks. See 'mergeot plugins' for what is installed.")
     return fused, rows
 
 
-def _fuse(
-    sources: list[nn.Module],
-    solver: str,
-    repair: str,
-    calibration: Batches,
-    test: Batches,
-    seed: int,
-    manager: PluginManager,
-) -> tuple[FusionResult, float, float]:
-    """Returns a fusion, its accuracy and its seconds."""
+def _fuse(task: _Task, solver: str, repair: str) -> _Fused:
     started = time.perf_counter()
     result = fuse(
-        sources, solver=solver, example_inputs=calibration[0][0][:2], data=calibration, seed=seed, repair=repair,
-        device="cpu", manager=manager,
-    )  # fmt: skip
+        task.sources,
+        solver=solver,
+        example_inputs=task.digits.training[0][0][:2],
+        data=task.digits.training,
+        seed=task.seed,
+        repair=repair,
+        device="cpu",
+        manager=task.manager,
+    )
     seconds = time.perf_counter() - started
-    return result, evaluate(result.model(), test).accuracy or 0.0, seconds
+    model = result.model()
+    held_back, test = (
+        evaluate(model, batches).accuracy or 0.0 for batches in (task.digits.held_back, task.digits.test)
+    )
+    return _Fused(solver, held_back, test, seconds, result)
 
 
-def _repaired(
-    sources: list[nn.Module],
-    solver: str,
-    calibration: Batches,
-    test: Batches,
-    seed: int,
-    manager: PluginManager,
-    notify: Callable[[str], None],
-) -> list[Row]:
+def _repaired(task: _Task, solver: str) -> list[Row]:
     """Returns a row for the best solver with the repair, where that is installed."""
-    if _REPAIR not in manager.repairs:
+    if _REPAIR not in task.manager.repairs:
         return []
-    notify(f"Fusing with {solver}, and repairing with {_REPAIR} …")
-    _, accuracy, seconds = _fuse(sources, solver, _REPAIR, calibration, test, seed, manager)
-    return [Row(f"fused, {solver}, {_REPAIR}", accuracy, seconds, "one network, unlabelled inputs")]
+    task.notify(f"Fusing with {solver}, and repairing with {_REPAIR} …")
+    fusion = _fuse(task, solver, _REPAIR)
+    name = f"fused, {solver}, {_REPAIR}"
+    return [Row(name, fusion.accuracy, fusion.seconds, "one network, unlabelled inputs")]
 
 
-def _save(
-    folder: Path, sources: list[nn.Module], best: _Fused, make: Architecture, seed: int, manager: PluginManager
-) -> tuple[str, ...]:
-    contents: list[tuple[str, State, dict[str, Any]]] = [
-        (f"source-{letter}.pt", source.state_dict(), {"trained_on": "digits", "seed": seed + offset})
-        for offset, (letter, source) in enumerate(zip("ab", sources, strict=True))
-    ]
-    contents.append(("fused.pt", best.result.state, {"solver": best.solver, "seed": seed}))
+def _save(folder: Path, task: _Task, best: _Fused) -> tuple[str, ...]:
+    contents: list[tuple[str, State, dict[str, Any]]] = []
+    for offset, (letter, source) in enumerate(zip("ab", task.sources, strict=True)):
+        provenance = {"trained_on": "digits", "seed": task.seed + offset}
+        contents.append((f"source-{letter}.pt", source.state_dict(), provenance))
+    contents.append(("fused.pt", best.result.state, {"solver": best.solver, "seed": task.seed}))
     for name, state, provenance in contents:
         save_checkpoint(
-            state, folder / name, architecture=make.name, arguments=make.arguments, input_shape=(1, 8, 8),
-            provenance=provenance, manager=manager,
-        )  # fmt: skip
-    return tuple(str(folder / name) for name in (*(content[0] for content in contents), "barrier.png"))
+            state,
+            folder / name,
+            architecture=task.make.name,
+            arguments=task.make.arguments,
+            input_shape=(1, 8, 8),
+            provenance=provenance,
+            manager=task.manager,
+        )
+    names = [*(content[0] for content in contents), "barrier.png"]
+    return tuple(str(folder / name) for name in names)
 
 
-def _barriers(
-    picture: Path, make: Architecture, sources: list[nn.Module], fused: list[_Fused], test: Batches
-) -> tuple[float | None, float | None]:
-    state_a, state_b = (source.state_dict() for source in sources)
+def _barriers(picture: Path, task: _Task, fused: list[_Fused]) -> tuple[float | None, float | None]:
+    make, test = task.make, task.digits.test
+    state_a, state_b = (source.state_dict() for source in task.sources)
     naive = barrier(make(), state_a, state_b, test, _POINTS)
     curves = {"naive": naive}
     # A soft plan gives no order, so there is no path between aligned sources to draw.
-    ordered = [one for one in fused if all(map(one.result.alignment.is_function_preserving, (0, 1)))]
+    ordered = [fusion for fusion in fused if all(map(fusion.result.alignment.is_function_preserving, (0, 1)))]
     aligned = None
     if ordered:
-        best = max(ordered, key=lambda one: one.accuracy)
+        best = max(ordered, key=lambda fusion: fusion.held_back)
         aligned = barrier(make(), best.result.aligned_state(0), best.result.aligned_state(1), test, _POINTS)
         curves[f"aligned ({best.solver})"] = aligned
     plot_barrier(curves, picture, "Between two networks trained on the digits")

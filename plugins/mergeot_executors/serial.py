@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import networkx as nx
-
-from mergekit_ot import AbstractExecutor, Step
+from mergekit_ot import AbstractExecutor, TaskQueue, run_task
 
 
 class SerialExecutor(AbstractExecutor):
-    """Runs the steps in the order in which they were put into the graph, as far as its edges allow."""
+    """Runs the steps in the order of the sweep."""
 
-    def run(self, steps: nx.DiGraph, run_step: Callable[[Step], None]) -> None:
-        """Calls `run_step` for every step after its predecessors."""
-        for number in nx.topological_sort(steps):
-            run_step(steps.nodes[number]["step"])
+    def run(self, queue: TaskQueue) -> None:
+        """Runs each step when it is ready, and gives back what it found."""
+        while (task := queue.take()) is not None:
+            queue.give(run_task(task))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def mergeot_architectures() -> Mapping[str, str]:
     """Return the networks of this package by name."""
-    return {"rows": "mergeot_experiments.networks:rows"}
+    return {"rows": "mergeot_experiments.sources.networks:rows"}
 
 
 @hookimpl

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from mergekit_ot import MergeotError, PluginManager, RecipeError
 from mergekit_ot.errors import unknown_name
-from mergeot_experiments.data import VARIABLE
-from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Method
-from mergeot_experiments.progress import ProgressLine
-from mergeot_experiments.registry import ALL, EXPERIMENTS, find_experiments
-from mergeot_experiments.rendering import as_markdown
-from mergeot_experiments.runner import Order, run
-from mergeot_experiments.store import Store
-from mergeot_experiments.tables import ResultTable, Selection, make_table
-from mergeot_experiments.training import cache_folder
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Method
+from mergeot_experiments.catalogue.registry import ALL, EXPERIMENTS, find_experiments
+from mergeot_experiments.results.rendering import as_markdown
+from mergeot_experiments.results.tables import ResultTable, Selection, make_table
+from mergeot_experiments.running.progress import ProgressLine
+from mergeot_experiments.running.runner import Order, run
+from mergeot_experiments.running.store import Store
+from mergeot_experiments.sources.data import VARIABLE
+from mergeot_experiments.sources.training import cache_folder
 
 
 def run_orders(
@@ -56,10 +56,11 @@ def stored_tables(names: Sequence[str], manager: PluginManager) -> list[ResultTa
     shown: set[int] = set()
     tables: list[ResultTable] = []
     for scale in (QUICK, DIGITS, FULL):
-        made = [make_table(one, scale, store, manager) for one in EXPERIMENTS.values() if scale in one.designs]
-        fresh = [table for table in made if table is not None and any(id(cell) not in shown for cell in table.cells)]
+        at_scale = _tables_at(scale, store, manager)
+        fresh = [table for table in at_scale if not shown.issuperset(map(id, table.cells))]
         tables += [table for table in fresh if table.experiment in chosen]
-        shown |= {id(cell) for table in fresh for cell in table.cells}
+        for table in fresh:
+            shown.update(map(id, table.cells))
     tables.sort(key=lambda table: chosen.index(table.experiment))
     if not tables:
         raise MergeotError(
@@ -67,6 +68,13 @@ def stored_tables(names: Sequence[str], manager: PluginManager) -> list[ResultTa
             f"Run: mergeot experiments run {names[0] if names else 'mlp'}"
         )
     return tables
+
+
+def _tables_at(scale: str, store: Store, manager: PluginManager) -> list[ResultTable]:
+    """Returns a table for each experiment of which something is stored at a scale."""
+    experiments = [experiment for experiment in EXPERIMENTS.values() if scale in experiment.designs]
+    tables = [make_table(experiment, scale, store, manager) for experiment in experiments]
+    return [table for table in tables if table is not None]
 
 
 def write_page(tables: Sequence[ResultTable], path: Path) -> None:

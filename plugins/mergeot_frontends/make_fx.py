@@ -20,7 +20,15 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from mergekit_ot import AbstractFrontEnd, ArchitectureError, CapturedProgram, ProgramSlot, TraceBudget
+from mergekit_ot import (
+    AbstractFrontEnd,
+    ArchitectureError,
+    CapturedProgram,
+    ProgramSlot,
+    SlotKind,
+    TraceBudget,
+    operation_schema,
+)
 
 
 class MakeFxFrontEnd(AbstractFrontEnd):
@@ -39,25 +47,31 @@ class MakeFxFrontEnd(AbstractFrontEnd):
             arguments = list(flat)
             for place, value in zip(places, given, strict=True):
                 arguments[place] = value
-            results = functional_call(
-                model, dict(zip(names, tensors, strict=True)), pytree.tree_unflatten(arguments, spec)
-            )
-            return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
+            held = dict(zip(names, tensors, strict=True))
+            return _tensors_in(functional_call(model, held, pytree.tree_unflatten(arguments, spec)))
 
         record = make_fx(run, pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False)
         tensors = [value.detach().clone() for value in state.values()]
         with budget.watching(), _module_paths(model), _plain_attention(), torch.no_grad():
             recorded = record(tensors, [flat[place] for place in places])
         _without_writes(recorded)
-        parameters = set(dict(model.named_parameters()))
-        slots = [ProgramSlot("parameter" if name in parameters else "buffer", name) for name in names]
-        slots += [ProgramSlot("input")] * len(places)
         constants = _lift_constants(recorded)
-        slots += [ProgramSlot("recorded", name) for name in constants]
+        slots = [*_state_slots(model), *[ProgramSlot(SlotKind.INPUT)] * len(places)]
+        slots += [ProgramSlot(SlotKind.RECORDED, name) for name in constants]
         (output,) = (node for node in recorded.graph.nodes if node.op == "output")
-        outputs = tuple(ProgramSlot("user output") for _ in pytree.tree_leaves(output.args[0]))
+        outputs = tuple(ProgramSlot(SlotKind.USER_OUTPUT) for _ in pytree.tree_leaves(output.args[0]))
         values = {**dict(zip(names, tensors, strict=True)), **constants}
         return CapturedProgram(recorded, tuple(slots), outputs, values, "make-fx")
+
+
+def _state_slots(model: nn.Module) -> list[ProgramSlot]:
+    """Returns the slots of a module's parameters and buffers, in this order."""
+    slots = [ProgramSlot(SlotKind.PARAMETER, name) for name, _ in model.named_parameters()]
+    return slots + [ProgramSlot(SlotKind.BUFFER, name) for name, _ in model.named_buffers()]
+
+
+def _tensors_in(results: object) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(results) if isinstance(value, Tensor)]
 
 
 @contextlib.contextmanager
@@ -119,28 +133,17 @@ def _without_writes(recorded: fx.GraphModule) -> None:
     base: dict[fx.Node, fx.Node] = {}
     position = {node: number for number, node in enumerate(recorded.graph.nodes)}
     for node in list(recorded.graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None:
+        schema = operation_schema(node.target)
+        if schema is None:
             continue
-        shared = [
-            value
-            for argument, value in zip(schema.arguments, node.args, strict=False)
-            if argument.alias_info is not None and isinstance(value, fx.Node)
-        ]
+        shared = _shared_operands(node, schema)
         if shared:
             base[node] = base.get(shared[0], shared[0])
         if not schema.is_mutable:
             continue
-        written = next(
-            value
-            for argument, value in zip(schema.arguments, node.args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node)
-        )
-        root = base.get(written, written)
-        others = [other for other, its in [*base.items(), (root, root)] if its is root and other not in (node, written)]
-        late = [user for other in others for user in other.users if position[user] > position[node]]
+        (written, *_) = _shared_operands(node, schema, is_write=True)
         plain = _plain_form(node.target)
-        if late or plain is None:
+        if plain is None or _is_shared_later(node, written, base, position):
             raise ArchitectureError(
                 f"{node.target} writes into memory that other values share{_where(node)}, which make-fx cannot follow. "
                 "Build the result with torch.cat or torch.where instead, so that torch.export captures the module."
@@ -148,6 +151,34 @@ def _without_writes(recorded: fx.GraphModule) -> None:
         node.target = plain
     recorded.graph.eliminate_dead_code()
     recorded.recompile()
+
+
+def _shared_operands(node: fx.Node, schema: torch.FunctionSchema, is_write: bool = False) -> list[fx.Node]:
+    """Returns the operands whose memory a result shares, or those that are written into."""
+    operands = []
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        alias = argument.alias_info
+        if isinstance(value, fx.Node) and alias is not None and (alias.is_write or not is_write):
+            operands.append(value)
+    return operands
+
+
+def _is_shared_later(
+    node: fx.Node, written: fx.Node, base: dict[fx.Node, fx.Node], position: dict[fx.Node, int]
+) -> bool:
+    """Whether something behind a write reads another value of the memory that it writes into.
+
+    Args:
+        node: The write.
+        written: What it writes into.
+        base: View → the value whose memory it shares.
+        position: Operation → its number in the program.
+    """
+    root = base.get(written, written)
+    sharing = [view for view, of_view in base.items() if of_view is root]
+    others = [value for value in (*sharing, root) if value not in (node, written)]
+    readers = itertools.chain.from_iterable(value.users for value in others)
+    return any(position[reader] > position[node] for reader in readers)
 
 
 def _plain_form(target: Any) -> Any:
@@ -164,7 +195,7 @@ def _where(node: fx.Node) -> str:
 
 def _lift_constants(recorded: fx.GraphModule) -> dict[str, Tensor]:
     """Turns tensors that the graph reads as attributes into placeholders behind the others; returns their values."""
-    found: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
     last = [node for node in recorded.graph.nodes if node.op == "placeholder"][-1]
     for node in list(recorded.graph.nodes):
         if node.op != "get_attr":
@@ -177,6 +208,6 @@ def _lift_constants(recorded: fx.GraphModule) -> dict[str, Tensor]:
         last.meta["val"] = value
         node.replace_all_uses_with(last)
         recorded.graph.erase_node(node)
-        found[str(node.target)] = value
+        constants[str(node.target)] = value
     recorded.recompile()
-    return found
+    return constants

@@ -1,4 +1,4 @@
-"""The node rules: how the neurons of aten operations correspond from inputs to outputs."""
+"""The node rules (how the neurons of aten operations correspond) and the symmetries of layers."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     from mergeot_layers.spatial import SPATIAL
 
     return {**LINES, **MOVEMENTS, **REDUCTIONS, **PRODUCTS, **RECURRENT, **INDEXING, **SPATIAL}
+
+
+@hookimpl
+def mergeot_symmetries() -> Mapping[str, str]:
+    """Return what layers allow to be done to their neurons: another order, and behind odd functions other signs."""
+    return {"order": "mergekit_ot:Order", "sign": "mergekit_ot:Sign"}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
-
-_Labels = list[Any]
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, Replicated, RuleError, Value
 
 
-def _pin(operation: OperationView, labels: _Labels, why: str) -> None:
+def _pin(operation: OperationView, labels: Labels, why: str) -> None:
     for label in labels:
         operation.algebra.pin(label, why)
 
@@ -18,7 +15,7 @@ def _pin(operation: OperationView, labels: _Labels, why: str) -> None:
 def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
     """The axes given by `argument` stay in order, the others pass to every output."""
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         labels = operation.labels(name)
         axes = operation.axes(name, argument)
         if not axes:
@@ -36,59 +33,78 @@ def _ordered(why: str, argument: str = "dim", name: str = "self") -> NodeRule:
     return FunctionRule(rule)
 
 
-def _index(operation: OperationView) -> list[_Labels]:
+def _index(operation: OperationView) -> list[Labels]:
     """``tensor[indices]``: the indexed axes stay in order; axes in which the indices agree pass."""
-    algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))
     indices += [None] * (len(labels) - len(indices))
     block = _block(operation, indices)
     if block is not None:
         return [block]
     places = [axis for axis, index in enumerate(indices) if index is not None]
-    given = [index for index in indices if index is not None]
+    given = [indices[axis] for axis in places]
     rank = max(len(index.labels) for index in given)
     shape = operation.output_shapes[0]
     if len(shape) != len(labels) - len(places) + rank:
         raise RuleError("a mask picks entries")
     _pin(operation, [labels[axis] for axis in places], "entries are picked by their place")
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    picked: _Labels = [algebra.replicated(size) for size in shape[first : first + rank]]
-    for index in given:
-        for axis, label in enumerate(index.labels):
-            place = axis + rank - len(index.labels)
-            algebra.touch(label)
-            if index.shape[axis] == shape[first + place]:
-                picked[place] = algebra.unify(picked[place], label)
+    picked = _agreeing(operation, given, shape[first : first + rank])
     rest = [label for axis, label in enumerate(labels) if axis not in places]
     # A family must see what indexes it on one axis of the result, or it is tied.
     operation.loop([*rest[:first], *picked, *rest[first:]])
-    varying = [
-        algebra.pinned(size, "picked by index") if _is_constant(label) and size > 1 else label
-        for label, size in zip(picked, shape[first : first + rank], strict=True)
-    ]
-    return [[*rest[:first], *varying, *rest[first:]]]
+    return [[*rest[:first], *_varying(operation, picked), *rest[first:]]]
 
 
-def _block(operation: OperationView, indices: Sequence[Any]) -> _Labels | None:
+def _varying(operation: OperationView, labels: Labels) -> Labels:
+    """Returns labels of axes along which entries are picked: what was constant along one may vary now."""
+    algebra = operation.algebra
+    varying = list(labels)
+    for place, label in enumerate(labels):
+        if _is_constant(label) and algebra.size(label) > 1:
+            varying[place] = algebra.pinned(algebra.size(label), "picked by index")
+    return varying
+
+
+def _agreeing(operation: OperationView, indices: Sequence[Value], shape: Sequence[int]) -> Labels:
+    """Returns the labels of the axes that indices broadcast to; those that stand on one place become one."""
+    algebra = operation.algebra
+    labels: Labels = [algebra.replicated(size) for size in shape]
+    for index in indices:
+        for axis, label in enumerate(index.labels):
+            place = axis + len(shape) - len(index.labels)
+            algebra.touch(label)
+            if index.shape[axis] == shape[place]:
+                labels[place] = algebra.unify(labels[place], label)
+    return labels
+
+
+def _block(operation: OperationView, indices: Sequence[Value | None]) -> Labels | None:
     """Returns the labels where constant indices pick one block of consecutive entries, as ``x[..., [-2], :]`` does."""
-    given: list[tuple[int, Any]] = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].constant is None or len(given[0][1].shape) != 1 or given[0][1].is_floating:
+    axes = [axis for axis, index in enumerate(indices) if index is not None]
+    places = _constant_places(indices[axes[0]]) if len(axes) == 1 else None
+    if places is None:
         return None
-    axis, index = given[0]
-    size = operation.shape("self")[axis]
-    places = [int(place) % size for place in index.constant]
+    size = operation.shape("self")[axes[0]]
+    places = [place % size for place in places]
     start, count = places[0], len(places)
-    if index.constant.dtype.is_floating_point or places != list(range(start, start + count)):
+    if places != list(range(start, start + count)):
         return None
-    blocks = operation.algebra.cut(operation.labels("self"), axis, [start, count, size - start - count])
+    blocks = operation.algebra.cut(operation.labels("self"), axes[0], [start, count, size - start - count])
     return None if blocks is None else blocks[1 if start else 0]
 
 
-def _is_constant(label: Any) -> bool:
-    return type(label).__name__ == "Replicated"
+def _constant_places(index: Value | None) -> list[int] | None:
+    """Returns the numbers in an index that is a constant list of them; None for any other."""
+    if index is None or index.constant is None or len(index.shape) != 1 or index.is_floating:
+        return None
+    return None if index.constant.dtype.is_floating_point else [int(place) for place in index.constant]
 
 
-def _index_select(operation: OperationView) -> list[_Labels]:
+def _is_constant(label: object) -> bool:
+    return isinstance(label, Replicated)
+
+
+def _index_select(operation: OperationView) -> list[Labels]:
     labels = operation.labels("self")
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], *operation.labels("index")], "entries are picked by their place")
@@ -96,35 +112,35 @@ def _index_select(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _gather(operation: OperationView) -> list[_Labels]:
+def _gather(operation: OperationView) -> list[Labels]:
     """Picks along one axis, with an index per entry of the others; those are walked together where they are equal."""
     algebra = operation.algebra
     labels, index = operation.labels("self"), operation.value("index")
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], index.labels[axis]], "entries are picked by their place")
-    made: _Labels = []
+    gathered: Labels = []
     for place, label in enumerate(labels):
         if place == axis:
-            made.append(algebra.pinned(index.shape[place], "picked by index"))
+            gathered.append(algebra.pinned(index.shape[place], "picked by index"))
         elif index.shape[place] == operation.shape("self")[place]:
-            made.append(algebra.unify(label, index.labels[place]))
+            gathered.append(algebra.unify(label, index.labels[place]))
         else:
             _pin(operation, [label, index.labels[place]], "only the first entries are picked from")
-            made.append(algebra.pinned(index.shape[place], "picked by index"))
-    return [made]
+            gathered.append(algebra.pinned(index.shape[place], "picked by index"))
+    return [gathered]
 
 
-def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]]:
+def _written(operands: Sequence[str]) -> Callable[[OperationView], list[Labels]]:
     """Entries along one axis are replaced by place; the other axes are those of what is written."""
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         labels = operation.labels("self")
         axis = operation.axes("self", "dim")[0]
         algebra.pin(labels[axis], "entries are written by their place")
         for name in operands:
-            value: Any = operation.arguments.get(name)
-            if not hasattr(value, "labels"):
+            value = operation.argument(name)
+            if not isinstance(value, Value):
                 continue
             for place, label in enumerate(value.labels):
                 if place == axis or len(value.labels) != len(labels):
@@ -139,7 +155,7 @@ def _written(operands: Sequence[str]) -> Callable[[OperationView], list[_Labels]
     return rule
 
 
-def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
+def _never_constant(operation: OperationView, labels: Labels) -> Labels:
     """Returns labels of a tensor into which something was written: what was constant may vary now."""
     return [
         operation.algebra.pinned(operation.algebra.size(label), "written into a constant")
@@ -149,7 +165,7 @@ def _never_constant(operation: OperationView, labels: _Labels) -> _Labels:
     ]
 
 
-def _slice_scatter(operation: OperationView) -> list[_Labels]:
+def _slice_scatter(operation: OperationView) -> list[Labels]:
     """Blocks along an axis are replaced: the axis becomes what was before, what is written, and what was after."""
     algebra = operation.algebra
     labels, source = operation.labels("self"), operation.labels("src")
@@ -166,16 +182,16 @@ def _slice_scatter(operation: OperationView) -> list[_Labels]:
     blocks = algebra.cut(labels, axis, [start, count, size - start - count])
     if blocks is None:
         raise RuleError("written across its blocks")
-    parts = iter(blocks)
-    made = [next(parts)] if start else []
-    next(parts)
-    made.append(source)
-    made += [next(parts)] if start + count < size else []
+    rest = iter(blocks)
+    pieces = [next(rest)] if start else []
+    next(rest)
+    pieces.append(source)
+    pieces += [next(rest)] if start + count < size else []
     # What is overwritten is gone, but its axis was looked at.
-    return [algebra.concat(made, axis)]
+    return [algebra.concat(pieces, axis)]
 
 
-def _select_scatter(operation: OperationView) -> list[_Labels]:
+def _select_scatter(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, source = operation.labels("self"), operation.labels("src")
     axis = operation.axes("self", "dim")[0]
@@ -186,11 +202,11 @@ def _select_scatter(operation: OperationView) -> list[_Labels]:
     if blocks is None:
         raise RuleError("written across its blocks")
     before, after = index > 0, index + 1 < size
-    parts = [blocks[0]] * before + [written] + [blocks[-1]] * after
-    return [algebra.concat(parts, axis)]
+    pieces = [blocks[0]] * before + [written] + [blocks[-1]] * after
+    return [algebra.concat(pieces, axis)]
 
 
-def _index_put(operation: OperationView) -> list[_Labels]:
+def _index_put(operation: OperationView) -> list[Labels]:
     """Writes along the indexed axes, which stay in order, as do the indices; other axes are those of the values."""
     algebra = operation.algebra
     labels, indices = operation.labels("self"), list(operation.argument("indices"))
@@ -198,17 +214,16 @@ def _index_put(operation: OperationView) -> list[_Labels]:
     rest = []
     for axis, label in enumerate(labels):
         if axis < len(indices) and indices[axis] is not None:
-            algebra.pin(label, "entries are written by their place")
-            _pin(operation, list(indices[axis].labels), "entries are written by their place")
+            _pin(operation, [label, *indices[axis].labels], "entries are written by their place")
         else:
             rest.append(axis)
     for place, label in enumerate(reversed(values.labels)):
+        size = values.shape[-1 - place]
         axis = rest[-1 - place] if place < len(rest) else None
-        same = axis is not None and operation.shape("self")[axis] == values.shape[-1 - place]
-        if axis is not None and same and axis == len(labels) - 1 - place:
+        if axis is not None and axis == len(labels) - 1 - place and operation.shape("self")[axis] == size:
             labels[axis] = algebra.unify(labels[axis], label)
-        elif values.shape[-1 - place] != 1:
-            _pin(operation, [label, *([labels[axis]] if axis is not None else [])], "written by place")
+        elif size != 1:
+            _pin(operation, [label] if axis is None else [label, labels[axis]], "written by place")
     return [_never_constant(operation, labels)]
 
 

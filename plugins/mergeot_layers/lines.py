@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergekit_ot import EinRule, FunctionRule, NodeRule, OperationView
+from mergekit_ot import Case, EinRule, FunctionRule, Labels, NodeRule, OperationView, Value
 
 _AFFINE = ("input", "weight", "bias")
 _CONVOLUTION = EinRule("b (g i) *!; (g o) i *!; (g o) -> b (g o) *!", _AFFINE, sizes={"g": "groups"})
@@ -49,13 +49,18 @@ LINES: dict[str, NodeRule] = {
 }
 
 
-def _same_as_input(operation: OperationView) -> list[list]:
+def _same_as_input(operation: OperationView) -> list[Labels]:
     """A tensor made like another one is constant along every axis."""
     algebra = operation.algebra
-    for value in operation.arguments.values():
-        for label in getattr(value, "labels", ()):
+    for value in operation.tensors:
+        for label in value.labels:
             algebra.touch(label)
-    return [[algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
+    return [_constant(operation, shape) for shape in operation.output_shapes]
+
+
+def _constant(operation: OperationView, shape: tuple[int, ...]) -> Labels:
+    """Returns the labels of a tensor that is constant along every axis."""
+    return [operation.algebra.replicated(size) for size in shape]
 
 
 LINES |= {
@@ -78,13 +83,13 @@ LINES |= {
 }
 
 
-def _copy(operation: OperationView) -> list[list]:
+def _copy(operation: OperationView) -> list[Labels]:
     """What was there is gone; the values of `src` are repeated where it is smaller."""
     algebra = operation.algebra
     for label in (*operation.labels("self"), *operation.labels("src")):
         algebra.touch(label)
     (shape,) = operation.output_shapes
-    labels = [algebra.replicated(size) for size in shape]
+    labels = _constant(operation, shape)
     source = operation.value("src")
     for place in range(-len(source.shape), 0):
         if source.shape[place] == shape[place]:
@@ -92,46 +97,47 @@ def _copy(operation: OperationView) -> list[list]:
     return [labels]
 
 
-def _embedding_bag(operation: OperationView) -> list[list]:
+def _embedding_bag(operation: OperationView) -> list[Labels]:
     """Rows of a table are summed or averaged in bags; their features pass, row and bag numbers stay."""
     algebra = operation.algebra
     labels = operation.labels("weight")
     for label in (labels[0], *operation.labels("indices"), *operation.labels("offsets")):
         algebra.pin(label, "rows are picked by their number")
-    weights = operation.arguments.get("per_sample_weights")
-    for label in getattr(weights, "labels", ()):
-        algebra.pin(label, "rows are picked by their number")
+    weights = operation.argument("per_sample_weights")
+    if isinstance(weights, Value):
+        for label in weights.labels:
+            algebra.pin(label, "rows are picked by their number")
     first, *others = operation.output_shapes
-    more = [[algebra.pinned(size, "numbers of rows and bags") for size in shape] for shape in others]
+    more: list[Labels] = []
+    for shape in others:
+        more.append([algebra.pinned(size, "numbers of rows and bags") for size in shape])
     if operation.argument("mode", 0) == 2 and labels:
         algebra.touch(labels[1])  # maxima and their places: both per feature
-    return [[algebra.pinned(first[0], "bags"), labels[1]], *more]
+    bags: Labels = [algebra.pinned(first[0], "bags"), labels[1]]
+    return [bags, *more]
 
 
 LINES |= {f"aten.{name}": FunctionRule(_embedding_bag) for name in ("embedding_bag", "_embedding_bag")}
 LINES["aten.copy"] = FunctionRule(_copy)
 
 
-def _pointwise(operation: OperationView) -> list[list]:
+def _pointwise(operation: OperationView) -> list[Labels]:
     """Right-aligned broadcasting: axes that meet are reordered alike."""
     algebra = operation.algebra
     outputs = []
     for shape in operation.output_shapes:
-        labels = [algebra.replicated(size) for size in shape]
-        operands = [value for value in operation.arguments.values() if hasattr(value, "labels")]
-        places = [(value, axis) for value in operands for axis in range(len(value.labels))]
+        labels = _constant(operation, shape)
+        places: list[tuple[Value, int]] = []
+        for value in operation.tensors:
+            places += [(value, axis) for axis in range(len(value.labels))]
         # Axes that carry a concatenation go first: they make the cases on other axes meet their like.
-        for value, axis in sorted(places, key=lambda place: _is_case(place[0].labels[place[1]])):
+        for value, axis in sorted(places, key=lambda place: isinstance(place[0].labels[place[1]], Case)):
             position = axis + len(shape) - len(value.labels)
             algebra.touch(value.labels[axis])
             if value.shape[axis] == shape[position]:
                 labels[position] = algebra.unify(labels[position], value.labels[axis])
         outputs.append(labels)
     return outputs
-
-
-def _is_case(label: object) -> bool:
-    return hasattr(label, "options")
 
 
 LINES["tag:pointwise"] = FunctionRule(_pointwise)

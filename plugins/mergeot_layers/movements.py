@@ -6,18 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
-
-_Labels = list[Any]
+from mergekit_ot import Atom, FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
 
 
-def _reshape(operation: OperationView) -> list[_Labels]:
+def _reshape(operation: OperationView) -> list[Labels]:
     """Matches the smallest runs of axes of equal product; a run is multiplied and divided again."""
     algebra = operation.algebra
     labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
     for label in labels:
         algebra.touch(label)
-    made: _Labels = []
+    reshaped: Labels = []
     start = position = 0
     while start < len(shape) or position < len(target):
         end, stop = min(start + 1, len(shape)), min(position + 1, len(target))
@@ -33,13 +31,13 @@ def _reshape(operation: OperationView) -> list[_Labels]:
             for label in labels[start:end]:
                 algebra.pin(label, f"a reshape from {list(shape)} to {list(target)} cuts across its blocks")
             factors = [algebra.pinned(size, "reshaped across blocks") for size in target[position:stop]]
-        made += factors
+        reshaped += factors
         start, position = end, stop
-    return [made]
+    return [reshaped]
 
 
-def _permute(order: Callable[[OperationView], list[int]]) -> Callable[[OperationView], list[_Labels]]:
-    def rule(operation: OperationView) -> list[_Labels]:
+def _permute(order: Callable[[OperationView], list[int]]) -> Callable[[OperationView], list[Labels]]:
+    def rule(operation: OperationView) -> list[Labels]:
         labels = operation.labels("self")
         axes = order(operation)
         operation.carried = list(axes)
@@ -68,13 +66,13 @@ def _moved(operation: OperationView) -> list[int]:
     return rest
 
 
-def _join(operation: OperationView) -> list[_Labels]:
+def _join(operation: OperationView) -> list[Labels]:
     values = [value for value in operation.argument("tensors") if math.prod(value.shape) or len(value.shape) > 1]
     axis = operation.argument("dim", 0) % len(values[0].shape)
     return [operation.algebra.concat([value.labels for value in values], axis)]
 
 
-def _stack(operation: OperationView) -> list[_Labels]:
+def _stack(operation: OperationView) -> list[Labels]:
     values = operation.argument("tensors")
     axis = operation.argument("dim", 0) % (len(values[0].shape) + 1)
     unit = operation.algebra.replicated(1)
@@ -82,29 +80,30 @@ def _stack(operation: OperationView) -> list[_Labels]:
     return [operation.algebra.concat(tensors, axis)]
 
 
-def _cut(operation: OperationView, axis: int, sizes: list[int]) -> list[_Labels]:
+def _cut(operation: OperationView, axis: int, sizes: list[int]) -> list[Labels]:
     """Returns the labels of consecutive blocks; empty ones get none of the neurons."""
     algebra = operation.algebra
     labels = operation.labels("self")
     blocks = algebra.cut(labels, axis, sizes)
     if blocks is None:
         algebra.pin(labels[axis], "cut where its blocks do not allow it")
-        blocks = [
-            [algebra.pinned(size, "cut across blocks") if i == axis else label for i, label in enumerate(labels)]
-            for size in sizes
-            if size
-        ]
+        blocks = [_with(labels, axis, algebra.pinned(size, "cut across blocks")) for size in sizes if size]
     rest = iter(blocks)
-    empty = [algebra.pinned(0, "empty") if i == axis else label for i, label in enumerate(labels)]
+    empty = _with(labels, axis, algebra.pinned(0, "empty"))
     return [next(rest) if size else list(empty) for size in sizes]
 
 
-def _split(operation: OperationView) -> list[_Labels]:
+def _with(labels: Labels, axis: int, *instead: Any) -> Labels:
+    """Returns labels with others in the place of one of them, or none."""
+    return [*labels[:axis], *instead, *labels[axis + 1 :]]
+
+
+def _split(operation: OperationView) -> list[Labels]:
     axis = operation.axes("self", "dim", [0])[0]
     return _cut(operation, axis, [shape[axis] for shape in operation.output_shapes])
 
 
-def _slice(operation: OperationView) -> list[_Labels]:
+def _slice(operation: OperationView) -> list[Labels]:
     axis = operation.axes("self", "dim", [0])[0]
     size, kept = operation.shape("self")[axis], operation.output_shapes[0][axis]
     step = operation.argument("step", 1)
@@ -114,47 +113,59 @@ def _slice(operation: OperationView) -> list[_Labels]:
         labels = operation.labels("self")
         for label in labels:
             operation.algebra.touch(label)
-        return [[operation.algebra.pinned(0, "empty") if i == axis else label for i, label in enumerate(labels)]]
+        return [_with(labels, axis, operation.algebra.pinned(0, "empty"))]
     start = operation.argument("start", 0)
     start = min(max(start + size if start < 0 else start, 0), size)
     return [_cut(operation, axis, [start, kept, size - start - kept])[1]]
 
 
-def _pick(operation: OperationView, axis: int, instead: _Labels) -> list[_Labels]:
+def _pick(operation: OperationView, axis: int, instead: Labels) -> list[Labels]:
     """Entries of `axis` are picked by place: it is pinned, and `instead` stands for it."""
     labels = operation.labels("self")
     operation.algebra.pin(labels[axis], "entries are picked by their place")
-    return [[*labels[:axis], *instead, *labels[axis + 1 :]]]
+    return [_with(labels, axis, *instead)]
 
 
-def _select(operation: OperationView) -> list[_Labels]:
+def _select(operation: OperationView) -> list[Labels]:
     axis = operation.axes("self", "dim", [0])[0]
     size = operation.shape("self")[axis]
     index = operation.argument("index", 0) % size
     chosen = _cut(operation, axis, [index, 1, size - index - 1])[1]
-    return [[label for i, label in enumerate(chosen) if i != axis]]
+    return [_with(chosen, axis)]
 
 
-def _unbind(operation: OperationView) -> list[_Labels]:
+def _unbind(operation: OperationView) -> list[Labels]:
     axis = operation.axes("self", "dim", [0])[0]
     blocks = _cut(operation, axis, [1] * operation.shape("self")[axis])
-    return [[label for i, label in enumerate(block) if i != axis] for block in blocks]
+    return [_with(block, axis) for block in blocks]
 
 
-def _expand(operation: OperationView) -> list[_Labels]:
+def _expand(operation: OperationView) -> list[Labels]:
+    other = operation.argument("other")
+    if isinstance(other, Value):
+        for label in other.labels:
+            operation.algebra.touch(label)  # expand_as looks at a shape only
+    return [_copied(operation, lambda _label, _have, want: operation.algebra.replicated(want))]
+
+
+def _copied(operation: OperationView, copies: Callable[[Any, int, int], Any]) -> Labels:
+    """Returns the labels of a tensor that is repeated along axes, new ones before it included.
+
+    Args:
+        operation: Whose result has those sizes.
+        copies: Gives the label of an axis whose size changes, for what it was, and both sizes.
+    """
     algebra = operation.algebra
     labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
     new = len(target) - len(shape)
-    made: _Labels = [algebra.replicated(size) for size in target[:new]]
+    expanded: Labels = [algebra.replicated(size) for size in target[:new]]
     for label, have, want in zip(labels, shape, target[new:], strict=True):
         algebra.touch(label)
-        made.append(label if have == want else algebra.replicated(want))
-    for label in getattr(operation.arguments.get("other"), "labels", ()):
-        algebra.touch(label)  # expand_as looks at a shape only
-    return [made]
+        expanded.append(label if have == want else copies(label, have, want))
+    return expanded
 
 
-def _pad(operation: OperationView) -> list[_Labels]:
+def _pad(operation: OperationView) -> list[Labels]:
     """Constant padding adds blocks along which the tensor is constant; any other kind pins the padded axes."""
     algebra = operation.algebra
     labels, pad = operation.labels("self"), list(operation.argument("pad"))
@@ -168,20 +179,17 @@ def _pad(operation: OperationView) -> list[_Labels]:
             algebra.pin(labels[axis], "padded")
             labels[axis] = algebra.pinned(size + before + after, "padded")
             continue
-        stretch = [
-            [algebra.replicated(count) if i == axis else label for i, label in enumerate(labels)]
-            for count in (before, after)
-        ]
-        parts = [stretch[0]] * (before > 0) + [labels] + [stretch[1]] * (after > 0)
-        labels = algebra.concat(parts, axis)
+        paddings = [_with(labels, axis, algebra.replicated(count)) for count in (before, after)]
+        blocks = [paddings[0]] * (before > 0) + [labels] + [paddings[1]] * (after > 0)
+        labels = algebra.concat(blocks, axis)
     return [labels]
 
 
-def _is_pinned(label: Any) -> bool:
-    return getattr(label, "pin", None) is not None
+def _is_pinned(label: object) -> bool:
+    return isinstance(label, Atom) and label.pin is not None
 
 
-def _repeat_interleave(operation: OperationView) -> list[_Labels]:
+def _repeat_interleave(operation: OperationView) -> list[Labels]:
     axis, repeats = operation.argument("dim"), operation.argument("repeats")
     if axis is None or not isinstance(repeats, int):
         raise RuleError("repeat_interleave without a fixed count along an axis")
@@ -191,19 +199,13 @@ def _repeat_interleave(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _repeat(operation: OperationView) -> list[_Labels]:
+def _repeat(operation: OperationView) -> list[Labels]:
     """Repeats a tensor as a whole: an axis becomes ``copies × axis``."""
     algebra = operation.algebra
-    labels, shape, target = operation.labels("self"), operation.shape("self"), operation.output_shapes[0]
-    new = len(target) - len(shape)
-    made: _Labels = [algebra.replicated(size) for size in target[:new]]
-    for label, have, want in zip(labels, shape, target[new:], strict=True):
-        algebra.touch(label)
-        made.append(label if have == want else algebra.product([algebra.replicated(want // have), label]))
-    return [made]
+    return [_copied(operation, lambda label, have, want: algebra.product([algebra.replicated(want // have), label]))]
 
 
-def _movement(function: Callable[[OperationView], list[_Labels]]) -> NodeRule:
+def _movement(function: Callable[[OperationView], list[Labels]]) -> NodeRule:
     return FunctionRule(function, is_movement=True)
 
 

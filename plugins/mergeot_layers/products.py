@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_ot import EinRule, FunctionRule, NodeRule, OperationView, RuleError
+from mergekit_ot import EinRule, FunctionRule, Labels, NodeRule, OperationView, RuleError
 
-_Labels = list[Any]
 SIZE_SENSITIVE = "size-sensitive"
 
 
-def _attention(operation: OperationView) -> list[_Labels]:
+def _attention(operation: OperationView) -> list[Labels]:
     """Queries meet keys over ``e``, weights meet values over the source positions; heads and batch pass.
 
     The scale divides by the root of ``e`` where none is given, so that axis is sensitive to its size.
@@ -41,11 +40,11 @@ def _attention(operation: OperationView) -> list[_Labels]:
     return [[*batch, query[-2], value[-1]]]
 
 
-def _meet(operation: OperationView, query: _Labels, key: _Labels, value: _Labels) -> _Labels:
+def _meet(operation: OperationView, query: Labels, key: Labels, value: Labels) -> Labels:
     """Returns the labels of the axes before positions; grouped queries have several heads per key and value head."""
     algebra = operation.algebra
     shapes = [operation.shape(name)[:-2] for name in ("query", "key", "value")]
-    batch: _Labels = []
+    batch: Labels = []
     for place in range(-len(query), 0):
         label = query[place]
         for others, shape in ((key, shapes[1]), (value, shapes[2])):
@@ -65,46 +64,59 @@ def _meet(operation: OperationView, query: _Labels, key: _Labels, value: _Labels
     return batch
 
 
-def _einsum(operation: OperationView) -> list[_Labels]:
+def _einsum(operation: OperationView) -> list[Labels]:
     """The equation is the rule already."""
     equation = str(operation.argument("equation")).replace(" ", "")
     return _contracted(operation, equation, list(operation.argument("tensors")))
 
 
-def _contracted(operation: OperationView, equation: str, values: list[Any]) -> list[_Labels]:
+def _contracted(operation: OperationView, equation: str, values: list[Any]) -> list[Labels]:
     algebra = operation.algebra
     left, arrow, right = equation.partition("->")
-    terms = left.split(",")
     if not arrow:
-        letters = [c for c in left if c.isalpha()]
-        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        right = _implied(left)
     names: dict[str, Any] = {}
-    rest: _Labels = []
-    for term, value in zip(terms, values, strict=True):
+    rest: Labels = []
+    for term, value in zip(left.split(","), values, strict=True):
         before, _, after = term.partition("...")
         spread = len(value.labels) - len(before) - len(after)
-        axes = [*before, *([""] * spread), *after]
-        hidden = value.labels[len(before) : len(before) + spread]
-        rest = _broadcast(operation, rest, hidden)
-        for axis, (letter, label) in enumerate(zip(axes, value.labels, strict=True)):
+        rest = _broadcast(operation, rest, value.labels[len(before) : len(before) + spread])
+        for label in value.labels:
             algebra.touch(label)
-            if not letter:
-                continue
-            if axes.count(letter) > 1:
-                algebra.pin(label, "a diagonal is taken")
-            fits = value.shape[axis] > 1 or letter not in names
-            if fits:
-                names[letter] = algebra.unify(names[letter], label) if letter in names else label
-            if letter not in right:
+        axes = [*before, *([""] * spread), *after]
+        _name_axes(operation, value, axes, names)
+        for axis, letter in enumerate(axes):
+            if letter and letter not in right:
                 operation.contract(value, axis)
     operation.loop([*rest, *names.values()])
     before, _, after = right.partition("...")
     return [[*(names[c] for c in before), *(rest if "..." in right else []), *(names[c] for c in after)]]
 
 
-def _broadcast(operation: OperationView, one: _Labels, other: _Labels) -> _Labels:
+def _implied(left: str) -> str:
+    """Returns what an equation without an arrow makes: the letters that stand once, in alphabetical order."""
+    letters = [letter for letter in left if letter.isalpha()]
+    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+    return ("..." if "..." in left else "") + "".join(once)
+
+
+def _name_axes(operation: OperationView, value: Any, axes: list[str], names: dict[str, Any]) -> None:
+    """Gives every letter of an operand the label that stands there; axes of one letter become one."""
     algebra = operation.algebra
-    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    for axis, (letter, label) in enumerate(zip(axes, value.labels, strict=True)):
+        if not letter:
+            continue
+        if axes.count(letter) > 1:
+            algebra.pin(label, "a diagonal is taken")
+        if letter not in names:
+            names[letter] = label
+        elif value.shape[axis] > 1:
+            names[letter] = algebra.unify(names[letter], label)
+
+
+def _broadcast(operation: OperationView, first: Labels, second: Labels) -> Labels:
+    algebra = operation.algebra
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
     common = list(longer)
     for place in range(-len(shorter), 0):
         sizes = algebra.size(common[place]), algebra.size(shorter[place])
@@ -115,13 +127,13 @@ def _broadcast(operation: OperationView, one: _Labels, other: _Labels) -> _Label
     return common
 
 
-def _tensordot(operation: OperationView) -> list[_Labels]:
+def _tensordot(operation: OperationView) -> list[Labels]:
     first, second = operation.value("self"), operation.value("other")
     summed = list(zip(operation.axes("self", "dims_self"), operation.axes("other", "dims_other"), strict=True))
     ours = [chr(ord("a") + axis) for axis in range(len(first.shape))]
     theirs = [chr(ord("n") + axis) for axis in range(len(second.shape))]
-    for one, other in summed:
-        theirs[other] = ours[one]
+    for our_axis, their_axis in summed:
+        theirs[their_axis] = ours[our_axis]
     kept = [c for c in ours + theirs if (ours + theirs).count(c) == 1]
     return _contracted(operation, f"{''.join(ours)},{''.join(theirs)}->{''.join(kept)}", [first, second])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, RuleError
 
-_Labels = list[Any]
 # Blocks of rows in a recurrent weight: input, forget, cell and output gate; reset, update and new gate; none.
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -51,12 +51,12 @@ def _layers(operation: OperationView, gates: int) -> list[list[_Layer]]:
     count, directions = operation.argument("num_layers"), 2 if operation.argument("bidirectional") else 1
     each = len(params) // (count * directions)
     biases = 2 if operation.argument("has_biases") else 0
-    found = []
+    layers = []
     for start in range(0, len(params), each):
         own = params[start : start + each]
         project = own[2 + biases] if each > 2 + biases else None
-        found.append(_Layer(operation, gates, own[:2], own[2 : 2 + biases], project))
-    return [found[start : start + directions] for start in range(0, len(found), directions)]
+        layers.append(_Layer(operation, gates, own[:2], own[2 : 2 + biases], project))
+    return [layers[start : start + directions] for start in range(0, len(layers), directions)]
 
 
 def _start(operation: OperationView, value: Any, states: list[Any], batch: Any) -> Any:
@@ -73,7 +73,7 @@ def _start(operation: OperationView, value: Any, states: list[Any], batch: Any) 
     return batch
 
 
-def _stacked(operation: OperationView, states: list[Any], between: _Labels) -> _Labels:
+def _stacked(operation: OperationView, states: list[Any], between: Labels) -> Labels:
     algebra = operation.algebra
     return algebra.concat([[algebra.replicated(1), *between, state] for state in states], 0)
 
@@ -81,54 +81,65 @@ def _stacked(operation: OperationView, states: list[Any], between: _Labels) -> _
 def _recurrent(kind: str) -> NodeRule:
     gates, has_cell = _GATES[kind], kind == "lstm"
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         is_packed = "data" in operation.arguments
         value = operation.value("data" if is_packed else "input")
         features, outer = value.labels[-1], list(value.labels[:-1])
+        has_batch = len(outer) == 2
         # Steps follow each other; packed data mix steps and sequences on one axis.
-        steps = 1 if operation.argument("batch_first") and len(outer) == 2 else 0
+        steps = 1 if operation.argument("batch_first") and has_batch else 0
         algebra.pin(outer[steps], "steps of a recurrence")
-        batch = outer[1 - steps] if len(outer) == 2 else algebra.replicated(1)
+        batch = outer[1 - steps] if has_batch else algebra.replicated(1)
         layers = _layers(operation, gates)
-        every = [layer for directions in layers for layer in directions]
-        for directions in layers:
-            for layer in directions:
-                layer.read(features, batch)
-            features = algebra.concat([[layer.state] for layer in directions], 0)[0]
-        hx = operation.argument("hx")
-        starts = hx if isinstance(hx, list | tuple) else [hx]
-        kinds = [[layer.state for layer in every], [layer.cell for layer in every]]
-        for start, states in zip(starts, kinds, strict=False):
-            batch = _start(operation, start, states, batch)
+        features = _read_through(operation, layers, features, batch)
+        states = _states(layers, has_cell)
+        for start, of_layers in zip(_starts(operation), states, strict=False):
+            batch = _start(operation, start, of_layers, batch)
+        outer[steps] = algebra.pinned(value.shape[steps], "packed sequences" if is_packed else "steps")
+        between = [batch] if has_batch else []
         if is_packed:
             # The batch is no axis of packed data, but it is one of the states.
-            size = operation.output_shapes[1][1]
-            outputs = [[algebra.pinned(value.shape[0], "packed sequences"), features]]
-            between: _Labels = [algebra.pinned(size, "sequences sorted by length")]
-        else:
-            outputs = [[*outer[:steps], algebra.pinned(value.shape[steps], "steps"), *outer[steps + 1 :], features]]
-            between = [batch] if len(outer) == 2 else []
-        for states in kinds[: 2 if has_cell else 1]:
-            outputs.append(_stacked(operation, states, between))
-        return outputs
+            between = [algebra.pinned(operation.output_shapes[1][1], "sequences sorted by length")]
+        return [[*outer, features], *(_stacked(operation, of_layers, between) for of_layers in states)]
 
     return FunctionRule(rule)
+
+
+def _read_through(operation: OperationView, layers: list[list[_Layer]], features: Any, batch: Any) -> Any:
+    """Lets each layer read what the one before it makes, and returns what the last one makes."""
+    for directions in layers:
+        for layer in directions:
+            layer.read(features, batch)
+        features = operation.algebra.concat([[layer.state] for layer in directions], 0)[0]
+    return features
+
+
+def _states(layers: list[list[_Layer]], has_cell: bool) -> list[list[Any]]:
+    """Returns the hidden states of all layers, and their cell states where they have any."""
+    every = list(itertools.chain.from_iterable(layers))
+    hidden = [layer.state for layer in every]
+    return [hidden, [layer.cell for layer in every]] if has_cell else [hidden]
+
+
+def _starts(operation: OperationView) -> list[Any]:
+    """Returns the initial states that are given: hidden, and for an LSTM the cell's."""
+    given = operation.argument("hx")
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _cell(kind: str) -> NodeRule:
     gates, has_cell = _GATES[kind], kind == "lstm"
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         algebra = operation.algebra
         value = operation.value("input")
         weights = [operation.value("w_ih"), operation.value("w_hh")]
-        biases = [b for name in ("b_ih", "b_hh") if (b := operation.argument(name)) is not None]
+        biases = [bias for bias in map(operation.argument, ("b_ih", "b_hh")) if bias is not None]
         layer = _Layer(operation, gates, weights, biases, None)
         batch = value.labels[0] if len(value.labels) > 1 else algebra.replicated(1)
         layer.read(value.labels[-1], batch)
-        hx = operation.argument("hx")
-        for start in hx if isinstance(hx, list | tuple) else [hx]:
+        for start in _starts(operation):
             algebra.unify(layer.state, start.labels[-1])
             if len(start.labels) > 1:
                 batch = algebra.unify(batch, start.labels[0])
@@ -138,7 +149,7 @@ def _cell(kind: str) -> NodeRule:
     return FunctionRule(rule)
 
 
-def _pack(operation: OperationView) -> list[_Labels]:
+def _pack(operation: OperationView) -> list[Labels]:
     """Steps and sequences become one axis in an order that the lengths decide; the features pass."""
     labels = operation.labels("input")
     for label in (*labels[:2], *operation.labels("lengths")):
@@ -150,7 +161,7 @@ def _pack(operation: OperationView) -> list[_Labels]:
     ]
 
 
-def _unpack(operation: OperationView) -> list[_Labels]:
+def _unpack(operation: OperationView) -> list[Labels]:
     labels = operation.labels("data")
     for label in (labels[0], *operation.labels("batch_sizes")):
         operation.algebra.pin(label, "packed by length")

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
-
-_Labels = list[Any]
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, RuleError
 
 
-def _reduce(operation: OperationView) -> list[_Labels]:
+def _reduce(operation: OperationView) -> list[Labels]:
     """Removes the reduced axes; their order does not matter to a sum, a mean or a maximum."""
     axes = operation.axes("self", "dim")
     axes = axes or operation.axes("self", "missing")  # an empty list means every axis
     operation.mix("self", axes)
     keep = bool(operation.argument("keepdim", False))
     labels = operation.labels("self")
-    one = operation.algebra.replicated(1)
-    left = [one if i in axes else label for i, label in enumerate(labels) if keep or i not in axes]
+    unit = operation.algebra.replicated(1)
+    left = [unit if i in axes else label for i, label in enumerate(labels) if keep or i not in axes]
     return [list(left) for _ in operation.output_shapes]
 
 
-def _ranked(operation: OperationView) -> list[_Labels]:
+def _ranked(operation: OperationView) -> list[Labels]:
     """A maximum with its index: the index names a place, so the axis stays as it is."""
     axes = operation.axes("self", "dim")
     for axis in axes:
@@ -30,7 +27,7 @@ def _ranked(operation: OperationView) -> list[_Labels]:
     return _reduce(operation)
 
 
-def _matmul(operation: OperationView) -> list[_Labels]:
+def _matmul(operation: OperationView) -> list[Labels]:
     """Batched product with broadcasting; vectors count as a row or a column."""
     algebra = operation.algebra
     first, second = operation.labels("self"), operation.labels("other")
@@ -54,7 +51,7 @@ def _matmul(operation: OperationView) -> list[_Labels]:
     return [[*batch, *rows, *columns]]
 
 
-def _layer_norm(operation: OperationView) -> list[_Labels]:
+def _layer_norm(operation: OperationView) -> list[Labels]:
     """Normalises over the last axes, which scale and shift share."""
     algebra = operation.algebra
     labels = operation.labels("input")
@@ -70,7 +67,7 @@ def _layer_norm(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _weight_norm(operation: OperationView) -> list[_Labels]:
+def _weight_norm(operation: OperationView) -> list[Labels]:
     """Scales the slices along one axis of a weight to lengths that are parameters of their own (arXiv:1602.07868)."""
     algebra = operation.algebra
     labels, lengths = operation.labels("v"), operation.labels("g")
@@ -85,7 +82,7 @@ def _weight_norm(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _softmax(operation: OperationView) -> list[_Labels]:
+def _softmax(operation: OperationView) -> list[Labels]:
     axes = operation.axes("self", "dim")
     operation.mix("self", axes)
     labels = operation.labels("self")
@@ -94,7 +91,7 @@ def _softmax(operation: OperationView) -> list[_Labels]:
     return [labels]
 
 
-def _gated(operation: OperationView) -> list[_Labels]:
+def _gated(operation: OperationView) -> list[Labels]:
     """A gated linear map multiplies one half of an axis with the other."""
     labels = operation.labels("self")
     axis = operation.axes("self", "dim", [-1])[0]
@@ -102,10 +99,10 @@ def _gated(operation: OperationView) -> list[_Labels]:
     halves = operation.algebra.cut(labels, axis, [half, half])
     if halves is None:
         raise RuleError("the gated axis does not divide into halves")
-    return [[operation.algebra.unify(one, other) for one, other in zip(*halves, strict=True)]]
+    return [[operation.algebra.unify(value, gate) for value, gate in zip(*halves, strict=True)]]
 
 
-def _rule(function: Callable[[OperationView], list[_Labels]]) -> NodeRule:
+def _rule(function: Callable[[OperationView], list[Labels]]) -> NodeRule:
     return FunctionRule(function)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from mergekit_ot import EinRule, FunctionRule, Labels, NodeRule, OperationView
 
-from mergekit_ot import EinRule, FunctionRule, NodeRule, OperationView
-
-_Labels = list[Any]
 _PLACES = "position in space or time"
 
 
 def _resized(spatial: int) -> NodeRule:
     """Interpolation: batch and channels pass, every place of the result is new."""
 
-    def rule(operation: OperationView) -> list[_Labels]:
+    def rule(operation: OperationView) -> list[Labels]:
         labels = operation.labels("self" if "self" in operation.arguments else "input")
         for label in labels[2:]:
             operation.algebra.pin(label, _PLACES)
@@ -23,25 +20,25 @@ def _resized(spatial: int) -> NodeRule:
     return FunctionRule(rule)
 
 
-def _pixel_shuffle(operation: OperationView) -> list[_Labels]:
+def _pixel_shuffle(operation: OperationView) -> list[Labels]:
     """``b.. (c r r) h w -> b.. c (h r) (w r)``: the offsets inside a pixel stay in order."""
     algebra = operation.algebra
     labels, factor = operation.labels("self"), operation.argument("upscale_factor")
     channels = operation.shape("self")[-3]
-    parts = algebra.split_product(labels[-3], [channels // factor**2, factor**2])
+    factors = algebra.split_product(labels[-3], [channels // factor**2, factor**2])
     algebra.touch(labels[-3])
-    if parts is None:
+    if factors is None:
         algebra.pin(labels[-3], "shuffled across blocks")
-        parts = [algebra.pinned(channels // factor**2, "shuffled across blocks")]
+        factors = [algebra.pinned(channels // factor**2, "shuffled across blocks")]
     else:
-        algebra.pin(parts[1], "offset inside a pixel")
+        algebra.pin(factors[1], "offset inside a pixel")
     for label in labels[-2:]:
         algebra.pin(label, _PLACES)
     places = [algebra.pinned(size, _PLACES) for size in operation.output_shapes[0][-2:]]
-    return [[*labels[:-3], parts[0], *places]]
+    return [[*labels[:-3], factors[0], *places]]
 
 
-def _pixel_unshuffle(operation: OperationView) -> list[_Labels]:
+def _pixel_unshuffle(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, factor = operation.labels("self"), operation.argument("downscale_factor")
     for label in labels[-2:]:
@@ -51,21 +48,21 @@ def _pixel_unshuffle(operation: OperationView) -> list[_Labels]:
     return [[*labels[:-3], channels, *places]]
 
 
-def _channel_shuffle(operation: OperationView) -> list[_Labels]:
+def _channel_shuffle(operation: OperationView) -> list[Labels]:
     algebra = operation.algebra
     labels, groups = operation.labels("self"), operation.argument("groups")
     size = operation.shape("self")[1]
-    parts = algebra.split_product(labels[1], [groups, size // groups])
+    factors = algebra.split_product(labels[1], [groups, size // groups])
     algebra.touch(labels[1])
-    if parts is None:
+    if factors is None:
         algebra.pin(labels[1], "shuffled across blocks")
         shuffled = algebra.pinned(size, "shuffled across blocks")
     else:
-        shuffled = algebra.product(parts[::-1])
+        shuffled = algebra.product(factors[::-1])
     return [[labels[0], shuffled, *labels[2:]]]
 
 
-def _windows(operation: OperationView) -> list[_Labels]:
+def _windows(operation: OperationView) -> list[Labels]:
     """``im2col``: ``b c h w -> b (c k) l``, the taps of a window stay in order."""
     algebra = operation.algebra
     labels = operation.labels("self")
@@ -76,7 +73,7 @@ def _windows(operation: OperationView) -> list[_Labels]:
     return [[labels[0], algebra.product([labels[1], taps]), algebra.pinned(places, _PLACES)]]
 
 
-def _unfold(operation: OperationView) -> list[_Labels]:
+def _unfold(operation: OperationView) -> list[Labels]:
     """Sliding windows along one axis, with their entries on a new last one."""
     labels = operation.labels("self")
     axis = operation.axes("self", "dimension")[0]
@@ -86,7 +83,7 @@ def _unfold(operation: OperationView) -> list[_Labels]:
     return [[*labels, operation.algebra.pinned(shape[-1], _PLACES)]]
 
 
-def _fourier(operation: OperationView) -> list[_Labels]:
+def _fourier(operation: OperationView) -> list[Labels]:
     """A Fourier transform mixes its axes in order; the others pass."""
     labels = operation.labels("self")
     axes = operation.axes("self", "dim")

@@ -30,8 +30,14 @@ def mergeot_step_done(report: StepReport) -> None:
         cost = "no cost" if group.cost is None else f"cost {group.cost:.6g}"
         _logger.info(
             "sweep %d, step %d of %d: group %s of %d neurons, %s, %s",
-            report.sweep + 1, report.number + 1, report.total, group.name, group.size, cost, group.status.name.lower(),
-        )  # fmt: skip
+            report.sweep + 1,
+            report.number + 1,
+            report.total,
+            group.name,
+            group.size,
+            cost,
+            group.status.name.lower(),
+        )
         _logger.debug("group %s: %s", group.name, group.status.value)
 
 

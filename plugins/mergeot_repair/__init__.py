@@ -13,6 +13,6 @@ def mergeot_repairs() -> Mapping[str, str]:
     return {
         "reset": "mergeot_repair.reset:ResetRepair",
         "repair": "mergeot_repair.moments:MomentsRepair",
-        "refit": "mergeot_repair.refit:RefitRepair",
+        "refit": "mergeot_repair.refit.refit:RefitRepair",
         "rescale": "mergeot_repair.rescale:RescaleRepair",
     }

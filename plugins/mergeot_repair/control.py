@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot import DataError, RepairContext
 
@@ -39,18 +39,24 @@ def check_control(
         progress=None,
         note=None,
     )
-    before, after = context.instance(aligned), context.instance(procedure(control))
-    changed = total = 0
-    with torch.no_grad():
-        for inputs in batches:
-            one, other = before(*inputs), after(*inputs)
-            if not isinstance(one, Tensor) or one.ndim < 2:
-                return
-            changed += int((one.argmax(1) != other.argmax(1)).sum())
-            total += one.argmax(1).numel()
+    changed, total = changed_predictions(context.instance(aligned), context.instance(procedure(control)), batches)
     if changed > max(_TOLERATED * total, 1):
         raise DataError(
             f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions, so it "
             "cannot be trusted with these networks and data. Give inputs with the sources' own preprocessing and more "
             "of them (--calibration-size), or take --repair none."
         )
+
+
+def changed_predictions(before: nn.Module, after: nn.Module, batches: Iterable[Sequence[Tensor]]) -> tuple[int, int]:
+    """Returns how many predictions differ between two models, and of how many; (0, 0) where they predict no classes."""
+    changed = total = 0
+    with torch.no_grad():
+        for inputs in batches:
+            scores, others = before(*inputs), after(*inputs)
+            if not isinstance(scores, Tensor) or scores.ndim < 2:
+                return 0, 0
+            classes = scores.argmax(1)
+            changed += int((classes != others.argmax(1)).sum())
+            total += classes.numel()
+    return changed, total

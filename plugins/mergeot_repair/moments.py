@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import check_control
-from mergeot_repair.maps import RECURRENT, LinearMap, MapFinder
-from mergeot_repair.running import HeldBytes, StagedRun
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder
+from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
 
 # A neuron whose deviation is below this share of its layer's says nothing: it is not blown up.
 _SILENT = 1e-4
+_Moments = tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]
 
 
 class MomentsRepair(AbstractRepair):
@@ -40,38 +41,48 @@ class MomentsRepair(AbstractRepair):
 def _corrected(context: RepairContext) -> dict[str, Tensor]:
     state = {name: value.detach().clone() for name, value in context.fused.items()}
     batches, room = list(context.batches), HeldBytes()
-    runs = [StagedRun(context.program, state, inputs, room) for inputs in batches]
-    sources = [[StagedRun(one.program, one.state, inputs, room) for inputs in batches] for one in context.sources]
-    maps = [one for one in MapFinder(context.program).find() if one.kind != RECURRENT]
-    maps = [one for one in maps if not any(user.op == "output" for user in runs[0].nodes[one.output].users)]
-    for number, one in enumerate(maps, start=1):
-        mean, deviation = _moments(runs, one)
-        goals = []
-        for source, of_source in zip(context.sources, sources, strict=True):
-            goals.append(
-                [source.in_fused_order(part, 0, one.weight, one.output_axis) for part in _moments(of_source, one)]
-            )
-        goal_mean, goal_deviation = (
-            torch.stack([share * goal[place] for share, goal in zip(context.model_weights, goals, strict=True)]).sum(0)
-            for place in (0, 1)
-        )
+    runs = staged_runs(context.program, state, batches, room)
+    source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
+    maps = [linear_map for linear_map in MapFinder(context.program).find() if _is_hidden(linear_map, runs[0])]
+    for number, linear_map in enumerate(maps, start=1):
+        mean, deviation = _moments(runs, linear_map)
+        goal_mean, goal_deviation = _goals(context, source_runs, linear_map)
         is_silent = deviation <= _SILENT * deviation.max()
         factor = torch.where(is_silent, torch.ones_like(deviation), goal_deviation / deviation)
-        corrected = _write(state, one, factor, mean, goal_mean)
+        corrected = _write(state, linear_map, factor, mean, goal_mean)
         for run in runs:
-            run.change(one.output, corrected)
+            run.change(linear_map.output, corrected)
         if context.progress is not None:
-            context.progress(number, len(maps), f"repair {one.weight}")
+            context.progress(number, len(maps), f"repair {linear_map.weight}")
     return state
 
 
-def _moments(runs: Sequence[StagedRun], one: LinearMap) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+def _is_hidden(linear_map: LinearMap, run: StagedRun) -> bool:
+    """Whether a map is not recurrent and what it makes is no result of the model."""
+    readers = run.nodes[linear_map.output].users
+    return linear_map.kind != RECURRENT and not any(reader.op == "output" for reader in readers)
+
+
+def _goals(context: RepairContext, source_runs: Sequence[Sequence[StagedRun]], linear_map: LinearMap) -> _Moments:
+    """Returns the weighted means, over the sources, of their neurons' means and standard deviations."""
+    means, deviations = [], []
+    for source, share, runs in zip(context.sources, context.model_weights, source_runs, strict=True):
+        mean, deviation = (
+            source.in_fused_order(moment, 0, linear_map.weight, linear_map.output_axis)
+            for moment in _moments(runs, linear_map)
+        )
+        means.append(share * mean)
+        deviations.append(share * deviation)
+    return torch.stack(means).sum(0), torch.stack(deviations).sum(0)
+
+
+def _moments(runs: Sequence[StagedRun], linear_map: LinearMap) -> _Moments:
     """Returns the mean and the standard deviation of what each neuron of a map has on all batches."""
     total = square = torch.zeros(())
     count = 0
     for run in runs:
-        values = run.values_of([one.output])[one.output].double()
-        rows = values.movedim(one.values_axis, 0).flatten(1)
+        values = run.values_of([linear_map.output])[linear_map.output].double()
+        rows = values.movedim(linear_map.values_axis, 0).flatten(1)
         total, square, count = total + rows.sum(1), square + rows.square().sum(1), count + rows.shape[1]
         run.settle()
     mean = total / count
@@ -79,30 +90,31 @@ def _moments(runs: Sequence[StagedRun], one: LinearMap) -> tuple[Float[Tensor, "
 
 
 def _write(
-    state: dict[str, Tensor], one: LinearMap, factor: Tensor, mean: Tensor, goal: Tensor
+    state: dict[str, Tensor], linear_map: LinearMap, factor: Tensor, mean: Tensor, goal: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """Changes the parameters, and returns what that does to values made with the old ones."""
-    found: dict[str, Tensor] = {}
-    scale, shift = (None, one.bias) if one.norm is None else one.norm[:2]
+    written: dict[str, Tensor] = {}
+    norm, weight = linear_map.norm, state[linear_map.weight]
+    scale, shift = (None, linear_map.bias) if norm is None else (norm.scale, norm.shift)
     if scale is not None:
-        found[scale] = state[scale] * factor
+        written[scale] = state[scale] * factor
     else:
-        found[one.weight] = state[one.weight] * _along(factor, one.output_axis, state[one.weight].ndim)
-    if one.norm is not None and scale is None:
+        written[linear_map.weight] = weight * _along(factor, linear_map.output_axis, weight.ndim)
+    if norm is not None and scale is None:
         # The mean that a BatchNorm takes away grows with the weights before it.
-        found[one.norm[2]] = state[one.norm[2]] * factor
-        if one.bias is not None:
-            found[one.bias] = state[one.bias] * factor
+        written[norm.mean] = state[norm.mean] * factor
+        if linear_map.bias is not None:
+            written[linear_map.bias] = state[linear_map.bias] * factor
     if shift is not None:
-        found[shift] = factor * (state[shift] - mean) + goal
-    for name, value in found.items():
+        written[shift] = factor * (state[shift] - mean) + goal
+    for name, value in written.items():
         state[name] = value.to(state[name].dtype)
     before, after = (mean, goal) if shift is not None else (torch.zeros_like(mean),) * 2
-    axis = one.values_axis
+    axis = linear_map.values_axis
 
     def corrected(values: Tensor) -> Tensor:
-        parts = [_along(part, axis, values.ndim).to(values.dtype) for part in (factor, before, after)]
-        return parts[0] * (values - parts[1]) + parts[2]
+        factors = [_along(part, axis, values.ndim).to(values.dtype) for part in (factor, before, after)]
+        return factors[0] * (values - factors[1]) + factors[2]
 
     return corrected
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
-from mergeot_repair.maps import MapFinder
+from mergeot_repair.programs.maps import MapFinder
 
 
 class RescaleRepair(AbstractRepair):
@@ -22,10 +22,10 @@ class RescaleRepair(AbstractRepair):
     def repair(self, context: RepairContext) -> dict[str, Tensor]:
         """Returns the fused state with rescaled rows; biases and BatchNorms stay as they are."""
         state = {name: value.detach().clone() for name, value in context.fused.items()}
-        for one in MapFinder(context.program).find():
-            for name in one.parameters or (one.weight,):
+        for linear_map in MapFinder(context.program).find():
+            for name in linear_map.weights:
                 if state[name].ndim >= 2:
-                    state[name] = _rescaled(context, name, one.output_axis)
+                    state[name] = _rescaled(context, name, linear_map.output_axis)
         return state
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergekit_ot import AbstractRepair, DataError, RepairContext
+from mergeot_repair.control import changed_predictions
 
 # Share of the calibration inputs whose prediction an honest re-estimate may change in an untouched source.
 _TOLERATED = 0.10
@@ -38,14 +39,7 @@ class ResetRepair(AbstractRepair):
     def _check_control(self, context: RepairContext, state: Mapping[str, Tensor]) -> None:
         before = context.instance(state)
         after = context.instance(_reestimated(context.instance(state), context.batches))
-        changed = total = 0
-        with torch.no_grad():
-            for inputs in context.batches:
-                one, other = before(*inputs), after(*inputs)
-                if not isinstance(one, Tensor) or one.ndim < 2:
-                    return
-                changed += int((one.argmax(1) != other.argmax(1)).sum())
-                total += one.argmax(1).numel()
+        changed, total = changed_predictions(before, after, context.batches)
         if changed > _TOLERATED * total:
             raise DataError(
                 f"Repair 'reset' would change {100 * changed / total:.0f} % of an untouched source's predictions: the "

@@ -6,22 +6,31 @@ module they are two maps per expert. The experts themselves stay in order: the r
 
 from __future__ import annotations
 
-from typing import Any
-
-from mergekit_ot import FunctionRule, NodeRule, OperationView, RuleError
+from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
 
 _NAMES = (
-    "DeepseekV2Experts", "DeepseekV3Experts", "DeepseekV3NaiveMoe", "Dots1NaiveMoe", "Glm4MoeNaiveMoe",
-    "MixtralExperts", "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts", "PhimoeExperts", "FlexOlmoExperts",
-    "Ernie4_5_MoeExperts", "MiniMaxExperts", "HunYuanMoEV1Experts",
-)  # fmt: skip
+    "DeepseekV2Experts",
+    "DeepseekV3Experts",
+    "DeepseekV3NaiveMoe",
+    "Dots1NaiveMoe",
+    "Glm4MoeNaiveMoe",
+    "MixtralExperts",
+    "OlmoeExperts",
+    "Qwen2MoeExperts",
+    "Qwen3MoeExperts",
+    "PhimoeExperts",
+    "FlexOlmoExperts",
+    "Ernie4_5_MoeExperts",
+    "MiniMaxExperts",
+    "HunYuanMoEV1Experts",
+)
 
 
-def _experts(operation: OperationView) -> list[list[Any]]:
+def _experts(operation: OperationView) -> list[Labels]:
     """``(experts, 2 hidden, width)`` up and ``(experts, width, hidden)`` down, tokens ``(…, width)`` in and out."""
     algebra = operation.algebra
     up, down = operation.value("gate_up_proj"), operation.value("down_proj")
-    data = [value for name, value in operation.arguments.items() if name.startswith("input") and value is not None]
+    data = _data(operation)
     (shape,) = operation.output_shapes
     tokens = next((value for value in data if value.shape[-1] == shape[-1] and value.is_floating), None)
     if tokens is None:
@@ -29,12 +38,12 @@ def _experts(operation: OperationView) -> list[list[Any]]:
     experts = algebra.unify(up.labels[0], down.labels[0])
     algebra.pin(experts, "experts are chosen by their number")
     hidden = down.shape[2]
-    parts = algebra.split_product(up.labels[1], [up.shape[1] // hidden, hidden])
-    if parts is None:
+    rows = algebra.split_product(up.labels[1], [up.shape[1] // hidden, hidden])
+    if rows is None:
         raise RuleError("the rows of an expert do not divide into gate and hidden neurons")
-    algebra.pin(parts[0], "gate and value")
+    algebra.pin(rows[0], "gate and value")
     algebra.touch(up.labels[1])
-    inner = algebra.unify(down.labels[2], parts[1])
+    inner = algebra.unify(down.labels[2], rows[1])
     width = algebra.unify(tokens.labels[-1], up.labels[2])
     operation.contract(up, 2)
     operation.contract(down, 2)
@@ -42,14 +51,19 @@ def _experts(operation: OperationView) -> list[list[Any]]:
     operation.loop([*tokens.labels[:-1], width])
     operation.loop([*tokens.labels[:-1], down.labels[1]])
     for value in data:
-        if value is not tokens:
-            # Which experts a token goes to, and how much of each: one row per token, in the order of the tokens.
-            for label in value.labels:
-                algebra.pin(label, "chosen experts of a token")
+        # Which experts a token goes to, and how much of each: one row per token, in the order of the tokens.
+        for label in value.labels if value is not tokens else ():
+            algebra.pin(label, "chosen experts of a token")
     for label in tokens.labels[:-1]:
         algebra.pin(label, "tokens are gathered by expert")
     outer = [algebra.pinned(size, "tokens") for size in shape[:-1]]
     return [[*outer, down.labels[1]]]
+
+
+def _data(operation: OperationView) -> list[Value]:
+    """Returns what the module reads besides its parameters."""
+    values = [value for name, value in operation.arguments.items() if name.startswith("input")]
+    return [value for value in values if value is not None]
 
 
 EXPERTS: dict[str, NodeRule] = {f"module:{name}": FunctionRule(_experts) for name in _NAMES}

@@ -52,6 +52,6 @@ def _load(split: str) -> Batch:
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     scaled = (pixels / _LARGEST_PIXEL).astype(np.float32).reshape(-1, 1, 8, 8)
-    parts = train_test_split(scaled, labels, test_size=_TEST_SIZE, random_state=0, stratify=labels)
+    splits = train_test_split(scaled, labels, test_size=_TEST_SIZE, random_state=0, stratify=labels)
     part = _SPLITS.index(split)
-    return torch.from_numpy(parts[part]), torch.from_numpy(parts[2 + part]).long()
+    return torch.from_numpy(splits[part]), torch.from_numpy(splits[2 + part]).long()

@@ -44,9 +44,15 @@ class ConvolutionalNetwork(nn.Module):
     """Blocks of convolution, optional BatchNorm, ReLU and pooling, then two linear layers."""
 
     def __init__(
-        self, channels: tuple[int, ...], hidden: int, classes: int, in_channels: int, image: int, bias: bool,
+        self,
+        channels: tuple[int, ...],
+        hidden: int,
+        classes: int,
+        in_channels: int,
+        image: int,
+        bias: bool,
         batch_norm: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.depth = len(channels)
         self.has_norm = batch_norm
@@ -130,9 +136,14 @@ def cnn(
             f"Give image={2 ** len(numbers)} or more, or fewer channels."
         )
     return ConvolutionalNetwork(
-        numbers, positive(hidden, "hidden"), positive(classes, "classes"), positive(in_channels, "in_channels"),
-        image, bias, batch_norm,
-    )  # fmt: skip
+        numbers,
+        positive(hidden, "hidden"),
+        positive(classes, "classes"),
+        positive(in_channels, "in_channels"),
+        image,
+        bias,
+        batch_norm,
+    )
 
 
 def vgg11(

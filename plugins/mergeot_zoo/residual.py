@@ -111,16 +111,7 @@ def resnet20(width: int = 16, classes: int = 10, in_channels: int = 3) -> nn.Mod
 
 
 def resnet56(width: int = 16, classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """Builds ResNet-56, which is `resnet20` with nine blocks in a stage.
-
-    Args:
-        width: Neurons of the first stage; the others have 2 and 4 times as many.
-        classes: Outputs.
-        in_channels: Channels of an image.
-
-    Raises:
-        ArchitectureError: A size is not a positive integer.
-    """
+    """Builds ResNet-56: `resnet20` with nine blocks in a stage, of the same arguments."""
     return _residual(9, width, classes, in_channels)
 
 

@@ -18,14 +18,14 @@ def parse_sizes(sizes: str | int | Sequence[int], what: str, at_least: int) -> t
     Raises:
         ArchitectureError: Something in it is not a positive integer, or there are too few.
     """
-    parts: Sequence[object]
+    given: Sequence[object]
     if isinstance(sizes, str):
-        parts = sizes.replace(",", "-").split("-")
+        given = sizes.replace(",", "-").split("-")
     elif isinstance(sizes, int):
-        parts = [sizes]
+        given = [sizes]
     else:
-        parts = list(sizes)
-    numbers = [positive(part, what) for part in parts]
+        given = list(sizes)
+    numbers = [positive(part, what) for part in given]
     if len(numbers) < at_least:
         raise ArchitectureError(
             f"{what}={sizes!r} has {len(numbers)} sizes; at least {at_least} are needed. {_form(what)}"

@@ -35,6 +35,7 @@ from mergekit_ot import (
     Permutation,
     Plan,
     Scope,
+    Sign,
     fuse,
     fused_measure,
     load_checkpoint,
@@ -87,7 +88,7 @@ def test_what_a_moved_group_is_seen_by_is_what_its_measure_becomes(name: str, sc
     graph, signs = traced(make, inputs)
     for key, coupling in random_couplings(graph, signs, 0).items():
         others = {k: (Permutation.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
-        alignment = Alignment((graph,), graph, others, signs)
+        alignment = Alignment((graph,), graph, others, {Sign.name: signs})
         plain, expected = (
             WeightsMeasure().measure(GroupView(key, alignment, scope, partial(parameter_of, each), True))[0]
             for each in (model, moved(model, graph, {key: coupling}, signs))
@@ -177,7 +178,7 @@ def duplicated(name: str, model: nn.Module) -> nn.Module:
         plan = torch.eye(group.size).repeat(2, 1)[order] / (2 * group.size)
         sign = torch.ones(2 * group.size).where(order < group.size, torch.tensor(-1.0))
         couplings[key] = (Plan(plan, sign=sign[:, None].expand_as(plan).clone()),)
-    alignment = Alignment((graph,), wide, couplings, signs)
+    alignment = Alignment((graph,), wide, couplings, {Sign.name: signs})
     double = make(2).eval()
     double.load_state_dict({k: transport_parameter(v, k, alignment, 0) for k, v in model.state_dict().items()})
     assert relative_error(double, model, inputs) < 1e-6

@@ -1,6 +1,6 @@
 """Pins: what cannot be proven movable stays, says why, and never breaks the function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mergeot_layers
 import pytest
@@ -254,6 +254,10 @@ def test_statistics_that_a_rule_forgets_are_found_though_fresh_ones_are_blind_to
     name = "aten._native_batch_norm_legit_no_training"
 
     class Instead:
+        @hookimpl
+        def mergeot_symmetries(self) -> Mapping[str, str]:
+            return mergeot_layers.mergeot_symmetries()
+
         @hookimpl
         def mergeot_node_rules(self) -> dict[str, NodeRule]:
             return {**mergeot_layers.mergeot_node_rules(), name: rule}  # type: ignore[dict-item]

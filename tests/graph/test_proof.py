@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mergeot_layers
 import pytest
@@ -27,7 +27,8 @@ def graph_without_questions(model: nn.Module, inputs: Tensor, manager: PluginMan
     """Traces a module as it is, run before or not."""
     program = capture(model, inputs)
     budget = TraceBudget(TraceLimits(), "test")
-    found = Propagator(program, rule_finder(manager or default_manager()), tied_names(model), budget).run()
+    rules = {name: entry.load for name, entry in (manager or default_manager()).node_rules.items()}
+    found = Propagator(program, rule_finder(rules), tied_names(model), budget).run()
     return GraphBuilder(found, {}, ()).build(operation_graph(program), program)
 
 
@@ -146,6 +147,10 @@ def test_a_function_that_changes_at_length_twelve() -> None:
 
 def manager_with(name: str, rule: NodeRule) -> PluginManager:
     class Instead:
+        @hookimpl
+        def mergeot_symmetries(self) -> Mapping[str, str]:
+            return mergeot_layers.mergeot_symmetries()
+
         @hookimpl
         def mergeot_node_rules(self) -> dict[str, NodeRule]:
             return {**mergeot_layers.mergeot_node_rules(), name: rule}  # type: ignore[dict-item]

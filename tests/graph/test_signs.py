@@ -15,6 +15,7 @@ from signed import (
     Recurrent,
     TanhAttention,
     TanhStream,
+    find_signs,
     layers,
     moved,
     random_couplings,
@@ -25,9 +26,7 @@ from signed import (
 )
 from torch import Tensor, nn
 
-from mergekit_ot import ModelGraph, Permutation
-from mergekit_ot.graph.symmetry.signs import find_signs
-from mergekit_ot.graph.symmetry.symmetry import SignPlaces
+from mergekit_ot import ModelGraph, Permutation, Places
 
 YES, NO = (True,), (False,)
 LSTM, GRU = (False, False, True, False), (False, False, True)
@@ -95,7 +94,7 @@ def inputs_of(name: str) -> tuple[Tensor, ...]:
 
 
 @functools.cache
-def found_in(name: str) -> tuple[ModelGraph, dict[str, SignPlaces]]:
+def found_in(name: str) -> tuple[ModelGraph, dict[str, Places]]:
     """The graph of a case and its signs, for all tests."""
     make = CASES[name][0]
     graph = trace_once(make(), inputs_of(name))

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergeot_repair.maps import MapFinder, named_arguments
-from mergeot_repair.refit import RefitRepair
-from mergeot_repair.running import HeldBytes, StagedRun
-from mergeot_repair.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.programs.maps import MapFinder
+from mergeot_repair.programs.running import HeldBytes, StagedRun
+from mergeot_repair.refit.refit import RefitRepair
+from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
 from nets import draw_norms
 from torch import Tensor, nn
 
-from mergekit_ot import fuse, trace_model
+from mergekit_ot import fuse, named_arguments, trace_model
 from mergekit_ot.fusion.calibration import calibration_batches
 
 _PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mergeot_experiments import training as trainings
-from mergeot_experiments.mosaics import read_mosaics
-from mergeot_experiments.training import Training, augmented
+from mergeot_experiments.sources import training as trainings
+from mergeot_experiments.sources.mosaics import read_mosaics
+from mergeot_experiments.sources.training import Training, augmented
 
 from mergekit_ot import DataError, RecipeError, resolve_architecture
 

@@ -11,19 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mergeot_experiments.runner as runner
-import mergeot_experiments.store as store_module
-import mergeot_experiments.tables as tables
+import mergeot_experiments.results.tables as tables
+import mergeot_experiments.running.runner as runner
+import mergeot_experiments.running.store as store_module
 import mergeot_experiments.workflow as workflow
 import pytest
 import torch
-from mergeot_experiments.data import IMAGE_SETS, image_set, special_part
-from mergeot_experiments.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting, seeded, windows
-from mergeot_experiments.registry import EXPERIMENTS, choose_scale
-from mergeot_experiments.runner import Order
-from mergeot_experiments.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
-from mergeot_experiments.tables import Summary, make_table
-from mergeot_experiments.training import Training, trained
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method, Setting
+from mergeot_experiments.catalogue.registry import EXPERIMENTS, choose_scale
+from mergeot_experiments.catalogue.seeds import seeded, windows
+from mergeot_experiments.results.tables import Summary, make_table
+from mergeot_experiments.running.runner import Order
+from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
+from mergeot_experiments.sources.data import IMAGE_SETS, image_set, special_part
+from mergeot_experiments.sources.training import Training, trained
 
 from mergekit_ot import PluginManager, default_manager, evaluate, hookimpl, resolve_architecture
 from mergekit_ot.cli.app import main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mergeot_repair.pruning import Products, Regression, eliminate
+from mergeot_repair.refit.pruning import Products, Regression, eliminate
 from torch import Tensor, nn
 
 from mergekit_ot import fuse, resolve_architecture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mergeot_repair.recurrent import Cell, cells_of
+from mergeot_repair.refit.recurrent import Cell, cells_of
 from torch import Tensor, nn
 
 from mergekit_ot import fuse

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import mergeot_layers
 import pytest
 import torch
 from nets import NETS
@@ -191,6 +192,10 @@ def test_a_rule_object_needs_its_operation_and_a_name_has_to_be_registered() -> 
 
 def test_the_rules_of_the_given_manager_are_used() -> None:
     class Alone:
+        @hookimpl
+        def mergeot_symmetries(self) -> Mapping[str, str]:
+            return mergeot_layers.mergeot_symmetries()
+
         @hookimpl
         def mergeot_node_rules(self) -> dict[str, NodeRule]:
             return {"aten.relu": PASSES}

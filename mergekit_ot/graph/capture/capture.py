@@ -25,7 +25,15 @@ FrontEndTable = Mapping[str, Callable[[], AbstractFrontEnd]]
 
 
 class ExportFrontEnd(AbstractFrontEnd):
-    """`torch.export`: functional, names every parameter, runs on the meta device."""
+    """`torch.export`: functional, names every parameter, runs on the meta device.
+
+    Example:
+        >>> from mergekit_ot import TraceBudget, TraceLimits
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval()
+        >>> program = ExportFrontEnd().capture(net, (torch.randn(2, 4),), TraceBudget(TraceLimits(), "net"))
+        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        ['aten.linear.default', 'aten.relu.default']
+    """
 
     def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
         """Returns the exported program without decompositions, so that a linear map stays one operation."""

@@ -23,6 +23,14 @@ class TraceLimits:
     Attributes:
         seconds: Wall-clock time for capture and propagation together.
         operations: Calls into torch that the module's forward may make while it is captured.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> trace_model(net, torch.randn(2, 4), limits=TraceLimits(operations=1))
+        Traceback (most recent call last):
+        mergekit_ot...TraceLimitError: Tracing 'Sequential' was stopped at the limit of 1 operations ...
     """
 
     seconds: float = 300.0
@@ -35,6 +43,15 @@ class TraceBudget:
     Args:
         limits: The limits.
         name: What is traced, for the message.
+
+    Example:
+        >>> import torch
+        >>> budget = TraceBudget(TraceLimits(operations=10), "net")
+        >>> inputs = torch.ones(2)
+        >>> with budget.watching():
+        ...     outputs = inputs.exp() + 1
+        >>> budget.operations
+        2
     """
 
     def __init__(self, limits: TraceLimits, name: str) -> None:
@@ -97,6 +114,20 @@ class AbstractFrontEnd(abc.ABC):
 
     Attributes:
         is_fallback: Whether it is tried by itself where ``torch.export`` cannot capture a module.
+
+    Example:
+        >>> import dataclasses, torch
+        >>> from types import SimpleNamespace
+        >>> from mergekit_ot import ExportFrontEnd, PluginManager, hookimpl, trace_model
+        >>> class Compiled(AbstractFrontEnd):
+        ...     def capture(self, model, inputs, budget):
+        ...         return ExportFrontEnd().capture(model._orig_mod, inputs, budget)
+        >>> manager = PluginManager.load()
+        >>> hook = hookimpl(lambda: {"compiled": Compiled})
+        >>> manager.register(SimpleNamespace(mergeot_front_ends=hook), "mine")
+        >>> net = torch.compile(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)))
+        >>> list(trace_model(net, torch.randn(2, 4), manager, front_end="compiled").free_groups)
+        ['0.weight:0']
     """
 
     is_fallback: ClassVar[bool] = False

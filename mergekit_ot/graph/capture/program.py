@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,22 +15,48 @@ from torch.export.graph_signature import InputKind, OutputKind
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.axes.expressions import PinReason
 
-INPUT = "input"
-PARAMETER = "parameter"
-BUFFER = "buffer"
-CONSTANT = "constant"
-# A tensor that came into a recording from outside: it may have been computed from anything.
-RECORDED = "recorded"
-USER_OUTPUT = "user output"
-MUTATION = "mutation"
-OTHER_OUTPUT = "other output"
+
+class SlotKind(enum.StrEnum):
+    """What a placeholder or an output of a captured program stands for.
+
+    Example:
+        >>> SlotKind.PARAMETER == "parameter"
+        True
+    """
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    # A tensor that came into a recording from outside: it may have been computed from anything.
+    RECORDED = "recorded"
+    USER_OUTPUT = "user output"
+    MUTATION = "mutation"
+    OTHER_OUTPUT = "other output"
+
+
+INPUT = SlotKind.INPUT
+PARAMETER = SlotKind.PARAMETER
+BUFFER = SlotKind.BUFFER
+CONSTANT = SlotKind.CONSTANT
+RECORDED = SlotKind.RECORDED
+USER_OUTPUT = SlotKind.USER_OUTPUT
+MUTATION = SlotKind.MUTATION
+OTHER_OUTPUT = SlotKind.OTHER_OUTPUT
 
 
 @dataclass(frozen=True)
 class ProgramSlot:
-    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one."""
+    """What a placeholder or an output of the graph is: its kind, and the name in the state where it has one.
 
-    kind: str
+    Example:
+        >>> from mergekit_ot import trace_model
+        >>> program = trace_model(torch.nn.Linear(3, 2), torch.randn(4, 3)).program
+        >>> [(str(slot.kind), slot.target) for slot in program.inputs]
+        [('parameter', 'weight'), ('parameter', 'bias'), ('input', '')]
+    """
+
+    kind: SlotKind
     target: str = ""
 
 
@@ -45,6 +72,17 @@ class CapturedProgram:
         front_end: Name of the front end that made it.
         remarks: Sentences for the user on how it was made.
         module_types: Module path → the types of the module there, the most special first, as qualified names.
+
+    Example:
+        Run with another state than that of the module:
+
+        >>> from mergekit_ot import trace_model
+        >>> net, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+        >>> program = trace_model(net, x).program
+        >>> halved = {name: value / 2 for name, value in net.state_dict().items()}
+        >>> (outputs,) = program.module(*program.arguments(halved, [x]))
+        >>> torch.allclose(outputs, net(x) / 2)
+        True
     """
 
     module: fx.GraphModule
@@ -60,16 +98,31 @@ class CapturedProgram:
         """The operations."""
         return self.module.graph
 
+    @property
+    def slots(self) -> dict[fx.Node, ProgramSlot]:
+        """Placeholder → what it stands for, in the order of the placeholders."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return dict(zip(placeholders, self.inputs, strict=True))
+
+    @property
+    def state_names(self) -> dict[fx.Node, str]:
+        """Placeholder → name in the state, of parameters and buffers: no other tensor has one."""
+        return {node: slot.target for node, slot in self.slots.items() if slot.kind in (PARAMETER, BUFFER)}
+
+    def input_values(self, inputs: Sequence[object]) -> dict[fx.Node, object]:
+        """Returns the placeholders of inputs with what is given for them, in order."""
+        return dict(zip((node for node, slot in self.slots.items() if slot.kind == INPUT), inputs, strict=False))
+
+    def state_value(self, slot: ProgramSlot, state: Mapping[str, Tensor]) -> Tensor:
+        """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured."""
+        return state[slot.target] if slot.target in state else self.tensors[slot.target]
+
     def arguments(self, state: Mapping[str, Tensor], inputs: Sequence[object]) -> list[Any]:
         """Returns what the graph is called with, for the parameters and buffers in `state`."""
-        rest = iter(inputs)
-        found: list[Any] = []
-        for slot in self.inputs:
-            if slot.kind == INPUT:
-                found.append(next(rest))
-            else:
-                found.append(state[slot.target] if slot.target in state else self.tensors[slot.target])
-        return found
+        given = self.input_values(inputs)
+        return [
+            given[node] if slot.kind == INPUT else self.state_value(slot, state) for node, slot in self.slots.items()
+        ]
 
 
 _INPUT_KINDS = {
@@ -128,15 +181,42 @@ def _at(node: fx.Node) -> str:
     return f" at '{path}'" if path else ""
 
 
+def operation_schema(target: object) -> torch.FunctionSchema | None:
+    """Returns the schema of an aten operation; None for any other function.
+
+    Example:
+        >>> operation_schema(torch.ops.aten.relu.default)
+        aten::relu(Tensor self) -> Tensor
+    """
+    # torch has no public way to an operation's schema; this is the only place that looks.
+    return target._schema if isinstance(target, torch._ops.OpOverload) else None
+
+
+def operation_name(node: fx.Node) -> str:
+    """Returns an operation's name without its overload; empty for what is no aten operation.
+
+    Example:
+        >>> operation_name(fx.Graph().call_function(torch.ops.aten.add.Tensor))
+        'aten.add'
+    """
+    schema = operation_schema(node.target)
+    return "" if schema is None else schema.name.replace("::", ".")
+
+
 def is_mutating(target: Any) -> bool:
     """Returns whether an operation writes into one of its inputs."""
-    schema = getattr(target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
+    schema = operation_schema(target)
+    return schema is not None and schema.is_mutable
 
 
-def bound_arguments(node: fx.Node) -> dict[str, Any]:
-    """Returns the arguments of an operation by the names of its schema, defaults included."""
-    schema = getattr(node.target, "_schema", None)
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """Returns the arguments of an operation by the names of its schema, defaults included.
+
+    Example:
+        >>> named_arguments(fx.Graph().call_function(torch.ops.aten.add.Tensor, (1, 2)))
+        {'self': 1, 'other': 2, 'alpha': 1}
+    """
+    schema = operation_schema(node.target)
     if schema is None:
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
     bound = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}

@@ -43,7 +43,7 @@ class Region:
 
     def arguments(self, program: CapturedProgram, environment: dict[fx.Node, Any]) -> dict[str, Any]:
         """Returns its operands: parameters by their names in the module, data as ``input0``, ``input1``."""
-        slots = dict(zip((n for n in program.graph.nodes if n.op == "placeholder"), program.inputs, strict=True))
+        slots = program.slots
         prefix = f"{self.path}." if self.path else ""
         found: dict[str, Any] = {}
         data = 0

@@ -57,6 +57,26 @@ class OperationView:
         seen: Operands, data rather than parameters, along which it contracts.
         scopes: Lists of axes among which a family must see what it is indexed by, besides the operands and outputs.
         carried: Per output axis the input axis it is, where the rule only reorders axes.
+
+    Example:
+        A rule that notes what it is shown:
+
+        >>> import torch
+        >>> from mergekit_ot import FunctionRule
+        >>> from mergekit_ot.testing import check_rule
+        >>> shown = []
+        >>> def note(operation):
+        ...     shown.append((operation.name, operation.shape("self"), operation.axes("self", "dims")))
+        ...     return [operation.labels("self")]
+        >>> class Turned(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first, self.last = torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)
+        ...     def forward(self, x):
+        ...         return self.last(self.first(x).flip(0))
+        >>> report = check_rule(FunctionRule(note), Turned, torch.randn(3, 4), operation="aten.flip", groups=1)
+        >>> shown[0]
+        ('aten.flip.default', (3, 6), [0])
     """
 
     name: str
@@ -72,6 +92,11 @@ class OperationView:
         """Returns an argument, or `default` where it is absent or None."""
         value = self.arguments.get(name)
         return default if value is None else value
+
+    @property
+    def tensors(self) -> list[Value]:
+        """The arguments that are tensors, in order; those inside of lists are left out."""
+        return [value for value in self.arguments.values() if isinstance(value, Value)]
 
     def value(self, name: str) -> Value:
         """Returns the tensor argument `name`.
@@ -143,6 +168,17 @@ class NodeRule(abc.ABC):
     Attributes:
         is_movement: Whether the operation only moves or drops entries (so that it observes none).
         state: Arguments that hold per-neuron buffers (running statistics), to be transported like parameters.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot.testing import check_rule
+        >>> class Pointwise(NodeRule):
+        ...     is_movement, state = False, ()
+        ...     def label(self, operation):
+        ...         return [operation.labels("self")]
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Hardswish(), torch.nn.Linear(6, 2))
+        >>> check_rule(Pointwise(), make, torch.randn(3, 4), operation="aten.hardswish", groups=1).preserved
+        True
     """
 
     is_movement: bool
@@ -159,7 +195,32 @@ class NodeRule(abc.ABC):
 
 @dataclass(frozen=True)
 class FunctionRule(NodeRule):
-    """A rule written as a function that returns the labels of each output."""
+    """A rule written as a function that returns the labels of each output.
+
+    Example:
+        A running product along an axis depends on its order, and passes the others:
+
+        >>> import torch
+        >>> from mergekit_ot.testing import check_rule
+        >>> def running(operation):
+        ...     labels = operation.labels("self")
+        ...     operation.algebra.pin(labels[operation.axes("self", "dim")[0]], "multiplied in order")
+        ...     return [labels]
+        >>> class Running(torch.nn.Module):
+        ...     def __init__(self, axis):
+        ...         super().__init__()
+        ...         self.first, self.last, self.axis = torch.nn.Linear(4, 6), torch.nn.Linear(6, 2), axis
+        ...     def forward(self, x):
+        ...         return self.last(self.first(x).cumprod(self.axis))
+        >>> def free(axis, groups):
+        ...     inputs = torch.randn(3, 4)
+        ...     report = check_rule(
+        ...         FunctionRule(running), lambda: Running(axis), inputs, operation="aten.cumprod", groups=groups
+        ...     )
+        ...     return list(report.graph.free_groups)
+        >>> free(0, 1), free(1, 0)
+        (['first.weight:0'], [])
+    """
 
     function: Callable[[OperationView], list[Labels]]
     is_movement: bool = False

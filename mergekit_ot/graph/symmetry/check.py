@@ -1,4 +1,4 @@
-"""The planted-order test: reorder every group at random; the function must stay.
+"""The check of a model: random elements of every symmetry on all its groups; the function must stay.
 
 What would let the test lie is excluded: the model is never run before it is captured, every forward runs on a fresh
 instance, parameters and buffers are randomised first (fresh norms are blind to order), and a group counts as
@@ -7,7 +7,8 @@ certified only if moving one of its members alone changes the output by far more
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch import nn
 from mergekit_ot.graph.axes.expressions import PinReason
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import layout_size, leaf_groups
+from mergekit_ot.graph.symmetry.planted import (
+    PlantedProof,
+    find_culprits,
+    find_proven,
+    is_sensitive,
+    planted_error,
+)
 from mergekit_ot.graph.symmetry.proof import Proof
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class CheckReport:
         pins: A sentence per pin reason.
         culprits: Groups that had to be pinned because the function changed with them.
         graph: The graph, with the culprits pinned.
+        symmetries: Name of a symmetry → group → where its elements act, for the groups at which it holds.
     """
 
     groups: int
@@ -47,72 +57,151 @@ class CheckReport:
     warnings: tuple[str, ...]
     culprits: tuple[str, ...]
     graph: ModelGraph
+    symmetries: Mapping[str, Mapping[str, Places]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where a symmetry holds.
+
+    Attributes:
+        symmetry: Which one.
+        places: Group → where its elements act.
+        error: Largest change of the output with all groups transformed; None where there is no group.
+        certified: Groups at which a part of an element alone changes the output.
+        culprits: Groups that were found, and refuted.
+    """
+
+    symmetry: AbstractSymmetry
+    places: Mapping[str, Places]
+    error: float | None
+    certified: frozenset[str]
+    culprits: tuple[str, ...]
 
 
 def check(
     make: Callable[[], nn.Module],
     graph: ModelGraph,
     inputs: tuple[object, ...],
+    symmetries: Sequence[AbstractSymmetry],
     *,
     seed: int = 0,
     trials: int = 2,
 ) -> CheckReport:
-    """Verifies the neuron groups of a model on fresh instances and pins those that do not hold.
+    """Verifies the symmetries of a model on fresh instances, and pins the groups that do not hold.
 
     Args:
         make: Gives a fresh instance each time; it must never have been run.
         graph: The graph of one of them.
         inputs: The inputs that it was traced at.
-        seed: Seed of the random weights, inputs and orders.
-        trials: Number of random orders of all groups.
+        symmetries: What may be done to neurons.
+        seed: Seed of the random weights, inputs and elements.
+        trials: How often random elements are planted in all groups together.
     """
-    proof = Proof(make, inputs, seed)
+    first = Proof(make, inputs, seed)
+    draws = [first, *first.at_other_shapes()]
+    planted = PlantedProof(make, inputs, seed)
+    verdicts = []
+    # What the trace claims comes first: what is refuted there is pinned for all others.
+    for symmetry in sorted(symmetries, key=lambda each: not each.is_traced):
+        verdict = judge(symmetry, graph, find_proven(symmetry, graph, planted), draws, trials)
+        if symmetry.is_traced:
+            graph = pinned(graph, verdict.culprits, "the function changed when it was reordered")
+        verdicts.append(verdict)
+    return _report(graph, verdicts, first)
+
+
+def judge(
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], draws: Sequence[Proof], trials: int
+) -> Verdict:
+    """Returns where a symmetry holds for all groups together, at every draw of weights and inputs.
+
+    Args:
+        symmetry: What is planted.
+        graph: The model's graph.
+        places: Where it was found.
+        draws: The runs to compare with: the first at the shapes of the trace.
+        trials: How often random elements are planted.
+    """
     culprits: list[str] = []
-    shapes = [proof, *proof.at_other_shapes()]
-    for at_shape in shapes:
-        while (error := at_shape.error(graph, trials)) is not None and error > at_shape.tolerance:
-            culprit = at_shape.bisect(graph, list(graph.free_groups))
-            culprits += culprit
-            graph = pinned(graph, culprit, "the function changed when it was reordered")
-    errors = [found for at_shape in shapes if (found := at_shape.error(graph)) is not None]
-    error = max(errors, default=None)
-    certified = {key for key in graph.free_groups if proof.is_sensitive(graph, key)}
-    if len(certified) < len(graph.free_groups):
-        again = proof.again()
-        certified |= {key for key in graph.free_groups if key not in certified and again.is_sensitive(graph, key)}
-    return _report(graph, error, certified, culprits, proof)
+    for draw in draws:
+        while (error := planted_error(draw, symmetry, graph, places, trials)) is not None and error > draw.tolerance:
+            refuted = find_culprits(draw, symmetry, graph, places)
+            culprits += refuted
+            lost = with_families(graph, refuted)
+            places = {key: where for key, where in places.items() if key not in lost}
+    error = _largest(planted_error(draw, symmetry, graph, places) for draw in draws)
+    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, draws[0]), tuple(culprits))
 
 
-def pinned(graph: ModelGraph, keys: list[str], why: str) -> ModelGraph:
-    """Returns the graph with `keys` pinned, and every family indexed by one of them."""
-    lost = set(keys)
+def _certified(
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], draw: Proof
+) -> frozenset[str]:
+    """Returns the groups at which one place alone matters, at a draw or at another of weights and inputs."""
+    certified = {key for key in places if is_sensitive(draw, symmetry, graph, key, places[key])}
+    rest = [key for key in places if key not in certified]
+    if rest:
+        again = draw.again()
+        certified |= {key for key in rest if is_sensitive(again, symmetry, graph, key, places[key])}
+    return frozenset(certified)
+
+
+def _largest(errors: Iterable[float | None]) -> float | None:
+    return max((error for error in errors if error is not None), default=None)
+
+
+def with_families(graph: ModelGraph, keys: Sequence[str]) -> set[str]:
+    """Returns some groups with every family that is indexed by one of them."""
+    closed = set(keys)
     while True:
-        more = {k for k, group in graph.free_groups.items() if lost & set(group.context)} - lost
+        more = {key for key, group in graph.free_groups.items() if closed & set(group.context)} - closed
         if not more:
-            break
-        lost |= more
+            return closed
+        closed |= more
+
+
+def pinned(graph: ModelGraph, keys: Sequence[str], why: str) -> ModelGraph:
+    """Returns the graph with `keys` pinned, and every family indexed by one of them."""
+    if not keys:
+        return graph
+    lost = with_families(graph, keys)
     groups = {k: replace(g, pin=PinReason(why)) if k in lost else g for k, g in graph.groups.items()}
     return replace(graph, groups=groups)
 
 
-def _report(
-    graph: ModelGraph, error: float | None, certified: set[str], culprits: list[str], proof: Proof
-) -> CheckReport:
-    rows = []
+def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof) -> CheckReport:
+    traced = [verdict for verdict in verdicts if verdict.symmetry.is_traced]
+    certified = set().union(*[verdict.certified for verdict in traced])
+    culprits = tuple(itertools.chain.from_iterable(verdict.culprits for verdict in traced))
+    error = _largest(verdict.error for verdict in traced)
+    axes = [_fixed_axes(graph, name) for name in graph.layouts if name not in graph.buffers]
+    return CheckReport(
+        groups=len(graph.free_groups),
+        families=sum(graph.family_size(key) for key in graph.free_groups),
+        certified=len(certified),
+        pinned=sum(axes),
+        max_error=error,
+        preserved=None if error is None else error <= draw.tolerance,
+        rows=tuple(_rows(graph, certified, culprits)),
+        pins=graph.pin_sentences(),
+        warnings=(*graph.diagnostics.sentences, *map(_left_sentence, draw.left_behind)),
+        culprits=culprits,
+        graph=graph,
+        symmetries={verdict.symmetry.name: verdict.places for verdict in verdicts},
+    )
+
+
+def _rows(graph: ModelGraph, certified: set[str], culprits: Sequence[str]) -> Iterator[dict[str, Any]]:
     for key, group in graph.groups.items():
         if group.is_free or key in culprits:
-            status = "certified" if key in certified else ("pinned" if group.pin else "not certified")
-            members = len({slot.parameter for slot in group.members})
-            rows.append({"name": key, "size": group.size, "orders": graph.family_size(key), "members": members,
-                         "status": status, "flags": sorted(group.flags)})  # fmt: skip
-    axes = [_fixed_axes(graph, name) for name in graph.layouts if name not in graph.buffers]
-    preserved = None if error is None else error <= proof.tolerance
-    return CheckReport(
-        len(graph.free_groups), sum(graph.family_size(key) for key in graph.free_groups), len(certified),
-        sum(axes), error, preserved, tuple(rows), graph.pin_sentences(),
-        (*graph.diagnostics.sentences, *map(_left_sentence, proof.left_behind)),
-        tuple(culprits), graph,
-    )  # fmt: skip
+            yield {
+                "name": key,
+                "size": group.size,
+                "orders": graph.family_size(key),
+                "members": len({slot.parameter for slot in group.members}),
+                "status": "certified" if key in certified else ("pinned" if group.pin else "not certified"),
+                "flags": sorted(group.flags),
+            }
 
 
 def _fixed_axes(graph: ModelGraph, parameter: str) -> int:

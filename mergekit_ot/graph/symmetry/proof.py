@@ -1,12 +1,10 @@
-"""One proof by planted order: fresh instances, random weights and inputs, and the comparisons made with them."""
+"""Runs that a proof compares: fresh instances with random weights, at random inputs, in float64."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +12,6 @@ from torch import Tensor, nn
 
 from mergekit_ot.graph.capture.capture import prepared
 from mergekit_ot.graph.capture.module_state import hidden_tensors
-from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.layouts import AxisLayout, Choice, Fixed, Neurons
-from mergekit_ot.graph.symmetry.permutation import random_orders, reorder, reorder_state
 
 TOLERANCE = 1e-10
 # Some layers compute in float32 whatever they are given (RMSNorm of several libraries): their rounding stays.
@@ -60,16 +55,14 @@ class Proof:
         A table traced at one length, or a shape baked into the graph, holds at the traced shape only. The longer axis
         is more than doubled where the model allows it.
         """
-        found = []
-        tensors = [x for x in self.inputs if isinstance(x, Tensor)]
-        for axis in range(min((x.ndim for x in tensors), default=0)):
-            proof = next((p for is_doubled in ((False,) if axis == 0 else (True, False))
-                          if (p := self._longer_by(axis, is_doubled)) is not None), None)  # fmt: skip
-            if proof is not None:
-                found.append(proof)
-                if axis > 0:
-                    break
-        return found
+        ranks = [value.ndim for value in self.inputs if isinstance(value, Tensor)]
+        rank = min(ranks, default=0)
+        batch = self._longer_by(0, is_doubled=False) if rank > 0 else None
+        for axis in range(1, rank):
+            longer = self._longer_by(axis, is_doubled=True) or self._longer_by(axis, is_doubled=False)
+            if longer is not None:
+                return [proof for proof in (batch, longer) if proof is not None]
+        return [] if batch is None else [batch]
 
     def _longer_by(self, axis: int, is_doubled: bool) -> Proof | None:
         inputs = tuple(_longer(x, axis, is_doubled) if isinstance(x, Tensor) else x for x in self.inputs)
@@ -143,8 +136,15 @@ class Proof:
             return self.run({k: v if (way := ways[k]) is None else v + step * way for k, v in self.state.items()})
 
         pairs = zip(moved(_STEP), moved(2 * _STEP), self.reference, strict=True)
-        bends = [float((two - 2 * one + here).abs().max()) / self.scale for one, two, here in pairs if here.numel()]
+        bends = [
+            float((twice - 2 * once + here).abs().max()) / self.scale for once, twice, here in pairs if here.numel()
+        ]
         return max(bends, default=0.0) < TOLERANCE
+
+    @property
+    def threshold(self) -> float:
+        """What a change of the output must pass to show that something depends on it."""
+        return SENSITIVITY * max(self.noise, self.tolerance)
 
     def _distance(self, outputs: list[Tensor]) -> float:
         pairs = zip(outputs, self.reference, strict=True)
@@ -154,66 +154,6 @@ class Proof:
         """Returns the largest relative change of the output when the model holds `state` instead of its own."""
         distance = self._distance(self.run(state))
         return distance if distance == distance else float("inf")
-
-    def error(self, graph: ModelGraph, trials: int = 1, only: list[str] | None = None) -> float | None:
-        """Returns the largest relative change of the output over random orders; None where no group is free."""
-        if not graph.free_groups:
-            return None
-        worst = 0.0
-        for _ in range(trials):
-            orders = random_orders(graph, self.generator)
-            chosen = orders if only is None else {key: orders[key] for key in only}
-            worst = max(worst, self.change(reorder_state(self.state, graph, chosen)))
-        return worst
-
-    def bisect(self, graph: ModelGraph, keys: list[str]) -> list[str]:
-        """Returns the groups that change the function on their own, or, where only a mixture does, all of `keys`."""
-        alone = [key for key in keys if (self.error(graph, 1, [key]) or 0.0) > self.tolerance]
-        return alone or keys
-
-    def is_sensitive(self, graph: ModelGraph, key: str) -> bool:
-        """Whether moving one member of the group without the others changes the output by more than the noise.
-
-        A member is one place in one axis of one parameter: query and key neurons that share a fused weight are two.
-        """
-        orders = {key: random_orders(graph, self.generator)[key]}
-        for name in dict.fromkeys(slot.parameter for slot in graph.groups[key].members):
-            for layouts in one_place_each(graph.layouts[name], key):
-                alone = dict(self.state)
-                alone[name] = reorder(self.state[name], layouts, graph, orders)
-                for other, described in graph.aliases.items():
-                    if described == name and other in alone:
-                        alone[other] = alone[name]
-                if not self._distance(self.run(alone)) <= SENSITIVITY * max(self.noise, self.tolerance):
-                    return True
-        return False
-
-
-def one_place_each(layouts: tuple[AxisLayout, ...], key: str) -> list[tuple[AxisLayout, ...]]:
-    """Returns the layouts once per place of a group, with all its other places fixed."""
-    count = sum(layout_places(layout, key) for layout in layouts)
-    found = []
-    for kept in range(count):
-        numbers = itertools.count()
-        found.append(tuple(_with_one_place(layout, key, kept, numbers) for layout in layouts))
-    return found
-
-
-def layout_places(layout: AxisLayout, key: str) -> int:
-    """Returns how often a group stands in a layout."""
-    if isinstance(layout, Neurons | Fixed):
-        return int(isinstance(layout, Neurons) and layout.group == key)
-    return sum(layout_places(part, key) for part in (layout.options if isinstance(layout, Choice) else layout.parts))
-
-
-def _with_one_place(layout: AxisLayout, key: str, kept: int, numbers: Iterator[int]) -> AxisLayout:
-    if isinstance(layout, Neurons):
-        return Fixed(layout.size) if layout.group == key and next(numbers) != kept else layout
-    if isinstance(layout, Fixed):
-        return layout
-    if isinstance(layout, Choice):
-        return replace(layout, options=tuple(_with_one_place(o, key, kept, numbers) for o in layout.options))
-    return replace(layout, parts=tuple(_with_one_place(p, key, kept, numbers) for p in layout.parts))
 
 
 def _longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:

@@ -9,17 +9,17 @@ readers alone must change it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mergekit_ot.graph.blocks import Block, blocks_of, gate_dimension
+from mergekit_ot.graph.blocks import Block
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.layouts import IN, AxisLayout, Blocks, Factors, Fixed, Neurons
-from mergekit_ot.graph.symmetry.proof import SENSITIVITY, Proof
-from mergekit_ot.graph.symmetry.symmetry import SignPlaces
+from mergekit_ot.graph.layouts import AxisLayout, Blocks, Factors, Fixed, Neurons
+from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 
 # Operations that let a sign through. A network without any has no sign symmetry worth the search; where there is one,
 # the proof decides.
@@ -28,114 +28,66 @@ _ODD = ("tanh", "lstm", "gru", "asinh", "atan", "erf.", "sin.", "softsign", "har
 _MOST_GATES = 4
 
 
-def find_signs(
-    graph: ModelGraph, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int = 0
-) -> dict[str, SignPlaces]:
-    """Returns the groups whose neurons may be negated, each with the numbers that change sign.
+class Sign(AbstractSymmetry):
+    """The neurons of a group may be negated, one by one; an element is one sign per neuron.
 
-    Args:
-        graph: The model's graph.
-        make: Gives a fresh instance each time.
-        inputs: Inputs of the shapes that the model takes.
-        seed: Seed of the random weights and signs.
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import Block
+        >>> sorted(Sign().draw(4, torch.Generator().manual_seed(0)).tolist())
+        [-1.0, -1.0, 1.0, 1.0]
+        >>> rows = Block(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), ())
+        >>> Sign().act(rows, 0, torch.tensor([1.0, -1.0]), 1).tolist()
+        [[1.0, 2.0], [-3.0, -4.0]]
     """
-    operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
-    keys = [key for key in graph.free_groups if _is_eligible(graph, key)]
-    if not keys or not any(odd in name for name in operations for odd in _ODD):
-        return {}
-    try:
-        proof = Proof(make, inputs, seed)
-        again = proof.again()
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-        # A model that cannot run on random weights in float64 keeps its signs, which loses freedom and harms nothing.
-        return {}
-    found = {key: _proven(graph, key, (proof, again)) for key in keys}
-    return {key: places for key, places in found.items() if places is not None}
+
+    name: ClassVar[str] = "sign"
+
+    def find(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:
+        """Returns the groups whose neurons may be negated, each with the numbers that change sign."""
+        operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
+        if not any(name in operation for operation in operations for name in _ODD):
+            return {}
+        proven = {}
+        for key in graph.free_groups:
+            guesses = _guesses(graph, key) if _is_eligible(graph, key) else iter(())
+            places = next((guess for guess in guesses if proof.is_proven(self, graph, key, guess)), None)
+            if places is not None:
+                proven[key] = places
+        return proven
+
+    def draw(self, size: int, generator: torch.Generator) -> Float[Tensor, " size"]:
+        """Returns signs of which half, rounded up, are negative."""
+        sign = torch.ones(size, dtype=torch.float64)
+        sign[torch.randperm(size, generator=generator)[: (size + 1) // 2]] = -1
+        return sign
+
+    def act(
+        self, block: Block, place: int, element: Float[Tensor, " size"], power: int
+    ) -> Float[Tensor, "*dimensions"]:
+        """Returns the block with its neurons times their signs, whoever makes or reads them."""
+        shape = [1] * block.view.ndim
+        shape[place] = -1
+        return block.view * element.to(block.view).reshape(shape)
 
 
-def _negated(block: Block, place: int, sign: Float[Tensor, " n"], answers: tuple[bool, ...], view: Tensor) -> Tensor:
-    """Returns `view` with the neurons on one of its dimensions multiplied by their signs, where `answers` say so.
-
-    Args:
-        block: Describes the dimensions of `view`.
-        place: The dimension of the group.
-        sign: One per neuron.
-        answers: One, or one per gate.
-        view: A tensor with the dimensions of `block`.
-    """
-    if not any(answers):
-        return view
-    shape = [1] * view.ndim
-    shape[place] = -1
-    factor = sign.to(view).reshape(shape)
-    gates = gate_dimension(block, place, answers)
-    if gates is None:
-        return view * factor
-    shape[place], shape[gates] = 1, -1
-    chosen = torch.tensor(answers, device=view.device).reshape(shape)
-    return torch.where(chosen, view * factor, view)
-
-
-def _proven(graph: ModelGraph, key: str, proofs: tuple[Proof, ...]) -> SignPlaces | None:
-    for places in _guesses(graph, key):
-        if all(_holds(graph, key, places, proof) for proof in proofs) and _can_fail(graph, key, places, proofs):
-            return places
-    return None
-
-
-def _holds(graph: ModelGraph, key: str, places: SignPlaces, proof: Proof) -> bool:
-    return proof.change(_negated_state(graph, key, places, proof)) <= proof.tolerance
-
-
-def _can_fail(graph: ModelGraph, key: str, places: SignPlaces, proofs: tuple[Proof, ...]) -> bool:
-    """Whether negating the readers alone changes the function: dead neurons prove nothing."""
-    readers = {place: answers for place, answers in places.items() if graph.roles[*place, key] == IN}
-    return any(
-        not proof.change(_negated_state(graph, key, readers, proof)) <= SENSITIVITY * max(proof.noise, proof.tolerance)
-        for proof in proofs
-    )
-
-
-def _negated_state(graph: ModelGraph, key: str, places: SignPlaces, proof: Proof) -> dict[str, Tensor]:
-    size = graph.groups[key].size
-    sign = torch.ones(size, dtype=torch.float64)
-    sign[torch.randperm(size, generator=proof.generator)[: (size + 1) // 2]] = -1
-    state = dict(proof.state)
-    for name in {name for name, _ in places}:
-        moved = proof.state[name].clone()
-        for block in blocks_of(moved, graph.layouts[name]):
-            view = block.view
-            for place, dimension in enumerate(block.dimensions):
-                if dimension.group == key and (name, dimension.axis) in places:
-                    view = _negated(block, place, sign, places[name, dimension.axis], view)
-            block.view.copy_(view)
-        state[name] = moved
-    for other, described in graph.aliases.items():
-        if other in state and described in state:
-            state[other] = state[described]
-    return state
-
-
-def _guesses(graph: ModelGraph, key: str) -> Iterator[SignPlaces]:
+def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
     """Yields what may change sign: all readers, and of the makers every set of gates, or all but the vectors."""
-    slots = {(slot.parameter, slot.axis): slot.role for slot in graph.groups[key].members}
-    gates = {place: _gates(graph.layouts[place[0]][place[1]], key) for place in slots}
-    makers = [place for place, role in slots.items() if role != IN]
-    readers = {place: (True,) for place in slots if place not in makers}
-    count = max((gates[place] for place in makers), default=1)
+    slots = graph.groups[key].places
+    readers = {place: (1,) for place, slot in slots.items() if slot.is_reader}
+    makers = {place: _gates(graph.layouts[place[0]][place[1]], key) for place in slots if place not in readers}
+    count = max(makers.values(), default=1)
     for chosen in itertools.islice(_subsets(count), 1, None):
-        yield {
-            **readers,
-            **{place: chosen if gates[place] == count else (True,) for place in makers},
-        }
-    vectors = [place for place in makers if len(graph.layouts[place[0]]) == 1]
-    if count == 1 and vectors and len(vectors) < len(makers):
+        yield readers | {place: chosen if gates == count else (1,) for place, gates in makers.items()}
+    if count == 1:
         # A vector that scales (the gain of a norm) keeps its sign where the neuron changes it.
-        yield {**readers, **{place: (place not in vectors,) for place in makers}}
+        without = {place: (int(len(graph.layouts[place[0]]) > 1),) for place in makers}
+        if len(set(without.values())) == 2:
+            yield readers | without
 
 
-def _subsets(count: int) -> Iterator[tuple[bool, ...]]:
-    yield from sorted(itertools.product((False, True), repeat=count), key=sum)
+def _subsets(count: int) -> Iterator[tuple[int, ...]]:
+    yield from sorted(itertools.product((0, 1), repeat=count), key=sum)
 
 
 def _is_eligible(graph: ModelGraph, key: str) -> bool:

@@ -1,0 +1,77 @@
+"""Flags made of the fields of `FusionOptions`: a new choice of a fusion is a flag without a line here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from annotated_types import Ge
+
+from mergekit_ot.cli.options import parse_options, parse_weights
+from mergekit_ot.fusion.options import FusionOptions, option_fields
+
+Command = Callable[..., None]
+_CHOSEN = "chosen"
+
+
+def takes_options(command: str, **defaults: object) -> Callable[[Command], Command]:
+    """Gives a command the flags of the options that name it; it gets their values as ``chosen``, by name.
+
+    Args:
+        command: Name of the command.
+        **defaults: Values where a flag is not given, for options that this command sets itself.
+    """
+    flags = [_flag(field.name, defaults.get(field.name)) for field in option_fields(command)]
+
+    def decorate(function: Command) -> Command:
+        own = inspect.signature(function, eval_str=True).parameters
+        place = list(own).index(_CHOSEN)
+        before, after = list(own.values())[:place], list(own.values())[place + 1 :]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            chosen = {flag.name: values.pop(flag.name) for flag in flags}
+            if "solver_options" in chosen:
+                chosen["solver_options"] = parse_options(chosen["solver_options"])
+            function(**values, **{_CHOSEN: chosen})
+
+        parameters = [*before, *flags, *after]
+        # Typer reads a command from its signature and its annotations, not from the function that is wrapped.
+        del run.__wrapped__  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _flag(name: str, default: object) -> inspect.Parameter:
+    metadata = FusionOptions.__dataclass_fields__[name].metadata
+    settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
+    hint = typing.get_type_hints(FusionOptions, include_extras=True)[name]
+    kind, least = _plain(hint)
+    # An option that is repeated is a mapping of options.
+    flag = "--" + name.removesuffix("s" if kind is dict else "").replace("_", "-")
+    if least is not None:
+        settings["min"] = least
+    if kind is dict:
+        kind = list[str]
+    elif kind is tuple:
+        kind, settings["parser"] = Any, parse_weights
+    annotation = Annotated[kind if kind is Any else kind | None, typer.Option(flag, **settings)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _plain(hint: Any) -> tuple[Any, Any]:
+    """Returns the plain type of an annotation, and the least value that it allows."""
+    if typing.get_origin(hint) is Annotated:
+        bounds = [bound.ge for bound in hint.__metadata__ if isinstance(bound, Ge)]
+        return hint.__origin__, next(iter(bounds), None)
+    inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    if type(None) in typing.get_args(hint):
+        return _plain(inner[0])
+    return typing.get_origin(hint) or hint, None

@@ -1,0 +1,115 @@
+"""Everything a user may choose about a fusion: one record, from the command line to the engine and the report.
+
+A new choice is one field here with its help: the command line makes a flag of it, a recipe a key, a report a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from mergekit_ot.errors import RecipeError
+
+NO_REPAIR = "none"
+
+
+def choice(default: Any, help_text: str, metavar: str = "", commands: tuple[str, ...] = ("fuse",)) -> Any:
+    """Returns a field of `FusionOptions` with what the command line says about it.
+
+    Args:
+        default: The default; a type that makes it, for mutable ones.
+        help_text: One sentence for ``--help``.
+        metavar: What stands for the value there.
+        commands: The commands that take it as a flag.
+    """
+    metadata = {"help": help_text, "metavar": metavar or None, "commands": commands}
+    if isinstance(default, Callable):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_ALL = ("fuse", "align", "barrier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions:
+    """How networks are fused: the method and its settings, whatever the networks are.
+
+    Attributes:
+        solver: Name of a registered solver.
+        solver_options: Its options by name.
+        measure: What a neuron is seen by; None takes the solver's own choice.
+        model_weights: One per source, non-negative, summing to one; None means equal weights.
+        calibration_size: Samples of the calibration data used at most.
+        repair: Name of a registered repair, or ``none``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Seed of every random choice.
+        refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
+        restarts: How often to align, each time with another seed; the least objective is kept.
+        front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
+        trace_seconds: Seconds after which tracing is stopped; None means the default.
+        trace_operations: Calls into torch after which tracing is stopped; None means the default.
+        executor: Name of a registered executor.
+
+    Raises:
+        RecipeError: A number is below the least that means anything.
+
+    Example:
+        >>> FusionOptions(solver="gwb", seed=3).repair
+        'none'
+    """
+
+    solver: str = choice("wb", "Solver; 'mergeot plugins' lists them.", "NAME", ("fuse", "align"))
+    solver_options: dict[str, Any] = choice(dict, "An option of the solver; repeatable.", "KEY=VALUE", _ALL)
+    measure: str | None = choice(None, "What a neuron is seen by: weights, activations …", "NAME", _ALL)
+    model_weights: tuple[float, ...] | None = choice(None, "One per model, summing to one. Default: equal.", "0.5,0.5")
+    calibration_size: Annotated[int, Ge(1)] = choice(
+        2000, "Calibration inputs taken from --data. Default: 2000.", "", _ALL
+    )
+    repair: str = choice(
+        NO_REPAIR,
+        "What is done after the couplings, such as 'refit'; 'mergeot plugins' lists them. Default: none.",
+        "none|NAME",
+    )
+    device: str = choice("auto", "Where to compute. Default: auto.", "auto|cpu|cuda", (*_ALL, "eval"))
+    seed: int = choice(0, "Seed of every random choice. Default: 0.", "", _ALL)
+    refine: bool = choice(
+        False,
+        "Sweep on from the solver's couplings, neurons seen by all their weights, until nothing gains.",
+        "",
+        ("fuse", "barrier"),
+    )
+    restarts: Annotated[int, Ge(1)] = choice(
+        1, "Align so often, each time with another seed; keep the best. Default: 1.", "", ("fuse", "barrier")
+    )
+    front_end: str = choice(
+        "auto",
+        "What captures the network: auto, export, make-fx or symbolic. Default: auto (export, then make-fx).",
+        "NAME",
+        ("fuse", "align", "check", "inspect"),
+    )
+    trace_seconds: Annotated[float, Gt(0)] | None = choice(
+        None, "Stop a trace that takes longer. Default: 300.", "SECONDS", ("fuse", "align", "check", "inspect")
+    )
+    trace_operations: Annotated[int, Gt(0)] | None = choice(
+        None, "Stop a trace of more operations than that. Default: 100000.", "N"
+    )
+    executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1:
+            raise RecipeError(f"restarts={self.restarts}: give how often to align, at least once.")
+
+
+def option_fields(command: str) -> list[dataclasses.Field[Any]]:
+    """Returns the fields of `FusionOptions` that a command takes as flags, in order.
+
+    Example:
+        >>> [field.name for field in option_fields("align")][:2]
+        ['solver', 'solver_options']
+    """
+    return [field for field in dataclasses.fields(FusionOptions) if command in field.metadata["commands"]]

@@ -1,0 +1,27 @@
+"""The symmetries that a fusion uses, besides the order of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
+from mergekit_ot.graph.symmetry.signs import Sign
+from mergekit_ot.graph.symmetry.symmetry import Places
+from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+
+def asked_for(solver: AbstractBarycenterSolver) -> frozenset[str]:
+    """Returns the names of the symmetries that a solver's couplings may use."""
+    return frozenset({Sign.name} if solver.uses_signs else ())
+
+
+def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
+    """Returns, for each symmetry that a solver of the fusion asks for, where the fused architecture has it."""
+    wanted = asked_for(setup.solver) | (asked_for(setup.refinement) if setup.refinement is not None else frozenset())
+    proof = PlantedProof(setup.target.make, setup.inputs)
+    return {
+        symmetry.name: find_proven(symmetry, setup.target_graph, proof)
+        for symmetry in setup.symmetries
+        if symmetry.name in wanted
+    }

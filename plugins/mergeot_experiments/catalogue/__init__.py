@@ -1,0 +1,1 @@
+"""The experiments, described as data: networks, settings and methods, by name."""

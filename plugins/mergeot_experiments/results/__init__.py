@@ -1,0 +1,1 @@
+"""From stored measurements to tables, and from tables to a page."""

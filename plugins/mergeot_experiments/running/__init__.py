@@ -1,0 +1,1 @@
+"""Fuses and scores what an order asks for, and keeps every measurement."""

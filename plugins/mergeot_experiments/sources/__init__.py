@@ -1,0 +1,1 @@
+"""What is fused: images, networks and their training, kept in a cache."""

@@ -1,0 +1,231 @@
+"""Refits the linear maps of a fused model to what the aligned sources compute: no labels, no gradients, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergekit_ot import AbstractRepair, RepairContext, named_arguments
+from mergeot_repair.control import check_control
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
+from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
+from mergeot_repair.refit.recurrent_refit import RecurrentRefit
+from mergeot_repair.refit.regression import Solution, Sums, joined
+from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.refit.selection import Selection
+
+# Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
+_SAMPLES_PER_INPUT = 60
+_LEAST_SAMPLES = 20_000
+_CHOICE_SAMPLES_PER_INPUT = 4
+
+
+class RefitRepair(AbstractRepair):
+    """Fits each linear map, in order, to what the sources compute there.
+
+    Neurons that are made and read by linear maps and recurrent cells alone are taken from the sources, chosen by
+    what their readers need (see `mergeot_repair.refit.selection`); all others follow the couplings and are fitted to
+    the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
+
+    The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
+    pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind
+    a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
+    sources have in the mean, less what the fused model adds it to.
+
+    Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
+    Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
+    as they are.
+    """
+
+    needs_data = True
+
+    def repair(self, context: RepairContext) -> dict[str, Tensor]:
+        """Returns the fused state with new linear maps.
+
+        Raises:
+            DataError: The procedure changes an untouched source, which is its control.
+        """
+        check_control(context, "refit", lambda control: _Refit(control).run())
+        return _Refit(context).run()
+
+
+class _Refit:
+    """One pass over the maps of a fused model."""
+
+    def __init__(self, context: RepairContext) -> None:
+        self.context = context
+        self.state = {name: value.detach().clone() for name, value in context.fused.items()}
+        batches, room = list(context.batches), HeldBytes()
+        self.nodes = {node.name: node for node in context.program.graph.nodes}
+        self.runs = staged_runs(context.program, self.state, batches, room)
+        self.source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
+        self.generator = torch.Generator().manual_seed(0)
+        self.waiting: set[str] = set()
+        self.maps = MapFinder(context.program).find()
+        self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
+        self.selection = Selection(context, self.maps, self.used)
+        self.recurrent = {
+            linear_map.node: RecurrentRefit(context, linear_map, self.source_runs, self.selection)
+            for linear_map in self.maps
+            if linear_map.kind == RECURRENT
+        }
+
+    def run(self) -> dict[str, Tensor]:
+        """Fits every map and returns the new state."""
+        maps = self.maps
+        if self.selection.groups:
+            self.selection.choose(self._products())
+            if self.context.note is not None:
+                self.context.note(self.selection.described())
+        self.waiting = {linear_map.node for linear_map in maps}
+        for number, linear_map in enumerate(maps, start=1):
+            if linear_map.kind == RECURRENT:
+                self.recurrent[linear_map.node].fit(self.state, self.runs)
+            else:
+                self._fit(linear_map)
+            self.waiting.discard(linear_map.node)
+            if self.context.progress is not None:
+                self.context.progress(number, len(maps), f"refit {linear_map.weight}")
+        return self.state
+
+    def _products(self) -> dict[str, Products]:
+        """Returns what every reader takes and makes in the sources, in one pass over the data."""
+        readers = self.selection.readers
+        pull = PULL_OF_STATES if any(linear_map.is_recurrent for linear_map in readers) else PULL
+        products = {linear_map.name: Products(linear_map.has_shift, pull) for linear_map in readers}
+        for number in range(len(self.runs)):
+            # In the order of the program, so that nothing runs twice.
+            for linear_map in self.maps:
+                if linear_map.kind == RECURRENT:
+                    self.recurrent[linear_map.node].add_products(number, products)
+                elif linear_map.weight in products:
+                    self._add_products(linear_map, number, products[linear_map.weight])
+            for source in self.used:
+                self.source_runs[source][number].release()
+            if self.context.progress is not None:
+                self.context.progress(number + 1, len(self.runs), "refit: reading batches")
+        return products
+
+    def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
+        pairs = []
+        for source in self.used:
+            run, state = self.source_runs[source][number], self.context.sources[source].state
+            values = run.values_of([linear_map.source, linear_map.output])
+            read, goals = values[linear_map.source], values[linear_map.output]
+            pairs.append(self._samples(linear_map, read, goals, state[linear_map.weight]))
+        inputs, outputs = (torch.cat(of_sources, 1) for of_sources in zip(*pairs, strict=True))
+        rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
+        products.add(inputs[rows], outputs[rows])
+
+    def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
+        """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
+        source, state = self.context.sources[number], self.context.aligned[number]
+        places = source.in_fused_order(torch.eye(len(source.state[linear_map.weight])), 1, linear_map.weight)
+        nearest = places.abs().argmax(1)
+        return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
+
+    def _fit(self, linear_map: LinearMap) -> None:
+        weight = self.state[linear_map.weight]
+        outputs, inputs = rows_of(linear_map, weight).shape
+        sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
+        other = linear_map.added[1] if linear_map.added is not None and self._is_ready(linear_map.added[1]) else None
+        for number, run in enumerate(self.runs):
+            values = run.values_of([linear_map.source, *([other] if other is not None else [])])
+            target = self._target(linear_map, number, other)
+            if other is not None:
+                target = target - taken_back(values[other], [self.nodes[name] for name in linear_map.path])
+            read, goals = self._samples(linear_map, values[linear_map.source], target, weight)
+            rows = self._chosen_rows(len(read), inputs, _SAMPLES_PER_INPUT)
+            inputs_by_group = read[rows].chunk(linear_map.groups, 1)
+            goals_by_group = goals[rows].chunk(linear_map.groups, 1)
+            for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
+                of_group.add(group_inputs, group_goals)
+            run.settle()
+        self._write(linear_map, sums)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether every map that a value depends on was fitted already."""
+        needed: set[str] = set()
+        waiting = [self.nodes[name]]
+        while waiting:
+            node = waiting.pop()
+            if node.name not in needed:
+                needed.add(node.name)
+                waiting += node.all_input_nodes
+        return not needed & self.waiting
+
+    def _target(self, linear_map: LinearMap, number: int, other: str | None) -> Tensor:
+        """Returns what the map is to make, or the stream that it is added to."""
+        axis, targets = linear_map.values_axis, []
+        for source in self.used:
+            run = self.source_runs[source][number]
+            values = run.values_of([linear_map.output, *([other] if other is not None else [])])
+            output = values[linear_map.output]
+            if other is not None:
+                output = output + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
+            targets.append(output)
+            run.settle()
+        rows = self.selection.rows(linear_map.weight)
+        if rows is not None:
+            return torch.cat(targets, axis).index_select(axis, rows)
+        targets = [
+            self.context.model_weights[source]
+            * self.context.sources[source].in_fused_order(output, axis, linear_map.weight, linear_map.output_axis)
+            for source, output in zip(self.used, targets, strict=True)
+        ]
+        return torch.stack(targets).sum(0)
+
+    def _samples(
+        self, linear_map: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
+    ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
+        return regression_rows(linear_map, weight, named_arguments(self.nodes[linear_map.node]), values, targets)
+
+    def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
+        most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
+        return torch.randperm(count, generator=self.generator)[:most]
+
+    def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:
+        state, weight = self.state, self.state[linear_map.weight]
+        start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
+        starts = (_combined(linear_map, state) if start is None else start).chunk(linear_map.groups)
+        solutions = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
+        solution = joined(solutions)
+        norm, bias = linear_map.norm, linear_map.bias
+        written = {linear_map.weight: weight_of(linear_map, solution.weight, weight)}
+        if norm is not None:
+            written |= _statistics(norm, solution)
+        if bias is not None:
+            written[bias] = solution.shift if norm is None else torch.zeros_like(state[bias])
+        for name, value in written.items():
+            state[name] = value.to(state[name].dtype)
+
+
+def _statistics(norm: Norm, solution: Solution) -> dict[str, Tensor]:
+    """Returns a BatchNorm's numbers for a regression that was fitted through it.
+
+    It keeps the statistics of what it reads, so that training can go on from here.
+    """
+    written = {norm.variance: solution.variance, norm.mean: solution.mean - solution.shift}
+    if norm.scale is not None:
+        written[norm.scale] = (solution.variance + norm.epsilon).sqrt()
+    else:
+        written[norm.variance] = torch.full_like(solution.variance, 1 - norm.epsilon)
+    if norm.shift is not None:
+        written[norm.shift] = solution.mean
+    else:
+        written[norm.mean] = torch.zeros_like(solution.mean)
+    return written
+
+
+def _combined(linear_map: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
+    """Returns the rows of a map together with the BatchNorm behind it."""
+    rows = rows_of(linear_map, state[linear_map.weight])
+    norm = linear_map.norm
+    if norm is None:
+        return rows
+    factor = (state[norm.variance] + norm.epsilon).rsqrt()
+    return rows * (factor if norm.scale is None else state[norm.scale] * factor)[:, None]

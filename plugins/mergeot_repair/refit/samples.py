@@ -1,0 +1,97 @@
+"""What a linear map reads and makes as rows of a regression: linear layers and convolutions of all kinds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
+
+
+def regression_rows(
+    linear_map: LinearMap, weight: Tensor, arguments: Mapping[str, Any], values: Tensor, targets: Tensor
+) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
+    """Returns what a map reads and what it is to make, a row per sample or place.
+
+    Args:
+        one: The map.
+        weight: Its weight in the network at hand.
+        arguments: Of its operation, by name.
+        values: What it reads.
+        targets: What it is to make.
+
+    Returns:
+        Inputs, of all groups of channels one after the other, and targets.
+    """
+    if linear_map.kind == LINEAR:
+        return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
+    rows = _patches(linear_map, values, weight, arguments)
+    return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
+
+
+def rows_of(linear_map: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
+    """Returns a weight as one row per output, in the order of `regression_rows`."""
+    if linear_map.kind == TRANSPOSED:
+        weight = weight.transpose(0, 1).flip(*range(2, weight.ndim))
+    return weight.flatten(1)
+
+
+def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like: Tensor) -> Tensor:
+    """Returns rows as a weight of the shape and type of another; the inverse of `rows_of`."""
+    if linear_map.kind == TRANSPOSED:
+        inputs, outputs, *kernel = like.shape
+        rows = rows.reshape(outputs, inputs, *kernel).transpose(0, 1).flip(*range(2, like.ndim))
+    return rows.reshape(like.shape).to(like.dtype).contiguous()
+
+
+def _patches(
+    linear_map: LinearMap, values: Tensor, weight: Tensor, arguments: Mapping[str, Any]
+) -> Float[Tensor, "samples inputs"]:
+    """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
+    count = weight.ndim - 2
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
+    reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in range(count)]
+    sides = _padding(arguments["padding"], reach)
+    if linear_map.kind == TRANSPOSED:
+        # A transposed convolution is a plain one of the input with zeros between its places.
+        more = _each(arguments["output_padding"], count)
+        sides = [
+            (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
+        ]
+        values, stride = _spread(values, stride), [1] * count
+    padded = functional.pad(values, list(itertools.chain.from_iterable(reversed(sides))))
+    for axis in range(count):
+        padded = padded.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]
+    # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]
+    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
+    taps = torch.Size(kernel).numel()
+    return padded.permute(order).reshape(-1, values.shape[1] * taps)
+
+
+def _padding(padding: object, reach: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns what is added before and behind each axis of places."""
+    if padding == "same":
+        return [((size - 1) // 2, size - 1 - (size - 1) // 2) for size in reach]
+    if padding == "valid":
+        return [(0, 0)] * len(reach)
+    return [(size, size) for size in _each(padding, len(reach))]
+
+
+def _spread(values: Tensor, stride: Sequence[int]) -> Tensor:
+    """Returns values with zeros between the places."""
+    places = [(size - 1) * step + 1 for size, step in zip(values.shape[2:], stride, strict=True)]
+    spread = values.new_zeros(*values.shape[:2], *places)
+    spread[(..., *(slice(None, None, step) for step in stride))] = values
+    return spread
+
+
+def _each(value: Any, count: int) -> list[int]:
+    numbers = list(value) if isinstance(value, Iterable) else [value]
+    return numbers * count if len(numbers) == 1 else numbers
