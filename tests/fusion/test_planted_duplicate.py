@@ -12,8 +12,7 @@ import torch
 from nets import BasicBlock, Cnn, Mlp, ResidualMlp
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, FusionResult, ModelGraph, fuse, trace_model
-from mergekit_ot.fusion import setup
+from mergekit_ot import Coupling, FusionResult, ModelGraph, api, fuse, trace_model
 from mergekit_ot.graph.blocks import blocks_of
 from mergekit_ot.graph.layouts import IN
 from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
@@ -227,7 +226,7 @@ def fused(
     models = list(graphs)
     # Tracing would take most of the time, and was done when the duplicates were planted.
     traced = {shapes_of(model.state_dict()): graph for model, graph in graphs.items()}
-    with patch.object(setup, "trace_model", lambda model, *_, **__: traced[shapes_of(model.state_dict())]):
+    with patch.object(api, "trace_model", lambda model, *_, **__: traced[shapes_of(model.state_dict())]):
         result = fuse(models, solver=solver, solver_options=options, example_inputs=case.inputs, target=target)
     assert shapes_of(result.state) == shapes_of(models[target].state_dict())
     return result, error(result.model(), models[0], case.inputs)
