@@ -117,6 +117,9 @@ _HOMES = {
     "Places": "mergekit_ot.graph.symmetry.symmetry",
     "Order": "mergekit_ot.graph.symmetry.permutation",
     "Sign": "mergekit_ot.graph.symmetry.signs",
+    "MemoryStore": "mergekit_ot.storage.store",
+    "StoreWriter": "mergekit_ot.storage.store",
+    "TensorStore": "mergekit_ot.storage.store",
 }
 
 __all__ = ["__version__", "hookimpl", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -186,6 +189,7 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.record import Checkpoint
+    from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.barycenter import (
         averaged_support,

@@ -17,7 +17,7 @@ from torch import nn
 
 from mergekit_ot.api import load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.storage.checkpoint import check_finite
+from mergekit_ot.storage.finite import check_finite
 from mergekit_ot.storage.state_dicts import find_state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,14 +21,28 @@ from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.graph.symmetry.proof import float_outputs
 from mergekit_ot.progress import Progress
+from mergekit_ot.storage.fitting import FittedStore
+from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
-def run_fusion(setup: FusionSetup, progress: Progress | None = None, dry_run: bool = False) -> FusionResult:
-    """Runs a checked fusion; a dry run plans only, and its result holds no state."""
+def run_fusion(
+    setup: FusionSetup, progress: Progress | None = None, dry_run: bool = False, writer: StoreWriter | None = None
+) -> FusionResult:
+    """Runs a checked fusion; a dry run plans and reads only, and its result holds no state.
+
+    Args:
+        setup: The fusion.
+        progress: Called with (steps done, steps in all, what is done).
+        dry_run: Whether to stop before anything is solved.
+        writer: Takes the fused tensors as they are completed; they stay in memory where there is none.
+    """
     started = time.perf_counter()
-    run = FusionRun(setup, progress)
-    if not dry_run:
+    run = FusionRun(setup, progress, writer)
+    if dry_run:
+        for source in setup.sources:
+            source.state.check_all()
+    else:
         run.run()
     error = None if dry_run else run.function_error()
     return FusionResult(
@@ -51,7 +65,7 @@ def run_fusion(setup: FusionSetup, progress: Progress | None = None, dry_run: bo
 class FusionRun:
     """The state of one fusion while its plan is run."""
 
-    def __init__(self, setup: FusionSetup, progress: Progress | None = None) -> None:
+    def __init__(self, setup: FusionSetup, progress: Progress | None = None, writer: StoreWriter | None = None) -> None:
         self.setup = setup
         self.progress = progress
         graph = setup.target_graph
@@ -60,7 +74,11 @@ class FusionRun:
         self.plan = build_plan(graph, self.groups, setup.solver.max_sweeps, setup.solver.start)
         self.alignment = Alignment(setup.graphs, graph, scaling=setup.solver.scaling)
         self.tensors = SourceTensors(setup.sources, setup.device)
-        self.fused: dict[str, Tensor] = {}
+        self.writer = writer
+        # A repair needs the whole mean before anything is written.
+        self.mean = MemoryWriter() if writer is None or setup.repair is not None else writer
+        self.completed: set[str] = set()
+        self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = []
@@ -72,13 +90,15 @@ class FusionRun:
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self.start = self.alignment
         if setup.measure.needs_data:
-            self.grams = ResponseGrams(setup.graphs, [source.state for source in setup.sources], sorted(self.groups))
+            self.grams = ResponseGrams(
+                setup.graphs, [dict(source.state) for source in setup.sources], sorted(self.groups)
+            )
             for inputs in setup.batches:
                 self.grams.add(inputs)
         self._align()
         if setup.refinement is not None:
             self._refine(setup.refinement)
-        self._complete([name for name in setup.target_graph.layouts if name not in self.fused], self.alignment)
+        self._complete([name for name in setup.target_graph.layouts if name not in self.completed], self.alignment)
         self._finish_state()
         if setup.repair is not None:
             aligned = tuple(
@@ -89,6 +109,9 @@ class FusionRun:
                 models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
             )
             self.fused = dict(setup.repair.repair(context))
+            if self.writer is not None:
+                write_all(self.fused, self.writer)
+                self.fused = FittedStore(self.writer.reopened(), self.fused)
 
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
@@ -148,23 +171,33 @@ class FusionRun:
             self.progress(step.number + 1, report.total, f"sweep {report.sweep + 1}: {step.groups[0]}")
 
     def _complete(self, names: Iterable[str], alignment: Alignment) -> None:
-        """Transports and averages parameters whose every axis is aligned."""
+        """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
-            dtype = self.setup.sources[0].state[name].dtype
-            self.fused[name] = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
+            dtype = self.setup.sources[0].state.dtype(name)
+            tensor = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
+            for spelling in self._spellings(name):
+                self.mean.write(spelling, tensor)
+            self.completed.add(name)
+
+    def _spellings(self, name: str) -> list[str]:
+        """Returns all names of a parameter in the state dict: several where it is tied."""
+        aliases, state = self.setup.target_graph.aliases, self.setup.sources[0].state
+        return [name, *(alias for alias, described in aliases.items() if described == name and alias in state)]
 
     def _finish_state(self) -> None:
-        """Orders the state as the target does; what holds no neurons comes from the first source that fits."""
+        """Writes what holds no neurons, from the first source that fits, and orders the state as the target does."""
         self.tensors.release()
-        graph, ordered = self.setup.target_graph, {}
-        for name, tensor in self.setup.target.make().state_dict().items():
-            described = graph.aliases.get(name, name)
-            if described in self.fused:
-                ordered[name] = self.fused[described]
+        sources, expected = self.setup.sources, self.setup.target.make().state_dict()
+        aliases = self.setup.target_graph.aliases
+        for name, tensor in expected.items():
+            if aliases.get(name, name) in self.completed:
                 continue
-            own = (s.state[name] for s in self.setup.sources if name in s.state and s.state[name].shape == tensor.shape)
-            ordered[name] = next(own, tensor).detach().clone()
-        self.fused = ordered
+            fitting = (s.state for s in sources if name in s.state and s.state.shape(name) == tensor.shape)
+            state = next(fitting, None)
+            self.mean.write(name, (tensor if state is None else state.read(name)).detach().clone())
+        self.mean.close()
+        written = FittedStore(self.mean.reopened(), expected)
+        self.fused = dict(written) if isinstance(self.mean, MemoryWriter) else written
 
     def function_error(self) -> float:
         """Returns the largest relative difference between a source's outputs and its aligned copy's."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergekit_ot.fusion.alignment import PAPER, Alignment
 from mergekit_ot.fusion.moving import transport_block
-from mergekit_ot.graph.blocks import Block, blocks_of, gate_dimension
+from mergekit_ot.graph.blocks import Block, blocks_of, gate_dimension, places_of, rows_along
 from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.transport.measure import Signs
 from mergekit_ot.transport.solver import Scope
@@ -72,21 +72,20 @@ class GroupView:
         """
         rows = []
         for name, block, place, role in self._described(source):
-            moved = transport_block(block, name, self.alignment, source, frozenset([place]))
-            row = moved.movedim(place, 0).reshape(self.size(source), -1)
+            row = rows_along(transport_block(block, name, self.alignment, source, frozenset([place])), place)
             is_density = role == IN and self.alignment.scaling != PAPER
             rows.append(row * self._density(source) if is_density else row)
         return torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 0)
 
     def structure(self, source: int) -> Float[Tensor, "s n n"] | None:
         """Returns the matrices in which the group refers to itself, or distances between neurons, or None."""
-        found = []
+        channels = []
         size = self.size(source)
         for name, block, places in self._self_referring(source):
             moved = transport_block(block, name, self.alignment, source, frozenset(places))
-            found.append(moved.movedim(places, (0, 1)).reshape(size, size, -1).movedim(2, 0))
-        if found:
-            structure = torch.cat(found, 0)
+            channels.append(moved.movedim(places, (0, 1)).reshape(size, size, -1).movedim(2, 0))
+        if channels:
+            structure = torch.cat(channels, 0)
             # The paper compares the numbers themselves; a solver compares densities, which this undoes.
             return structure / self._density(source) if self.alignment.scaling == PAPER else structure
         return self._distances(source)[None] if self.wants_structure else None
@@ -109,31 +108,33 @@ class GroupView:
 
     def _described(self, source: int) -> Iterator[tuple[str, Block, int, str]]:
         """Yields (parameter, block, dimension of the group, role) for every block that describes a neuron."""
-        found = []
+        described = []
         for name, block in self.blocks(source):
-            places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
-            others = [d.group for p, d in enumerate(block.dimensions) if p not in places]
-            if len(places) != 1 or not all(self.alignment.is_aligned(other) for other in others):
+            places = places_of(block, self.group)
+            if len(places) != 1 or not self._is_aligned_beside(block):
                 continue
             role = self._role(source, name, block, places[0])
             if role == OUT or self.scope is not Scope.INCOMING:
-                found.append((name, block, places[0], role))
-        deciding = self._first_layer(found) if self.members == "first" else None
-        for name, block, place, role in found:
+                described.append((name, block, places[0], role))
+        deciding = self._first_layer(described) if self.members == "first" else None
+        for name, block, place, role in described:
             if deciding is None or role == IN or name.rpartition(".")[0] == deciding:
                 yield name, block, place, role
 
-    def _first_layer(self, found: list[tuple[str, Block, int, str]]) -> str | None:
+    def _is_aligned_beside(self, block: Block) -> bool:
+        """Whether all that stands beside the group in a block is aligned already, or stays in place."""
+        return all(d.group == self.group or self.alignment.is_aligned(d.group) for d in block.dimensions)
+
+    def _first_layer(self, described: list[tuple[str, Block, int, str]]) -> str | None:
         """Returns the path of the first module, in order of definition, with a weight that makes the neurons."""
-        makers = {name for name, block, _, role in found if role != IN and len(block.dimensions) > 1}
+        makers = {name for name, block, _, role in described if role != IN and len(block.dimensions) > 1}
         return next((name.rpartition(".")[0] for name in self.alignment.target.layouts if name in makers), None)
 
     def _self_referring(self, source: int) -> Iterator[tuple[str, Block, list[int]]]:
         """Yields (parameter, block, [owning dimension, reading dimension]) where the group stands twice."""
         for name, block in self.blocks(source):
-            places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
-            others = [d.group for p, d in enumerate(block.dimensions) if p not in places]
-            if len(places) == 2 and all(self.alignment.is_aligned(other) for other in others):
+            places = places_of(block, self.group)
+            if len(places) == 2 and self._is_aligned_beside(block):
                 places.sort(key=lambda p: self._role(source, name, block, p) == IN)
                 yield name, block, places
 
@@ -160,9 +161,9 @@ class GroupView:
         """
         odd, even = [], []
         for name, block in self.blocks(source):
-            places = [p for p, d in enumerate(block.dimensions) if d.group == self.group]
+            places = places_of(block, self.group)
             if len(places) == 1 and self._role(source, name, block, places[0]) != IN:
-                row = self._as_density(source, name, block).movedim(places[0], 0).reshape(self.size(source), -1)
+                row = rows_along(self._as_density(source, name, block), places[0])
                 sizes = [dimension.size for dimension in block.dimensions]
                 changes = self._answers(name, block, places[0], places, sizes).flatten()
                 odd.append(row[:, changes])
@@ -208,5 +209,5 @@ class GroupView:
             # Running statistics say where the data lie, not what a neuron is; they follow the coupling only.
             if name not in graph.buffers:
                 for block in blocks_of(self.read(source, name), graph.layouts[name]):
-                    if any(dimension.group == self.group for dimension in block.dimensions):
+                    if places_of(block, self.group):
                         yield name, block

@@ -122,7 +122,8 @@ def repair_context(
     """Returns what a repair of `fused`, a mean of the `aligned` states, works with."""
     graphs = models.alignment.graphs
     sources = [
-        RepairSource(graph.program, source.state, number, models.alignment)
+        # A repair runs the programs with whole states, again and again: each tensor is read once.
+        RepairSource(graph.program, dict(source.state), number, models.alignment)
         for number, (source, graph) in enumerate(zip(models.sources, graphs, strict=True))
     ]
     return RepairContext(

@@ -22,7 +22,7 @@ class FusionResult:
     """A fused model and how it came about.
 
     Attributes:
-        state: Parameters and buffers of the fused model.
+        state: Parameters and buffers of the fused model: a dict, or a `TensorStore` where they went to a writer.
         alignment: The couplings.
         groups: One report per group.
         aligned_sources_max_error: Largest difference between a source's outputs and those of its aligned copy,
@@ -50,7 +50,7 @@ class FusionResult:
         True
     """
 
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
     alignment: Alignment
     groups: tuple[GroupReport, ...]
     aligned_sources_max_error: float | None
@@ -106,7 +106,7 @@ def aligned_state(source: SourceModel, target: SourceModel, alignment: Alignment
     for name, tensor in target.make().state_dict().items():
         described = graph.aliases.get(name, name)
         if described in graph.layouts:
-            aligned[name] = transport_parameter(source.state[described].detach(), described, alignment, number)
+            aligned[name] = transport_parameter(source.state.read(described).detach(), described, alignment, number)
         else:
             own = source.state.get(name, tensor)
             aligned[name] = (own if own.shape == tensor.shape else tensor).detach().clone()

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import ArchitectureError, CheckpointError
+from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.storage.finite import OF_A_MODEL, FiniteStore
+from mergekit_ot.storage.fitting import Misfit, misfit
+from mergekit_ot.storage.store import TensorStore, as_store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class SourceModel:
     """One trained network to be fused.
 
     Attributes:
         name: For messages: a path, or ``source 0``.
         make: Gives a fresh instance of the architecture; never run by the package before it is captured.
-        state: Parameters and buffers by name; a mapping that reads from disk is welcome.
+        state: Parameters and buffers by name (a `TensorStore`, which is a mapping too); a plain mapping may be given.
+            A tensor that holds NaN or infinity is refused when it is first read.
 
     Example:
         >>> source = SourceModel.of(nn.Linear(3, 2), "mine")
@@ -30,7 +34,14 @@ class SourceModel:
 
     name: str
     make: Callable[[], nn.Module]
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+    state: FiniteStore
+
+    def __init__(
+        self, name: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor] = types.MappingProxyType({})
+    ) -> None:
+        checked = state if isinstance(state, FiniteStore) else FiniteStore(as_store(state), name, OF_A_MODEL)
+        for field, value in (("name", name), ("make", make), ("state", checked)):
+            object.__setattr__(self, field, value)  # the class is frozen
 
     @classmethod
     def of(cls, model: nn.Module | SourceModel, name: str) -> SourceModel:
@@ -46,41 +57,37 @@ class SourceModel:
             ArchitectureError: The state does not fit the architecture.
         """
         model = self.make()
-        chosen = dict(self.state if state is None else state)
+        chosen = self.state if state is None else as_store(state)
         if chosen:
-            try:
-                model.load_state_dict(chosen)
-            except RuntimeError as error:
-                raise ArchitectureError(
-                    f"The state of {self.name} does not fit its architecture: {error}. Check --arch."
-                ) from error
+            self._check_fit(chosen, model)
+            model.load_state_dict(dict(chosen), strict=False)  # counters of BatchNorm may be missing
         return model.eval()
 
     def check_state(self) -> None:
-        """Checks every key and shape of the state against the architecture, before any work.
+        """Checks every name and shape of the state against the architecture, before any work; no file is read.
 
         Raises:
             ArchitectureError: Names the first key that is missing, unexpected or of another shape.
-            CheckpointError: A tensor holds NaN or infinity.
+            CheckpointError: A tensor of a state in memory holds NaN or infinity.
         """
-        expected = self.make().state_dict()
-        lacking = [name for name in expected if name not in self.state and not name.endswith("num_batches_tracked")]
-        surplus = [name for name in self.state if name not in expected]
-        hint = "Is it the architecture that this checkpoint was trained with? Pass the right one with --arch."
-        if lacking or surplus:
-            what = f"'{lacking[0]}' is missing" if lacking else f"'{surplus[0]}' is not part of the architecture"
-            more = len(lacking) + len(surplus) - 1
-            others = f" (and {more} more names)" if more else ""
-            raise ArchitectureError(f"{self.name} does not fit its architecture: {what}{others}. {hint}")
-        for name, tensor in self.state.items():
-            if tuple(tensor.shape) != tuple(expected[name].shape):
-                raise ArchitectureError(
-                    f"{self.name} does not fit its architecture: '{name}' has shape {tuple(tensor.shape)}, "
-                    f"the architecture has {tuple(expected[name].shape)}. {hint}"
-                )
-        for name, tensor in self.state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(
-                    f"'{name}' of {self.name} holds NaN or infinity, so no neuron of it can be compared. "
-                    "Take a checkpoint from before the training diverged."
-                )
+        self._check_fit(self.state, self.make())
+        self.state.check_in_memory()
+
+    def _check_fit(self, state: TensorStore, model: nn.Module) -> None:
+        expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        difference = misfit(state, expected)
+        if difference is not None:
+            raise ArchitectureError(
+                f"{self.name} does not fit its architecture: {_difference_text(difference)}. Is it the architecture "
+                "that this checkpoint was trained with? Pass the right one with --arch."
+            )
+
+
+def _difference_text(difference: Misfit) -> str:
+    shape = difference.reshaped
+    if shape is not None:
+        return f"'{shape.name}' has shape {tuple(shape.held)}, the architecture has {tuple(shape.expected)}"
+    missing, unexpected = difference.missing, difference.unexpected
+    what = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' is not part of the architecture"
+    more = len(missing) + len(unexpected) - 1
+    return what + (f" (and {more} more names)" if more else "")

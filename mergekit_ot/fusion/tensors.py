@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import fused_shape, transport_parameter
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.blocks import Block, blocks_of
 from mergekit_ot.graph.layouts import IN, leaf_groups
-from mergekit_ot.transport.barycenter import weight_present
+from mergekit_ot.transport.averaging import Share, mean_over_present
 
 
 class SourceTensors:
@@ -28,7 +28,7 @@ class SourceTensors:
         """Returns a parameter of a source on the device, in single precision where it is less."""
         with self._lock:
             if (source, name) not in self._held:
-                tensor = self.sources[source].state[name].detach().to(self.device)
+                tensor = self.sources[source].state.read(name).detach().to(self.device)
                 half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
                 self._held[source, name] = tensor.float() if half else tensor
             return self._held[source, name]
@@ -48,18 +48,14 @@ class SourceTensors:
 
         A fused neuron that has no partner in some source is the mean over the others.
         """
-        total: Tensor | None = None
-        shares: list[tuple[float, Tensor | None]] = []
+        return mean_over_present(self._moved(name, alignment, model_weights))
+
+    def _moved(self, name: str, alignment: Alignment, model_weights: Sequence[float]) -> Iterator[Share]:
+        """Yields a parameter of each aligned source that has weight, one source at a time."""
         for source, weight in enumerate(model_weights):
-            if weight == 0:
-                continue
-            moved = transport_parameter(self.read(source, name), name, alignment, source)
-            shares.append((weight, presence_of(name, alignment, source, moved)))
-            total = moved * weight if total is None else total.add_(moved, alpha=weight)
-        if total is None or all(here is None for _, here in shares):
-            return torch.empty(0) if total is None else total
-        share = weight_present(shares, total)
-        return total / torch.where(share > 0, share, torch.ones_like(share))
+            if weight > 0:
+                moved = transport_parameter(self.read(source, name), name, alignment, source)
+                yield Share(weight, moved, presence_of(name, alignment, source, moved))
 
 
 def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> Tensor | None:
@@ -67,26 +63,35 @@ def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> T
 
     Only axes that own neurons count: what reads a neuron that a source lacks reads nothing from that source.
     """
-    layouts = alignment.target.layouts[name]
+    present = _presence_by_axis(name, alignment, source, like)
+    if not present:
+        return None
+    result = torch.ones_like(like)
+    for block in blocks_of(result, alignment.target.layouts[name]):
+        _clear_absent(block, present)
+    return result
+
+
+def _presence_by_axis(name: str, alignment: Alignment, source: int, like: Tensor) -> dict[tuple[int, str], Tensor]:
+    """Returns (axis, group) → 1 where the source has the neuron and 0 elsewhere, for the groups that lack some."""
     present: dict[tuple[int, str], Tensor] = {}
-    for axis, layout in enumerate(layouts):
+    for axis, layout in enumerate(alignment.target.layouts[name]):
         for group in leaf_groups(layout):
             if group not in alignment.couplings or alignment.target.groups[group].context:
                 continue
             here = alignment.coupling(group, source).presence(like)
             if here is not None and alignment.role(source, name, axis, group) != IN:
                 present[axis, group] = here
-    if not present:
-        return None
-    result = torch.ones_like(like)
-    for block in blocks_of(result, layouts):
-        for place, dimension in enumerate(block.dimensions):
-            here = present.get((dimension.axis, dimension.group or ""))
-            if here is not None:
-                shape = [1] * len(block.dimensions)
-                shape[place] = -1
-                block.view.mul_(here.reshape(shape))
-    return result
+    return present
+
+
+def _clear_absent(block: Block, present: Mapping[tuple[int, str], Tensor]) -> None:
+    for place, dimension in enumerate(block.dimensions):
+        here = present.get((dimension.axis, dimension.group or ""))
+        if here is not None:
+            shape = [1] * len(block.dimensions)
+            shape[place] = -1
+            block.view.mul_(here.reshape(shape))
 
 
 def alignment_objective(
@@ -136,7 +141,9 @@ def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int)
 
 
 def _refers_to_itself(name: str, alignment: Alignment) -> bool:
-    held = [key for layout in alignment.target.layouts[name] for key in leaf_groups(layout)]
+    held: list[str] = []
+    for layout in alignment.target.layouts[name]:
+        held += leaf_groups(layout)
     return any(held.count(key) > 1 for key in held if key in alignment.couplings)
 
 

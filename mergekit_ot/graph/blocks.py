@@ -6,12 +6,16 @@ transport and measures need no Kronecker matrix and know only dense views.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mergekit_ot.graph.layouts import AxisLayout, Blocks, Choice, Factors, Fixed, Neurons, layout_size
+
+# A layout, and the axis of the tensor that it stands on.
+_Placed = tuple[AxisLayout, int]
 
 
 @dataclass(frozen=True)
@@ -49,37 +53,53 @@ def blocks_of(tensor: Tensor, layouts: Sequence[AxisLayout]) -> list[Block]:
     Args:
         tensor: Shape given by `layouts`.
         layouts: One layout per axis.
+
+    Example:
+        >>> import torch
+        >>> channels = Factors((Neurons("conv:0", 2), Fixed(3)))
+        >>> [block.view.shape for block in blocks_of(torch.zeros(6, 4), [channels, Fixed(4)])]
+        [torch.Size([2, 3, 4])]
     """
     return _blocks(tensor, [(layout, axis) for axis, layout in enumerate(layouts)])
 
 
-def _blocks(view: Tensor, axes: list[tuple[AxisLayout, int]]) -> list[Block]:
-    for place, (layout, axis) in enumerate(axes):
+def _blocks(view: Tensor, axes: list[_Placed]) -> list[Block]:
+    for place, (layout, _) in enumerate(axes):
         if isinstance(layout, Factors):
-            sizes = [layout_size(part) for part in layout.parts]
-            parts = [(part, axis) for part in layout.parts]
-            return _blocks(view.unflatten(place, sizes), [*axes[:place], *parts, *axes[place + 1 :]])
-    for place, (layout, axis) in enumerate(axes):
+            return _unflattened(view, axes, place, layout)
+    for place, (layout, _) in enumerate(axes):
         if isinstance(layout, Blocks):
-            found: list[Block] = []
-            start = 0
-            # A choice looks at the blocks of its own axis first.
-            apart = {where for other, where in axes if where != axis and _has_blocks(other, layout.number)}
-            for number, part in enumerate(layout.parts):
-                size = layout_size(part)
-                rest = [
-                    (other if where in apart else _at_block(other, layout.number, number), where)
-                    for other, where in axes
-                ]
-                rest[place] = (part, axis)
-                found += _blocks(view.narrow(place, start, size), rest)
-                start += size
-            return found
+            return _narrowed(view, axes, place, layout)
     dimensions = [
         Dimension(layout.group if isinstance(layout, Neurons) else None, layout_size(layout), axis)
         for layout, axis in axes
     ]
     return [Block(view, tuple(dimensions))]
+
+
+def _unflattened(view: Tensor, axes: list[_Placed], place: int, layout: Factors) -> list[Block]:
+    """Returns the blocks of a view whose axis at `place` is a product: one dimension per factor."""
+    factors: list[_Placed] = [(factor, axes[place][1]) for factor in layout.parts]
+    sizes = [layout_size(factor) for factor, _ in factors]
+    return _blocks(view.unflatten(place, sizes), [*axes[:place], *factors, *axes[place + 1 :]])
+
+
+def _narrowed(view: Tensor, axes: list[_Placed], place: int, layout: Blocks) -> list[Block]:
+    """Returns the blocks of a view whose axis at `place` is a concatenation: those of one part after the other."""
+    axis = axes[place][1]
+    # A choice looks at the blocks of its own axis first.
+    apart = {where for other, where in axes if where != axis and _has_blocks(other, layout.number)}
+    blocks: list[Block] = []
+    start = 0
+    for number, stretch in enumerate(layout.parts):
+        size = layout_size(stretch)
+        chosen = [
+            (other if where in apart else _at_block(other, layout.number, number), where) for other, where in axes
+        ]
+        chosen[place] = (stretch, axis)
+        blocks += _blocks(view.narrow(place, start, size), chosen)
+        start += size
+    return blocks
 
 
 def _has_blocks(layout: AxisLayout, number: int) -> bool:
@@ -88,25 +108,98 @@ def _has_blocks(layout: AxisLayout, number: int) -> bool:
     if isinstance(layout, Blocks) and layout.number == number:
         return True
     inner = layout.options if isinstance(layout, Choice) else layout.parts
-    return any(_has_blocks(part, number) for part in inner)
+    return any(_has_blocks(inside, number) for inside in inner)
 
 
 def _at_block(layout: AxisLayout, number: int, block: int) -> AxisLayout:
+    if isinstance(layout, Neurons | Fixed):
+        return layout
     if isinstance(layout, Choice):
         if layout.number == number:
             return _at_block(layout.options[block], number, block)
         return Choice(layout.number, tuple(_at_block(option, number, block) for option in layout.options))
-    if isinstance(layout, Factors):
-        return Factors(tuple(_at_block(part, number, block) for part in layout.parts))
-    if isinstance(layout, Blocks):
-        return Blocks(layout.number, tuple(_at_block(part, number, block) for part in layout.parts))
-    return layout
+    chosen = tuple(_at_block(inside, number, block) for inside in layout.parts)
+    return Factors(chosen) if isinstance(layout, Factors) else Blocks(layout.number, chosen)
+
+
+def paired_blocks(
+    old: Tensor, old_layouts: Sequence[AxisLayout], new: Tensor, new_layouts: Sequence[AxisLayout]
+) -> Iterator[tuple[Block, Block]]:
+    """Yields the blocks of two tensors side by side, such as a source's and the fused one's.
+
+    Args:
+        old: A tensor.
+        old_layouts: One layout per axis of it.
+        new: The other tensor; it may differ in the sizes of groups.
+        new_layouts: One layout per axis of it, alike up to sizes.
+
+    Example:
+        >>> import torch
+        >>> wide, narrow = [Neurons("fc:0", 3)], [Neurons("fc:0", 2)]
+        >>> ((old, new),) = paired_blocks(torch.zeros(3), wide, torch.zeros(2), narrow)
+        >>> old.dimensions[0].size, new.dimensions[0].size
+        (3, 2)
+    """
+    return zip(blocks_of(old, old_layouts), blocks_of(new, new_layouts), strict=True)
+
+
+def places_of(block: Block, group: str) -> list[int]:
+    """Returns the dimensions of a block on which a group stands; two where it refers to itself.
+
+    Example:
+        >>> import torch
+        >>> (block,) = blocks_of(torch.zeros(3, 4), [Neurons("fc:0", 3), Fixed(4)])
+        >>> places_of(block, "fc:0"), places_of(block, "other:0")
+        ([0], [])
+    """
+    return [place for place, dimension in enumerate(block.dimensions) if dimension.group == group]
+
+
+def group_places(block: Block) -> list[tuple[int, str]]:
+    """Returns (dimension, group) for every dimension of a block on which a group stands, in order.
+
+    Example:
+        >>> import torch
+        >>> (block,) = blocks_of(torch.zeros(3, 4), [Neurons("fc:0", 3), Fixed(4)])
+        >>> group_places(block)
+        [(0, 'fc:0')]
+    """
+    return [(place, d.group) for place, d in enumerate(block.dimensions) if d.group is not None]
+
+
+def rows_along(view: Shaped[Tensor, ...], place: int) -> Shaped[Tensor, "n d"]:
+    """Returns a view as one row per index of the dimension `place`.
+
+    Example:
+        >>> import torch
+        >>> rows_along(torch.zeros(2, 3, 4), 1).shape
+        torch.Size([3, 8])
+    """
+    return view.movedim(place, 0).reshape(view.shape[place], -1)
+
+
+def spread_along(values: Shaped[Tensor, " n"], place: int, rank: int) -> Shaped[Tensor, ...]:
+    """Returns one number per index of the dimension `place` in the shape that broadcasts against a block.
+
+    Args:
+        values: The numbers.
+        place: The dimension.
+        rank: How many dimensions the block has.
+
+    Example:
+        >>> import torch
+        >>> spread_along(torch.ones(3), 1, 4).shape
+        torch.Size([1, 3, 1, 1])
+    """
+    shape = [1] * rank
+    shape[place] = -1
+    return values.reshape(shape)
 
 
 def context_place(dimensions: Sequence[Dimension], place: int, outer: str) -> int:
     """Returns the dimension of a block on which a family's context stands: its own parameter axis goes first."""
-    candidates = [d for d, dimension in enumerate(dimensions) if dimension.group == outer]
-    near = [d for d in candidates if dimensions[d].axis == dimensions[place].axis]
+    candidates = [other for other, dimension in enumerate(dimensions) if dimension.group == outer]
+    near = [other for other in candidates if dimensions[other].axis == dimensions[place].axis]
     return (near or candidates)[0]
 
 

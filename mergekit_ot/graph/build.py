@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from mergekit_ot.graph.axes.expressions import (
     Replicated,
     Tag,
     atoms_of,
+    movable,
+    pieces,
     resolve,
+    standing_for,
 )
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons
@@ -67,47 +71,65 @@ class GraphBuilder:
         self._pin_unobserved()
         self._collect_places()
         self._name_groups()
-        self.indexing = {a for atom in self.places for c in atom.context for a in atoms_of(resolve(c))}
-        found = self.labelled
-        layouts = {name: tuple(self._layout(resolve(x)) for x in labels) for name, labels in found.parameters.items()}
+        for atom in self.places:
+            self.indexing |= standing_for(atom.context)
+        layouts = {name: self._layouts(labels) for name, labels in self.labelled.parameters.items()}
         groups = {self.keys[atom]: self._group(atom) for atom in self.places}
-        roles = {(p.parameter, p.axis, self.keys[atom]): p.role for atom, ps in self.places.items() for p in ps}
-        diagnostics = Diagnostics(
-            tuple(found.unknown.values()), tuple(found.rule_errors), tuple(found.unaccounted),
-            tuple(self.unobserved), self.hidden_state, self.remarks,
-        )  # fmt: skip
-        ordered = dict(sorted(groups.items(), key=lambda item: (item[1].first_operation, item[0])))
         return ModelGraph(
-            operations, layouts, ordered, roles, self.aliases, frozenset(found.buffers), diagnostics,
-            self._observable(), program,
-        )  # fmt: skip
+            operations=operations,
+            layouts=layouts,
+            groups=dict(sorted(groups.items(), key=lambda item: (item[1].first_operation, item[0]))),
+            roles=self._roles(),
+            aliases=self.aliases,
+            buffers=frozenset(self.labelled.buffers),
+            diagnostics=self._diagnostics(),
+            values=self._observable(),
+            program=program,
+        )
+
+    def _roles(self) -> dict[tuple[str, int, str], str]:
+        roles: dict[tuple[str, int, str], str] = {}
+        for atom, places in self.places.items():
+            for place in places:
+                roles[place.parameter, place.axis, self.keys[atom]] = place.role
+        return roles
+
+    def _diagnostics(self) -> Diagnostics:
+        return Diagnostics(
+            unknown_operations=tuple(self.labelled.unknown.values()),
+            rule_errors=tuple(self.labelled.rule_errors),
+            unaccounted=tuple(self.labelled.unaccounted),
+            unobserved=tuple(self.unobserved),
+            hidden_state=self.hidden_state,
+            remarks=self.remarks,
+        )
 
     def _tie_tails(self, seen: set[Atom]) -> None:
         """Lets rows that this input shape did not reach (the tail of a table) follow the rows that it did."""
         algebra = self.labelled.algebra
-        for labels in self.labelled.parameters.values():
-            for label in labels:
-                expression = resolve(label)
-                if isinstance(expression, Case):
-                    reached = [option for option in expression.options if atoms_of(option) & seen]
-                    for option in expression.options:
-                        if reached and not atoms_of(option) & seen:
-                            algebra.unify(reached[0], option)
+        for label in itertools.chain(*self.labelled.parameters.values()):
+            expression = resolve(label)
+            if not isinstance(expression, Case):
+                continue
+            reached = [option for option in expression.options if atoms_of(option) & seen]
+            for option in expression.options:
+                if reached and not atoms_of(option) & seen:
+                    algebra.unify(reached[0], option)
         algebra.settle([])
 
     def _pin_unobserved(self) -> None:
-        self._tie_tails({a for atom in self.labelled.observed for a in atoms_of(resolve(atom))})
-        seen = {a for atom in self.labelled.observed for a in atoms_of(resolve(atom))}
+        self._tie_tails(standing_for(self.labelled.observed))
+        seen = standing_for(self.labelled.observed)
         for name, labels in self.labelled.parameters.items():
-            used = name in self.labelled.first_use
+            why = "these entries are not used at this input shape"
+            if name not in self.labelled.first_use:
+                why = "this parameter is not used"
             for axis, label in enumerate(labels):
-                blind = {a for a in atoms_of(label) if a.pin is None and a.size > 1} - seen
-                if not blind:
-                    continue
-                why = "this parameter is not used" if not used else "these entries are not used at this input shape"
-                self.unobserved.append(f"Axis {axis} of '{name}' is pinned: {why}.")
+                blind = movable(label) - seen
+                if blind:
+                    self.unobserved.append(f"Axis {axis} of '{name}' is pinned: {why}.")
                 for atom in blind:
-                    atom.pin, atom.context = PinReason(why, "", name), set()
+                    self.labelled.algebra.atoms.pin_atom(atom, PinReason(why, "", name))
 
     def _collect_places(self) -> None:
         reading: dict[tuple[str, int | None], set[Atom]] = {}
@@ -122,60 +144,79 @@ class GraphBuilder:
 
     def _name_groups(self) -> None:
         order = {name: index for index, name in enumerate(self.labelled.parameters)}
-        taken: dict[str, Atom] = {}
         for atom, places in self.places.items():
             first = min(places, key=lambda p: (p.role != OUT, order[p.parameter], p.axis, p.path))
-            key = f"{first.parameter}:{first.axis}" + "".join(f".{step}" for step in first.path)
-            self.keys[atom] = key
-            taken[key] = atom
+            self.keys[atom] = f"{first.parameter}:{first.axis}" + "".join(f".{step}" for step in first.path)
 
     def _group(self, atom: Atom) -> NeuronGroup:
         places = self.places[atom]
-        members = tuple(AxisSlot(p.parameter, p.axis, p.path, p.role) for p in places)
-        makers = [p.parameter for p in places if p.role == OUT] or [p.parameter for p in places]
-        first = min(self.labelled.first_use.get(name, _UNSEEN) for name in makers)
-        context = {a for c in atom.context for a in atoms_of(resolve(c)) if a in self.keys}
-        names = tuple(sorted((self.keys[a] for a in context), key=lambda key: key))
+        indexed_by = standing_for(atom.context)
+        context = {outer for outer in indexed_by if outer in self.keys}
         pin = atom.pin
-        if pin is None and len(context) != len({a for c in atom.context for a in atoms_of(resolve(c)) if a.size > 1}):
+        if pin is None and len(context) != sum(outer.size > 1 for outer in indexed_by):
             pin = PinReason("its family is indexed by neurons that no parameter holds")
-        return NeuronGroup(self.keys[atom], atom.size, members, names, pin, frozenset(atom.flags), first)
+        return NeuronGroup(
+            key=self.keys[atom],
+            size=atom.size,
+            members=tuple(AxisSlot(place.parameter, place.axis, place.path, place.role) for place in places),
+            context=tuple(sorted(self.keys[outer] for outer in context)),
+            pin=pin,
+            flags=frozenset(atom.flags),
+            first_operation=self._first_operation(places),
+        )
+
+    def _first_operation(self, places: Sequence[_Place]) -> int:
+        """Returns the number of the first operation that uses a parameter which makes the neurons."""
+        makers = [place for place in places if place.role == OUT]
+        return min(self.labelled.first_use.get(place.parameter, _UNSEEN) for place in makers or places)
+
+    def _layouts(self, labels: Sequence[Expression]) -> tuple[AxisLayout, ...]:
+        return tuple(self._layout(resolve(label)) for label in labels)
 
     def _layout(self, expression: Expression) -> AxisLayout:
         if isinstance(expression, Atom):
-            is_held = expression in self.keys and (expression.pin is None or expression in self.indexing)
-            return Neurons(self.keys[expression], expression.size) if is_held else Fixed(expression.size)
+            return self._atom_layout(expression)
         if isinstance(expression, Replicated):
             return Fixed(expression.size)
         if isinstance(expression, Product):
-            parts: list[AxisLayout] = []
-            for part in (self._layout(part) for part in expression.parts):
-                if parts and isinstance(parts[-1], Fixed) and isinstance(part, Fixed):
-                    parts[-1] = Fixed(parts[-1].size * part.size)
-                else:
-                    parts.append(part)
-            return parts[0] if len(parts) == 1 else Factors(tuple(parts))
+            return _product_layout([self._layout(factor) for factor in expression.factors])
         number = self.numbers.setdefault(expression.tag.root(), len(self.numbers))
+        inner = tuple(self._layout(piece) for piece in pieces(expression))
         if isinstance(expression, Concat):
-            return Blocks(number, tuple(self._layout(part) for part in expression.parts))
-        options = tuple(self._layout(option) for option in expression.options)
-        is_fixed = all(isinstance(option, Fixed) for option in options)
-        return options[0] if is_fixed else Choice(number, options)
+            return Blocks(number, inner)
+        is_fixed = all(isinstance(option, Fixed) for option in inner)
+        return inner[0] if is_fixed else Choice(number, inner)
+
+    def _atom_layout(self, atom: Atom) -> AxisLayout:
+        """A pinned atom is named only where a family is indexed by it."""
+        is_named = atom in self.keys and (atom.pin is None or atom in self.indexing)
+        return Neurons(self.keys[atom], atom.size) if is_named else Fixed(atom.size)
 
     def _observable(self) -> dict[str, tuple[AxisLayout, ...]]:
         """The data that parameters read, as far as a free group stands in them."""
-        found = {}
+        observable: dict[str, tuple[AxisLayout, ...]] = {}
         for name in self.labelled.read_values:
-            resolved = [resolve(label) for label in self.labelled.values.get(name, [])]
-            if any(atom.pin is None and atom in self.keys for label in resolved for atom in atoms_of(label)):
-                found[name] = tuple(self._layout(label) for label in resolved)
-        return found
+            labels = self.labelled.values.get(name, [])
+            if any(atom.pin is None and atom in self.keys for atom in standing_for(labels)):
+                observable[name] = self._layouts(labels)
+        return observable
+
+
+def _product_layout(factors: Sequence[AxisLayout]) -> AxisLayout:
+    """Returns the layout of a product; fixed factors beside each other are one."""
+    merged: list[AxisLayout] = []
+    for factor in factors:
+        if merged and isinstance(merged[-1], Fixed) and isinstance(factor, Fixed):
+            merged[-1] = Fixed(merged[-1].size * factor.size)
+        else:
+            merged.append(factor)
+    return merged[0] if len(merged) == 1 else Factors(tuple(merged))
 
 
 def _paths(expression: Expression, path: tuple[int, ...]) -> list[tuple[Atom, tuple[int, ...]]]:
     if isinstance(expression, Atom):
         return [(expression, path)]
-    if isinstance(expression, Replicated):
-        return []
-    inner = expression.options if isinstance(expression, Case) else expression.parts
-    return [found for step, part in enumerate(inner) for found in _paths(part, (*path, step))]
+    paths: list[tuple[Atom, tuple[int, ...]]] = []
+    for step, piece in enumerate(pieces(expression)):
+        paths += _paths(piece, (*path, step))
+    return paths

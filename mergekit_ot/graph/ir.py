@@ -6,6 +6,8 @@ A `ModelGraph` holds, for every parameter axis, an `AxisLayout` whose leaves nam
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +18,8 @@ import networkx as nx
 from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.axes.expressions import PinReason
 from mergekit_ot.graph.layouts import IN, AxisLayout, _shape_free, layout_text, leaf_groups
+
+_ONE_ARCHITECTURE = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,8 @@ class Diagnostics:
     @property
     def sentences(self) -> tuple[str, ...]:
         """All entries."""
-        return (
-            *self.remarks, *self.unknown_operations, *self.rule_errors, *self.unaccounted, *self.unobserved,
-            *self.hidden_state,
-        )  # fmt: skip
+        from_rules = (*self.unknown_operations, *self.rule_errors, *self.unaccounted)
+        return (*self.remarks, *from_rules, *self.unobserved, *self.hidden_state)
 
 
 @dataclass(frozen=True)
@@ -151,17 +153,14 @@ class ModelGraph:
                 for slot in group.members:
                     places.setdefault(group.pin.why, {})[slot.parameter, slot.axis] = group.pin
         sentences = []
-        for found in places.values():
-            first = next(iter(found.values()))
-            sentences.append(f"{len(found)} {'axis' if len(found) == 1 else 'axes'}: {first}")
+        for pins in places.values():
+            first = next(iter(pins.values()))
+            sentences.append(f"{len(pins)} {'axis' if len(pins) == 1 else 'axes'}: {first}")
         return tuple(sentences)
 
     def family_size(self, key: str) -> int:
         """Returns how many independent orders a group has: one, or one per index of its context."""
-        count = 1
-        for other in self.groups[key].context:
-            count *= self.groups[other].size
-        return count
+        return math.prod(self.groups[outer].size for outer in self.groups[key].context)
 
     @cached_property
     def group_graph(self) -> nx.MultiDiGraph:
@@ -169,20 +168,23 @@ class ModelGraph:
         graph = nx.MultiDiGraph()
         for key, group in self.free_groups.items():
             graph.add_node(key, size=group.size, first=group.first_operation)
-        for parameter, layouts in self.layouts.items():
-            readers, makers = set(), set()
-            for axis, layout in enumerate(layouts):
-                for key in leaf_groups(layout):
-                    if key in self.free_groups:
-                        (readers if self.roles[parameter, axis, key] == IN else makers).add(key)
-            for reader in sorted(readers):
-                for maker in sorted(makers):
-                    graph.add_edge(reader, maker, parameter=parameter)
+        for parameter in self.layouts:
+            for reader, maker in itertools.product(*self._readers_and_makers(parameter)):
+                graph.add_edge(reader, maker, parameter=parameter)
         for key, group in self.free_groups.items():
             for outer in group.context:
                 if outer in self.free_groups:
                     graph.add_edge(outer, key, parameter=None)
         return graph
+
+    def _readers_and_makers(self, parameter: str) -> tuple[list[str], list[str]]:
+        """Returns the free groups that a parameter reads, and those that it makes."""
+        readers, makers = set[str](), set[str]()
+        for axis, layout in enumerate(self.layouts[parameter]):
+            for key in leaf_groups(layout):
+                if key in self.free_groups:
+                    (readers if self.roles[parameter, axis, key] == IN else makers).add(key)
+        return sorted(readers), sorted(makers)
 
     def check_same_structure(self, other: ModelGraph, mine: str, theirs: str) -> None:
         """Checks that `other` differs from this graph by the sizes of free groups only.
@@ -190,18 +192,34 @@ class ModelGraph:
         Raises:
             GraphMismatchError: Names the first parameter that differs.
         """
-        hint = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
         for name in self.layouts:
             if name not in other.layouts:
-                raise GraphMismatchError(f"Parameter '{name}' of {mine} does not exist in {theirs}. {hint}")
-            for axis, (ours, others) in enumerate(zip(self.layouts[name], other.layouts[name], strict=False)):
-                if len(self.layouts[name]) != len(other.layouts[name]) or _shape_free(ours) != _shape_free(others):
-                    pins = [str(g.pin) for g in self.groups.values() if g.pin and (name, axis, g.key) in self.roles]
-                    why = f" It cannot be resized: {pins[0]}." if pins else ""
-                    raise GraphMismatchError(
-                        f"Axis {axis} of parameter '{name}' is {layout_text(ours)} in {mine} but "
-                        f"{layout_text(others)} in {theirs}.{why} {hint}"
-                    )
+                raise GraphMismatchError(
+                    f"Parameter '{name}' of {mine} does not exist in {theirs}. {_ONE_ARCHITECTURE}"
+                )
+            axis = self._first_difference(other, name)
+            if axis is not None:
+                ours, others = layout_text(self.layouts[name][axis]), layout_text(other.layouts[name][axis])
+                raise GraphMismatchError(
+                    f"Axis {axis} of parameter '{name}' is {ours} in {mine} but {others} in {theirs}."
+                    f"{self._why_not_resized(name, axis)} {_ONE_ARCHITECTURE}"
+                )
         for name in other.layouts:
             if name not in self.layouts:
-                raise GraphMismatchError(f"Parameter '{name}' of {theirs} does not exist in {mine}. {hint}")
+                raise GraphMismatchError(
+                    f"Parameter '{name}' of {theirs} does not exist in {mine}. {_ONE_ARCHITECTURE}"
+                )
+
+    def _first_difference(self, other: ModelGraph, name: str) -> int | None:
+        """Returns the first axis of a parameter on which the graphs differ by more than the sizes of free groups."""
+        ours, others = self.layouts[name], other.layouts[name]
+        for axis, (layout, theirs) in enumerate(zip(ours, others, strict=False)):
+            if len(ours) != len(others) or _shape_free(layout) != _shape_free(theirs):
+                return axis
+        return None
+
+    def _why_not_resized(self, name: str, axis: int) -> str:
+        """Returns a sentence on the pin of an axis; nothing where it has none."""
+        pins = (group.pin for group in self.pinned_groups.values() if (name, axis, group.key) in self.roles)
+        first = next(pins, None)
+        return "" if first is None else f" It cannot be resized: {first}."

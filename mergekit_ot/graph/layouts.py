@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 OUT = "OUT"
-
-
 IN = "IN"
 
 
@@ -61,26 +61,28 @@ def layout_size(layout: AxisLayout) -> int:
     if isinstance(layout, Neurons | Fixed):
         return layout.size
     if isinstance(layout, Factors):
-        size = 1
-        for part in layout.parts:
-            size *= layout_size(part)
-        return size
+        return math.prod(map(layout_size, layout.parts))
     if isinstance(layout, Blocks):
-        return sum(layout_size(part) for part in layout.parts)
+        return sum(map(layout_size, layout.parts))
     return layout_size(layout.options[0])
 
 
 def layout_text(layout: AxisLayout) -> str:
-    """Returns a layout in the notation of the documentation, such as ``(conv2.weight:0 × 16!)``."""
+    """Returns a layout in the notation of the documentation.
+
+    Example:
+        >>> layout_text(Factors((Neurons("conv2.weight:0", 6), Fixed(16))))
+        '(conv2.weight:0 × 16!)'
+    """
     if isinstance(layout, Neurons):
         return layout.group
     if isinstance(layout, Fixed):
         return f"{layout.size}!"
     if isinstance(layout, Factors):
-        return "(" + " × ".join(layout_text(part) for part in layout.parts) + ")"
-    inner = layout.parts if isinstance(layout, Blocks) else layout.options
-    text = (" + " if isinstance(layout, Blocks) else " | ").join(layout_text(part) for part in inner)
-    return f"[{text}]" if isinstance(layout, Blocks) else "{" + text + "}"
+        return "(" + " × ".join(map(layout_text, layout.parts)) + ")"
+    if isinstance(layout, Blocks):
+        return "[" + " + ".join(map(layout_text, layout.parts)) + "]"
+    return "{" + " | ".join(map(layout_text, layout.options)) + "}"
 
 
 def leaf_groups(layout: AxisLayout) -> list[str]:
@@ -95,7 +97,7 @@ def leaf_groups(layout: AxisLayout) -> list[str]:
     if isinstance(layout, Fixed):
         return []
     inner = layout.options if isinstance(layout, Choice) else layout.parts
-    return list(dict.fromkeys(key for part in inner for key in leaf_groups(part)))
+    return list(dict.fromkeys(itertools.chain.from_iterable(map(leaf_groups, inner))))
 
 
 def _shape_free(layout: AxisLayout) -> object:
@@ -104,6 +106,6 @@ def _shape_free(layout: AxisLayout) -> object:
     if isinstance(layout, Fixed):
         return ("fixed", layout.size)
     if isinstance(layout, Choice):
-        return ("choice", tuple(_shape_free(option) for option in layout.options))
+        return ("choice", tuple(map(_shape_free, layout.options)))
     kind = "factors" if isinstance(layout, Factors) else "blocks"
-    return (kind, tuple(_shape_free(part) for part in layout.parts))
+    return (kind, tuple(map(_shape_free, layout.parts)))

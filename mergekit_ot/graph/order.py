@@ -23,6 +23,8 @@ def solve_order(graph: ModelGraph) -> list[str]:
         group = graph.groups[key]
         return group.first_operation, len(group.context), key
 
-    earliest = {component: min(first(key) for key in keys) for component, keys in members}
-    order = nx.lexicographical_topological_sort(condensed, key=lambda component: earliest[component])
-    return [key for component in order for key in sorted(condensed.nodes[component]["members"], key=first)]
+    earliest = {component: min(map(first, keys)) for component, keys in members}
+    order: list[str] = []
+    for component in nx.lexicographical_topological_sort(condensed, key=earliest.__getitem__):
+        order += sorted(condensed.nodes[component]["members"], key=first)
+    return order

@@ -52,7 +52,7 @@ class PlaceholderLabels:
 
     Args:
         program: The captured program.
-        found: Where parameters and constants are noted; its algebra makes the labels.
+        labelled: Where parameters and constants are noted; its algebra makes the labels.
         find_rule: Gives the rule of an operation, or None.
         aliases: Further name of a tied parameter → its first name.
     """
@@ -60,11 +60,11 @@ class PlaceholderLabels:
     def __init__(
         self,
         program: CapturedProgram,
-        found: Labelled,
+        labelled: Labelled,
         find_rule: Callable[[fx.Node], NodeRule | None],
         aliases: Mapping[str, str],
     ) -> None:
-        self.program, self.found, self.algebra = program, found, found.algebra
+        self.program, self.labelled, self.algebra = program, labelled, labelled.algebra
         self.find_rule, self.aliases = find_rule, aliases
         self.read_buffers: set[str] = set()
 
@@ -77,17 +77,25 @@ class PlaceholderLabels:
             labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
             return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
         if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
-            name = self.aliases.get(slot.target, slot.target)
-            if name not in self.found.parameters:
-                self.found.parameters[name] = self._fresh(shape)
-                if slot.kind == BUFFER:
-                    self.found.buffers.add(name)
-            places = tuple((name, axis) for axis in range(len(shape)))
-            return Value(shape, self.found.parameters[name], frozenset({name}), places, name=node.name)
+            return self._parameter(node, slot, shape)
+        return self._constant(node, slot, shape)
+
+    def _parameter(self, node: fx.Node, slot: ProgramSlot, shape: tuple[int, ...]) -> Value:
+        """Returns the value of a tensor with neurons of its own: a parameter, or a buffer with an entry per neuron."""
+        name = self.aliases.get(slot.target, slot.target)
+        if name not in self.labelled.parameters:
+            self.labelled.parameters[name] = self._fresh(shape)
+            if slot.kind == BUFFER:
+                self.labelled.buffers.add(name)
+        places = tuple((name, axis) for axis in range(len(shape)))
+        return Value(shape, self.labelled.parameters[name], frozenset({name}), places, name=node.name)
+
+    def _constant(self, node: fx.Node, slot: ProgramSlot, shape: tuple[int, ...]) -> Value:
+        """Returns the value of a tensor that no source brings: its axes are pinned unless it is constant along them."""
         if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
             self.read_buffers.add(slot.target)
         elif node.users:
-            self.found.constants[slot.target] = reason_of(next(iter(node.users))).module_path
+            self.labelled.constants[slot.target] = reason_of(next(iter(node.users))).module_path
         tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
         labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
         is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +13,16 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
-from mergekit_ot.graph.axes.expressions import Expression, PinReason, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.axes.expressions import (
+    PinReason,
+    Replicated,
+    atoms_of,
+    is_inert,
+    movable,
+    resolve,
+    size_of,
+    standing_for,
+)
 from mergekit_ot.graph.capture.front_end import TraceBudget
 from mergekit_ot.graph.capture.program import (
     MUTATION,
@@ -59,9 +69,9 @@ class Propagator:
         self.aliases = aliases
         self.budget = budget
         self.algebra = AxisAlgebra()
-        self.found = Labelled(self.algebra)
+        self.labelled = Labelled(self.algebra)
         self.environment: dict[fx.Node, Any] = {}
-        self.placeholders = PlaceholderLabels(program, self.found, self._rule, aliases)
+        self.placeholders = PlaceholderLabels(program, self.labelled, self._rule, aliases)
         self.step = 0
 
     def run(self) -> Labelled:
@@ -73,7 +83,7 @@ class Propagator:
         slots = self.program.slots
         ends, inside = find_regions(self.program, self.find_rule)
         for node in self.program.graph.nodes:
-            self.algebra.reason = reason_of(node)
+            self.algebra.stand_at(reason_of(node))
             if node.op == "placeholder":
                 self.environment[node] = self.placeholders.label(node, slots[node])
             elif node in ends:
@@ -86,19 +96,15 @@ class Propagator:
                 self._output(node)
             if self.step % _BUDGET_STEP == 0:
                 self.budget.check("while neuron groups were looked for")
-        return self.found
+        return self.labelled
 
     def _rule(self, node: fx.Node) -> NodeRule | None:
         return self.find_rule(node.target) if node.op == "call_function" else None
 
     def _call(self, node: fx.Node) -> Any:
+        """Returns the labelled value of an operation, a list of them where it has several outputs."""
         if node.target is operator.getitem:
-            parent = self.environment.get(node.args[0])  # type: ignore[arg-type]
-            value = parent[node.args[1]] if isinstance(parent, list) else None  # type: ignore[index]
-            if isinstance(value, Value):
-                self.found.values[node.name] = value.labels
-                return replace(value, name=node.name, is_floating=is_floating(node))
-            return None
+            return self._item(node)
         if not node.users and not is_mutating(node.target):
             return None  # Nothing reads it: an assertion on shapes or types.
         outputs = shapes_of(node.meta.get("val"))
@@ -106,74 +112,84 @@ class Propagator:
         if outputs is None:
             self._pin_inputs(values, f"{node.target} returns no tensor")
             return None
-        arguments = {name: map_arg(value, self.environment.get) for name, value in named_arguments(node).items()}
-        view = OperationView(
-            str(node.target), arguments, [shape for shape in outputs if shape is not None], self.algebra
-        )
-        rule = self._rule(node)
-        if is_mutating(node.target):
-            rule = _Writes()
+        return self._call_rule(node, outputs, values)
+
+    def _item(self, node: fx.Node) -> Value | None:
+        """Returns one output of an operation that has several."""
+        parent = self.environment.get(node.args[0])  # type: ignore[arg-type]
+        value = parent[node.args[1]] if isinstance(parent, list) else None  # type: ignore[index]
+        if not isinstance(value, Value):
+            return None
+        self.labelled.values[node.name] = value.labels
+        return replace(value, name=node.name, is_floating=is_floating(node))
+
+    def _call_rule(self, node: fx.Node, outputs: _Shapes, values: list[Value]) -> Any:
+        view = self._view(node, outputs)
+        rule = _Writes() if is_mutating(node.target) else self._rule(node)
         labels = self._apply(rule, view, values)
         results = self._values(node.name, values, labels, view)
-        rest = iter(results)
-        every = [None if shape is None else next(rest) for shape in outputs]
         if isinstance(node.meta["val"], tuple | list):
-            return every
-        self.found.values[node.name] = results[0].labels
+            rest = iter(results)
+            return [None if shape is None else next(rest) for shape in outputs]
+        self.labelled.values[node.name] = results[0].labels
         result = replace(results[0], is_floating=is_floating(node))
-        if rule is not None and rule.is_movement and len(values) == 1 and result.shape == values[0].shape:
-            result.constant = values[0].constant if node.target in _SAME_VALUES else None
+        is_copy = node.target in _SAME_VALUES and len(values) == 1
+        if is_copy and rule is not None and rule.is_movement:
+            result.constant = values[0].constant
         return result
+
+    def _view(self, node: fx.Node, outputs: _Shapes) -> OperationView:
+        arguments = {name: map_arg(value, self.environment.get) for name, value in named_arguments(node).items()}
+        shapes = [shape for shape in outputs if shape is not None]
+        return OperationView(str(node.target), arguments, shapes, self.algebra)
 
     def _call_module(self, region: Region) -> None:
         """Labels the values that one call of a module hands out, as the module's rule says."""
-        self.algebra.reason = replace(reason_of(region.nodes[-1]), operation=region.name, module_path=region.path)
-        nodes = [node for node in region.outputs if shape_of(node.meta.get("val")) is not None]
+        self.algebra.stand_at(replace(reason_of(region.nodes[-1]), operation=region.name, module_path=region.path))
+        shape_by_node = {node: shape_of(node.meta.get("val")) for node in region.outputs}
+        nodes = [node for node, shape in shape_by_node.items() if shape is not None]
+        shapes = [shape for shape in shape_by_node.values() if shape is not None]
         values = self._operands(region.inputs)
-        shapes = [shape for node in nodes if (shape := shape_of(node.meta.get("val"))) is not None]
         view = OperationView(region.name, region.arguments(self.program, self.environment), shapes, self.algebra)
         labels = self._apply(region.rule, view, values)
         for node, value in zip(nodes, self._values(region.nodes[-1].name, values, labels, view), strict=True):
             self.environment[node] = replace(value, name=node.name, is_floating=is_floating(node))
-            self.found.values[node.name] = value.labels
+            self.labelled.values[node.name] = value.labels
 
     def _operands(self, nodes: list[fx.Node]) -> list[Value]:
-        operands = [v for v in (self.environment.get(node) for node in nodes) if v is not None]
-        values = [v for item in operands for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value)]
+        values: list[Value] = []
+        for node in nodes:
+            held = self.environment.get(node)
+            values += [value for value in (held if isinstance(held, list) else [held]) if isinstance(value, Value)]
         for value in values:
             for parameter in value.origin:
-                self.found.first_use.setdefault(parameter, self.step)
+                self.labelled.first_use.setdefault(parameter, self.step)
         return values
 
     def _apply(self, rule: NodeRule | None, view: OperationView, values: list[Value]) -> list[Labels]:
-        before = [[resolve(label) for label in value.labels] for value in values]
+        """Returns the labels of the outputs as the rule says, after all that it demands of the inputs was done."""
+        before = [resolve(label) for label in _labels_of(values)]
         if rule is None:
-            if not all(_is_inert(label) for labels in before for label in labels):
+            if not all(map(is_inert, before)):
                 self._note_unknown(view.name, before)
                 self._pin_inputs(values, "no rule for this operation")
             self._settle(values, [], [])
-            return [self._inert_labels(shape, view.name) for shape in view.output_shapes]
-        self.algebra.touched = set()
-        labels: list[Labels]
+            return self._inert_outputs(view)
+        self.algebra.forget_touched()
         try:
             labels = rule.label(view)
             _check_sizes(labels, view)
         except Exception as error:
-            text = (
-                f"{self.algebra.reason.operation} at '{self.algebra.reason.module_path}': {error}. Its axes are pinned."
-            )
-            if any(not _is_inert(label) for labels in before for label in labels):
-                self.found.rule_errors.append(text)
+            self._note_error(error, before)
             self._pin_inputs(values, f"a rule does not fit: {error}")
-            labels = [self._inert_labels(shape, view.name) for shape in view.output_shapes]
+            labels = self._inert_outputs(view)
         labels = self._account(values, labels, view)
-        self.found.reads.extend(view.reads)
+        self.labelled.reads.extend(view.reads)
         self._settle(values, labels, view.scopes)
         for value in view.seen:
-            self.found.read_values[value.name] = None
+            self.labelled.read_values[value.name] = None
         if not rule.is_movement:
-            for value_labels in before:
-                self.found.observed |= {a for label in value_labels for a in atoms_of(resolve(label))}
+            self.labelled.observed |= standing_for(before)
         return labels
 
     def _values(self, name: str, operands: list[Value], labels: list[Labels], view: OperationView) -> list[Value]:
@@ -182,40 +198,54 @@ class Propagator:
         places: tuple[tuple[str, int] | None, ...] = ()
         if view.carried is not None and operands and operands[0].places:
             places = tuple(None if axis is None else operands[0].places[axis] for axis in view.carried)
-        return [Value(s, ls, origin, places, is_data, name) for s, ls in zip(view.output_shapes, labels, strict=True)]
+        return [
+            Value(shape, axes, origin, places, is_data, name)
+            for shape, axes in zip(view.output_shapes, labels, strict=True)
+        ]
 
     def _settle(self, values: list[Value], outputs: list[Labels], scopes: list[Labels]) -> None:
         self.algebra.settle([*(v.labels for v in values), *outputs, *scopes])
 
     def _account(self, values: list[Value], outputs: list[Labels], view: OperationView) -> list[Labels]:
         """Returns the output labels; all pinned where the rule neither passed on nor mentioned an input's axis."""
-        seen = {a for labels in outputs for label in labels for a in atoms_of(label)}
-        seen |= {a for atom in self.algebra.touched for a in atoms_of(resolve(atom))}
-        labels = [label for value in values for label in value.labels]
-        lost = [label for label in labels if any(a.pin is None and a.size > 1 for a in atoms_of(label) - seen)]
-        if not lost:
+        seen = standing_for(self.algebra.touched).union(*map(standing_for, outputs))
+        lost = next((label for label in _labels_of(values) if movable(label) - seen), None)
+        if lost is None:
             return outputs
-        sizes = [size_of(label) for label in lost]
-        self.found.unaccounted.append(
-            f"The rule for {view.name} does not account for an axis of {sizes[0]}; all its axes are pinned."
+        self.labelled.unaccounted.append(
+            f"The rule for {view.name} does not account for an axis of {size_of(lost)}; all its axes are pinned."
         )
         why = f"the rule for {view.name} does not account for every axis"
         self._pin_inputs(values, why)
-        return [[self.algebra.pinned(size, why) for size in shape] for shape in view.output_shapes]
+        outputs = []
+        for shape in view.output_shapes:
+            outputs.append([self.algebra.pinned(size, why) for size in shape])
+        return outputs
 
     def _pin_inputs(self, values: list[Value], why: str) -> None:
-        for value in values:
-            for label in value.labels:
-                self.algebra.pin(label, why)
+        for label in _labels_of(values):
+            self.algebra.pin(label, why)
 
-    def _inert_labels(self, shape: tuple[int, ...], name: str) -> Labels:
-        return [Replicated(1) if size == 1 else self.algebra.pinned(size, f"made by {name}") for size in shape]
+    def _inert_outputs(self, view: OperationView) -> list[Labels]:
+        """Returns labels of outputs that nothing may reorder."""
+        outputs: list[Labels] = []
+        for shape in view.output_shapes:
+            why = f"made by {view.name}"
+            outputs.append([Replicated(1) if size == 1 else self.algebra.pinned(size, why) for size in shape])
+        return outputs
 
-    def _note_unknown(self, name: str, labels: list[Labels]) -> None:
-        lost = sum(a.pin is None and a.size > 1 for ls in labels for label in ls for a in atoms_of(label))
-        if name not in self.found.unknown and lost:
+    def _note_error(self, error: Exception, labels: Labels) -> None:
+        reason = self.algebra.reason
+        if not all(map(is_inert, labels)):
+            self.labelled.rule_errors.append(
+                f"{reason.operation} at '{reason.module_path}': {error}. Its axes are pinned."
+            )
+
+    def _note_unknown(self, name: str, labels: Labels) -> None:
+        lost = sum(len(movable(label)) for label in labels)
+        if name not in self.labelled.unknown and lost:
             reason = self.algebra.reason
-            self.found.unknown[name] = (
+            self.labelled.unknown[name] = (
                 f"No rule for operation {name} at '{reason.module_path}' ({reason.source}): "
                 f"{lost} axes that could move are pinned there. {_RULE_HINT}"
             )
@@ -226,21 +256,21 @@ class Propagator:
             value = self.environment.get(result) if isinstance(result, fx.Node) else None  # type: ignore[arg-type]
             if not isinstance(value, Value):
                 continue
-            self.algebra.reason = PinReason("", "output", "", "")
+            self.algebra.stand_at(PinReason("", "output", "", ""))
             if slot.kind == MUTATION:
                 # What a forward writes back into its own parameter has that parameter's order, no fixed one.
                 self._written_back(slot.target, value)
             elif slot.kind == USER_OUTPUT:
                 for label in value.labels:
                     self.algebra.pin(label, "model output")
-                    self.found.observed |= atoms_of(label)
+                    self.labelled.observed |= atoms_of(label)
         self.algebra.settle([])
 
     def _written_back(self, target: str, value: Value) -> None:
         name = self.aliases.get(target, target)
-        for one, other in zip(self.found.parameters.get(name, []), value.labels, strict=False):
-            self.algebra.unify(one, other)
-        if name not in self.found.parameters and target in self.placeholders.read_buffers:
+        for kept, written in zip(self.labelled.parameters.get(name, []), value.labels, strict=False):
+            self.algebra.unify(kept, written)
+        if name not in self.labelled.parameters and target in self.placeholders.read_buffers:
             for label in value.labels:
                 self.algebra.pin(label, f"kept in buffer '{target}', which the next forward reads")
 
@@ -256,11 +286,11 @@ class _Writes(NodeRule):
         raise RuleError(f"{operation.name} writes into its input")
 
 
-def _is_inert(label: Expression) -> bool:
-    return all(atom.pin is not None for atom in atoms_of(label))
+def _labels_of(values: list[Value]) -> Labels:
+    return list(itertools.chain.from_iterable(value.labels for value in values))
 
 
 def _check_sizes(labels: list[Labels], view: OperationView) -> None:
-    sizes = [tuple(size_of(label) for label in ls) for ls in labels]
+    sizes = [tuple(map(size_of, axes)) for axes in labels]
     if sizes != view.output_shapes:
         raise RuleError(f"the rule for {view.name} gives sizes {sizes}, the operation {view.output_shapes}")

@@ -102,11 +102,12 @@ def align_pair(
     Raises:
         ArchitectureError: Neurons have no one-to-one correspondence: widths differ, or the plan is soft.
     """
-    for name, tensor in reference.state.items():
-        if name in other.state and other.state[name].shape != tensor.shape:
+    for name in reference.state.names:
+        shape = reference.state.shape(name)
+        if name in other.state and other.state.shape(name) != shape:
             raise ArchitectureError(
-                f"'{other.name}' and '{reference.name}' differ in width ('{name}' is {tuple(other.state[name].shape)} "
-                f"and {tuple(tensor.shape)}): neurons cannot be put in one order. Fuse them instead (mergeot fuse)."
+                f"'{other.name}' and '{reference.name}' differ in width ('{name}' is {tuple(other.state.shape(name))} "
+                f"and {tuple(shape)}): neurons cannot be put in one order. Fuse them instead (mergeot fuse)."
             )
     models = [source_model(reference), source_model(other)]
     # The recipe may hold more than two models, and nothing is averaged or mended here.

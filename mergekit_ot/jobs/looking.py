@@ -56,6 +56,8 @@ class Subject:
     def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:
         """Returns the source that was read, and inputs to trace it by."""
         source = read_sources([self.path], self.arch, manager, notify)[0]
+        # Nothing that follows reads the weights, and whoever looks at a checkpoint wants to know that they are damaged.
+        source.state.check_all()
         batches = None if self.data is None else resolve_data(self.data, manager)
         return source, example_inputs_of(source, self.input_shape, batches, notify)[0]
 

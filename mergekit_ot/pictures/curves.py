@@ -87,9 +87,16 @@ def _draw_curve(axes: Any, index: int, label: str, curve: BarrierCurve, panel: s
         shown = f"  (barrier {height:.1f} points)" if panel == "accuracy" else f"  (barrier {height:.2g})"
     colour = _NAIVE if index == 0 else _COLOURS[(index - 1) % len(_COLOURS)]
     axes.plot(
-        curve["t"], values, color=colour, marker=_MARKERS[index % len(_MARKERS)], markersize=4, linewidth=1.6,
-        linestyle="--" if index == 0 else "-", label=f"{label}{shown}", markevery=1 + len(curve["t"]) // _MOST_MARKERS,
-    )  # fmt: skip
+        curve["t"],
+        values,
+        color=colour,
+        label=f"{label}{shown}",
+        linestyle="--" if index == 0 else "-",
+        linewidth=1.6,
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=4,
+        markevery=1 + len(curve["t"]) // _MOST_MARKERS,
+    )
 
 
 def _dress(axes: Any, panel: str) -> None:

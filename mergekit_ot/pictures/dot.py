@@ -7,27 +7,43 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 if TYPE_CHECKING:
-    from mergekit_ot.graph.ir import ModelGraph
+    from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
 
 
 def group_rows(graph: ModelGraph) -> list[dict[str, Any]]:
-    """Returns one record per neuron group: its size, where it stands, and why it may not be reordered."""
-    return [
-        {
-            "name": key,
-            "size": group.size,
-            "orders": graph.family_size(key) if group.is_free else 0,
-            "status": "pinned" if group.pin is not None else "free" if group.is_free else "single neuron",
-            "members": [f"{slot.parameter}:{slot.axis} {slot.role}" for slot in group.members],
-            "flags": sorted(group.flags),
-            "why": None if group.pin is None else str(group.pin),
-        }
-        for key, group in graph.groups.items()
-    ]
+    """Returns one record per neuron group: its size, where it stands, and why it may not be reordered.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> rows = group_rows(trace_model(torch.nn.Linear(3, 2), torch.randn(2, 3)))
+        >>> [(row["name"], row["why"]) for row in rows]
+        [('weight:0', 'model output [output]'), ('weight:1', 'model input')]
+    """
+    return [_row(graph, group) for group in graph.groups.values()]
+
+
+def _row(graph: ModelGraph, group: NeuronGroup) -> dict[str, Any]:
+    return {
+        "name": group.key,
+        "size": group.size,
+        "orders": graph.family_size(group.key) if group.is_free else 0,
+        "status": "pinned" if group.pin is not None else "free" if group.is_free else "single neuron",
+        "members": [f"{slot.parameter}:{slot.axis} {slot.role}" for slot in group.members],
+        "flags": sorted(group.flags),
+        "why": None if group.pin is None else str(group.pin),
+    }
 
 
 def group_dot(graph: ModelGraph) -> str:
-    """Returns the free groups in Graphviz' language: an edge per parameter that reads one and makes another."""
+    """Returns the free groups in Graphviz' language: an edge per parameter that reads one and makes another.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> group_dot(trace_model(torch.nn.Linear(3, 2), torch.randn(2, 3))).splitlines()[0]
+        'digraph groups {'
+    """
     network = graph.group_graph
     lines = ["digraph groups {", "  node [shape=box, style=rounded, fontname=monospace];"]
     for key, data in network.nodes(data=True):
@@ -43,7 +59,7 @@ def _quoted(text: str) -> str:
 
 
 def _edges(network: nx.MultiDiGraph) -> list[tuple[str, str, list[str]]]:
-    found: dict[tuple[str, str], list[str]] = {}
+    parameters: dict[tuple[str, str], list[str]] = {}
     for before, after, data in network.edges(data=True):
-        found.setdefault((before, after), []).append(data.get("parameter") or "family")
-    return [(before, after, sorted(set(names))) for (before, after), names in sorted(found.items())]
+        parameters.setdefault((before, after), []).append(data.get("parameter") or "family")
+    return [(before, after, sorted(set(names))) for (before, after), names in sorted(parameters.items())]

@@ -7,6 +7,7 @@ indexed. Without a stream the groups stand in layers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ _BETWEEN = 26.0
 _LAYER = 46.0
 _COLUMN = 30.0
 _BAND = 7.0
+# Where more arrows are drawn their labels would cover each other.
+_MOST_LABELS = 12
 
 
 @dataclass
@@ -40,7 +43,7 @@ class _Box:
 
     @property
     def width(self) -> float:
-        lines = [self.key, self.note, *(line for pair in self.inner for line in pair)]
+        lines = [self.key, self.note, *itertools.chain(*self.inner)]
         return max(90.0, max(text_width(line) for line in lines) + (32 if self.inner else 20))
 
     @property
@@ -49,20 +52,28 @@ class _Box:
 
     def draw(self, is_stream: bool) -> list[str]:
         middle = self.x + self.width / 2
-        parts = [box(self.x, self.y, self.width, self.height, "stream" if is_stream else "")]
-        parts.append(text(middle, self.y + 16, self.key))
-        parts.append(text(middle, self.y + 29, self.note, is_small=True))
+        elements = [box(self.x, self.y, self.width, self.height, "stream" if is_stream else "")]
+        elements.append(text(middle, self.y + 16, self.key))
+        elements.append(text(middle, self.y + 29, self.note, is_small=True))
         top = self.y + _TITLE + 2
         for key, note in self.inner:
-            parts.append(box(self.x + 8, top, self.width - 16, _INNER, "inner"))
-            parts.append(text(middle, top + 13, key))
-            parts.append(text(middle, top + 25, note, is_small=True))
+            elements.append(box(self.x + 8, top, self.width - 16, _INNER, "inner"))
+            elements.append(text(middle, top + 13, key))
+            elements.append(text(middle, top + 25, note, is_small=True))
             top += _INNER + 5
-        return parts
+        return elements
 
 
 def group_svg(graph: ModelGraph) -> str:
-    """Returns an SVG of the free groups: a box per group, an arrow where a parameter reads one and makes another."""
+    """Returns an SVG of the free groups: a box per group, an arrow where a parameter reads one and makes another.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> "0.weight:0" in group_svg(trace_model(net, torch.randn(2, 3)))
+        True
+    """
     boxes, owner = _boxes(graph)
     if not boxes:
         return document(320, 80, [text(160, 44, "no free neuron group was found")])
@@ -93,14 +104,14 @@ def _boxes(graph: ModelGraph) -> tuple[dict[str, _Box], dict[str, str]]:
 
 def _edges(graph: ModelGraph, owner: dict[str, str]) -> dict[tuple[str, str], list[str]]:
     """Returns (box that is read, box that is made) → parameters."""
-    found: dict[tuple[str, str], list[str]] = {}
+    edges: dict[tuple[str, str], list[str]] = {}
     for before, after, data in graph.group_graph.edges(data=True):
         parameter = data.get("parameter")
         if parameter is not None and owner[before] != owner[after]:
-            names = found.setdefault((owner[before], owner[after]), [])
+            names = edges.setdefault((owner[before], owner[after]), [])
             if parameter not in names:
                 names.append(parameter)
-    return found
+    return edges
 
 
 def _streams(boxes: dict[str, _Box], edges: Iterable[tuple[str, str]]) -> list[str]:
@@ -116,38 +127,49 @@ def _mutual(network: nx.DiGraph, key: str, cycle: set[str]) -> int:
 
 def _draw_streams(boxes: dict[str, _Box], edges: dict[tuple[str, str], list[str]], streams: list[str]) -> str:
     y = MARGIN
-    for made in boxes.values():
-        made.y = y
-        y += made.height + _GAP
+    for drawn in boxes.values():
+        drawn.y = y
+        y += drawn.height + _GAP
     ends = {key: _end_of(key, boxes, edges) for key in streams}
-    columns = _columns(boxes, streams, ends)
-    count = 1 + max(columns.values())
-    titles = [max(boxes[key].width for key in streams if columns[key] == c) for c in range(count)]
-    lefts = [MARGIN + sum(titles[:c]) + c * _COLUMN for c in range(count)]
-    right = lefts[-1] + titles[-1] + 3 * _COLUMN
-    parts: list[str] = []
-    bands: dict[str, float] = {}
-    for key, made in boxes.items():
-        made.x = lefts[columns[key]] if key in columns else right
-        if key in columns:
-            bands[key] = made.x + min(60.0, made.width / 2)
-            parts.append(box(bands[key] - _BAND / 2, made.y, _BAND, max(ends[key] - made.y, made.height), "band"))
+    right = _place_beside(boxes, _columns(boxes, streams, ends))
+    bands = {key: boxes[key].x + min(60.0, boxes[key].width / 2) for key in boxes if key in ends}
+    elements: list[str] = []
+    for key, middle in bands.items():
+        top, height = boxes[key].y, max(ends[key] - boxes[key].y, boxes[key].height)
+        elements.append(box(middle - _BAND / 2, top, _BAND, height, "band"))
     loops = 0
     for (before, after), names in edges.items():
         title = f"{before} → {after}: {', '.join(names)}"
         curve, is_loop = _stream_curve(boxes, bands, ends, before, after, loops)
         loops += is_loop
-        parts.append(arrow(curve, title, "back" if after in bands and before not in bands else ""))
-    for key, made in boxes.items():
-        parts += made.draw(key in columns)
-    width = right + max((m.width for k, m in boxes.items() if k not in columns), default=0.0) + MARGIN + 10 * loops
-    return document(width, y - _GAP + MARGIN, parts)
+        elements.append(arrow(curve, title, "back" if after in bands and before not in bands else ""))
+    for key, drawn in boxes.items():
+        elements += drawn.draw(key in bands)
+    widest = max([boxes[key].width for key in boxes.keys() - bands.keys()], default=0.0)
+    return document(right + widest + MARGIN + 10 * loops, y - _GAP + MARGIN, elements)
+
+
+def _place_beside(boxes: dict[str, _Box], columns: dict[str, int]) -> float:
+    """Puts streams into their columns and the other boxes to the right of them; returns where those begin."""
+    titles: dict[int, float] = {}
+    for key, column in columns.items():
+        titles[column] = max(titles.get(column, 0.0), boxes[key].width)
+    left = MARGIN
+    lefts: list[float] = []
+    for column in range(len(titles)):
+        lefts.append(left)
+        left += titles[column] + _COLUMN
+    right = left + 2 * _COLUMN
+    for key, drawn in boxes.items():
+        drawn.x = lefts[columns[key]] if key in columns else right
+    return right
 
 
 def _end_of(key: str, boxes: dict[str, _Box], edges: dict[tuple[str, str], list[str]]) -> float:
     """Returns how far down a stream is used: the lower edge of the last group beside it, no further than a handover."""
-    beside = [boxes[other] for pair in edges if key in pair for other in pair if other != key]
-    return max(min(b.y + b.height, b.y + _TITLE) for b in beside)
+    beside: set[str] = set()
+    beside = beside.union(*(pair for pair in edges if key in pair)) - {key}
+    return max(boxes[other].y + min(boxes[other].height, _TITLE) for other in beside)
 
 
 def _columns(boxes: dict[str, _Box], streams: list[str], ends: dict[str, float]) -> dict[str, int]:
@@ -166,61 +188,79 @@ def _stream_curve(
     boxes: dict[str, _Box], bands: dict[str, float], ends: dict[str, float], before: str, after: str, loops: int
 ) -> tuple[str, bool]:
     """Returns the path of an arrow, and whether it runs around the right side."""
-    one, other = boxes[before], boxes[after]
+    source, target = boxes[before], boxes[after]
     if before in bands and after in bands:
-        x1, x2 = bands[before], bands[after]
-        start = min(ends[before], other.y) if other.y > one.y else one.y
-        return (
-            f"M{x1:.1f},{start:.1f} L{x2:.1f},{other.y - 2 if other.y > one.y else other.y + other.height:.1f}",
-            False,
-        )
+        is_below = target.y > source.y
+        start = min(ends[before], target.y) if is_below else source.y
+        end = target.y - 2 if is_below else target.y + target.height
+        return f"M{bands[before]:.1f},{start:.1f} L{bands[after]:.1f},{end:.1f}", False
     if before in bands:
-        y = other.y + 11
-        start = one.x + one.width if one.y <= y <= one.y + one.height else bands[before] + _BAND / 2
-        return f"M{start:.1f},{y:.1f} L{other.x - 2:.1f},{y:.1f}", False
+        y = target.y + 11
+        is_at_title = source.y <= y <= source.y + source.height
+        start = source.x + source.width if is_at_title else bands[before] + _BAND / 2
+        return f"M{start:.1f},{y:.1f} L{target.x - 2:.1f},{y:.1f}", False
     if after in bands:
-        y = one.y + min(one.height - 8, 27)
-        if one.y < other.y:
-            # It is made before the stream begins: down to the stream's title.
-            middle = other.y + other.height / 2
-            x = other.x + other.width
-            return (
-                f"M{one.x:.1f},{y:.1f} C{one.x - 24:.1f},{y:.1f} {x + 40:.1f},{middle:.1f} {x + 2:.1f},{middle:.1f}",
-                False,
-            )
-        inside = other.y <= y <= other.y + other.height
-        end = other.x + other.width + 2 if inside else bands[after] + _BAND / 2 + 2
-        return f"M{one.x:.1f},{y:.1f} L{end:.1f},{y:.1f}", False
-    x1, x2 = one.x + one.width, other.x + other.width
-    y1, y2 = one.y + one.height / 2, other.y + other.height / 2
+        return _curve_into(source, target, bands[after]), False
+    x1, x2 = source.x + source.width, target.x + target.width
+    y1, y2 = source.y + source.height / 2, target.y + target.height / 2
     side = max(x1, x2) + 14 + 8 * (loops % 6)
     return f"M{x1:.1f},{y1:.1f} C{side:.1f},{y1:.1f} {side:.1f},{y2:.1f} {x2 + 2:.1f},{y2:.1f}", True
+
+
+def _curve_into(source: _Box, stream: _Box, band: float) -> str:
+    """Returns the path of an arrow from a group beside a stream into the stream's band."""
+    y = source.y + min(source.height - 8, 27)
+    if source.y < stream.y:
+        # It is made before the stream begins: down to the stream's title.
+        middle = stream.y + stream.height / 2
+        x = stream.x + stream.width
+        bend = f"{source.x - 24:.1f},{y:.1f} {x + 40:.1f},{middle:.1f}"
+        return f"M{source.x:.1f},{y:.1f} C{bend} {x + 2:.1f},{middle:.1f}"
+    is_at_title = stream.y <= y <= stream.y + stream.height
+    end = stream.x + stream.width + 2 if is_at_title else band + _BAND / 2 + 2
+    return f"M{source.x:.1f},{y:.1f} L{end:.1f},{y:.1f}"
 
 
 def _draw_layers(boxes: dict[str, _Box], edges: dict[tuple[str, str], list[str]]) -> str:
     depth: dict[str, int] = {}
     for key in boxes:
-        depth[key] = 1 + max((depth[b] for b, a in edges if a == key and b in depth), default=-1)
-    layers = [[boxes[key] for key in boxes if depth[key] == level] for level in range(1 + max(depth.values()))]
-    total = max(sum(b.width for b in layer) + _BETWEEN * (len(layer) - 1) for layer in layers)
-    y = MARGIN
-    for layer in layers:
-        x = MARGIN + (total - sum(b.width for b in layer) - _BETWEEN * (len(layer) - 1)) / 2
-        for made in layer:
-            made.x, made.y = x, y
-            x += made.width + _BETWEEN
-        y += max(b.height for b in layer) + _LAYER
-    parts = []
+        depth[key] = 1 + max((depth[before] for before, after in edges if after == key and before in depth), default=-1)
+    layers: list[list[_Box]] = [[] for _ in range(1 + max(depth.values()))]
+    for key, level in depth.items():
+        layers[level].append(boxes[key])
+    width, height = _place_layers(layers)
+    elements: list[str] = []
     for (before, after), names in edges.items():
-        one, other = boxes[before], boxes[after]
-        x1, x2 = one.x + one.width / 2, other.x + other.width / 2
-        y1, y2 = (one.y + one.height, other.y) if other.y > one.y else (one.y, other.y + other.height)
-        bend = (y2 - y1) / 2
-        curve = f"M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2 - 2:.1f}"
-        parts.append(arrow(curve, f"{before} → {after}: {', '.join(names)}"))
-        if len(edges) <= 12:
-            shown = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
-            parts.append(text((x1 + x2) / 2 + 5, (y1 + y2) / 2 + 3, shown, is_small=True, is_middle=False))
-    for made in boxes.values():
-        parts += made.draw(is_stream=False)
-    return document(total + 2 * MARGIN + 60, y - _LAYER + MARGIN, parts)
+        elements += _layer_arrow(boxes[before], boxes[after], names, is_labelled=len(edges) <= _MOST_LABELS)
+    for drawn in boxes.values():
+        elements += drawn.draw(is_stream=False)
+    return document(width + 2 * MARGIN + 60, height, elements)
+
+
+def _place_layers(layers: list[list[_Box]]) -> tuple[float, float]:
+    """Puts the boxes of a layer beside each other, in the middle; returns the widest layer and the whole height."""
+    widths = [_extent(layer) for layer in layers]
+    y = MARGIN
+    for layer, width in zip(layers, widths, strict=True):
+        x = MARGIN + (max(widths) - width) / 2
+        for drawn in layer:
+            drawn.x, drawn.y = x, y
+            x += drawn.width + _BETWEEN
+        y += max(drawn.height for drawn in layer) + _LAYER
+    return max(widths), y - _LAYER + MARGIN
+
+
+def _extent(layer: list[_Box]) -> float:
+    return sum(drawn.width for drawn in layer) + _BETWEEN * (len(layer) - 1)
+
+
+def _layer_arrow(source: _Box, target: _Box, names: list[str], is_labelled: bool) -> list[str]:
+    x1, x2 = source.x + source.width / 2, target.x + target.width / 2
+    y1, y2 = (source.y + source.height, target.y) if target.y > source.y else (source.y, target.y + target.height)
+    bend = (y2 - y1) / 2
+    curve = f"M{x1:.1f},{y1:.1f} C{x1:.1f},{y1 + bend:.1f} {x2:.1f},{y2 - bend:.1f} {x2:.1f},{y2 - 2:.1f}"
+    elements = [arrow(curve, f"{source.key} → {target.key}: {', '.join(names)}")]
+    if is_labelled:
+        shown = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+        elements.append(text((x1 + x2) / 2 + 5, (y1 + y2) / 2 + 3, shown, is_small=True, is_middle=False))
+    return elements

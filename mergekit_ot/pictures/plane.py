@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,12 @@ _LEAST_RANGE, _LARGEST_RANGE = 3.0, 300.0
 _ABOVE = 10.0
 # Round numbers per decade, the finest first, and how many levels tell a picture apart.
 _ROUND = (
-    (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5, 7), (1, 2, 5), (1,),
-)  # fmt: skip
+    (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    (1, 1.5, 2, 3, 4, 5, 7),
+    (1, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1,),
+)
 _MOST_LEVELS = 15
 _MARKERS = {"A": "o", "B": "o", "aligned B": "D", "fused": "s"}
 
@@ -50,9 +55,9 @@ def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
         >>> import tempfile
         >>> where = {"A": (0.0, 0.0), "B": (2.0, 0.0), "aligned B": (1.0, 1.0), "fused": (0.5, 0.5)}
         >>> models = {name: {"x": x, "y": y, "loss": 0.1, "accuracy": None} for name, (x, y) in where.items()}
-        >>> found = {"x": [0.0, 2.0], "y": [0.0, 1.0], "loss": [[0.1, 0.9], [0.4, 0.1]], "accuracy": None}
+        >>> plane = {"x": [0.0, 2.0], "y": [0.0, 1.0], "loss": [[0.1, 0.9], [0.4, 0.1]], "accuracy": None}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     plot_plane(found | {"models": models, "clamped": 0}, f"{folder}/plane.png").name
+        ...     plot_plane(plane | {"models": models, "clamped": 0}, f"{folder}/plane.png").name
         'plane.png'
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,7 +67,7 @@ def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
     check_picture_path(path)
     panels: dict[str, Sequence[Sequence[float]]] = {"loss": plane["loss"]}
     if plane["accuracy"] is not None:
-        panels["error (%)"] = [[100 - value for value in row] for row in plane["accuracy"]]
+        panels["error (%)"] = [_errors(row) for row in plane["accuracy"]]
     width, height = plane["x"][-1] - plane["x"][0], plane["y"][-1] - plane["y"][0]
     tall = min(max(3.6 * height / width, 1.6), 4.8) + (1.0 if title else 0.7)
     figure = Figure(figsize=(4.6 * len(panels), tall), layout="constrained")
@@ -75,6 +80,10 @@ def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
     with replacing(path) as beside:
         figure.savefig(beside, dpi=200)
     return path
+
+
+def _errors(accuracies: Sequence[float]) -> list[float]:
+    return [100 - accuracy for accuracy in accuracies]
 
 
 def _draw_surface(figure: Any, axes: Any, plane: LossPlane, label: str, values: Sequence[Sequence[float]]) -> None:
@@ -114,7 +123,7 @@ def contour_levels(low: float, high: float) -> list[float]:
     """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     rounds = next(rounds for rounds in _ROUND if len(rounds) * math.log10(high / low) <= _MOST_LEVELS)
-    candidates = [float(f"{number}e{decade}") for decade in decades for number in rounds]
+    candidates = [float(f"{number}e{decade}") for decade, number in itertools.product(decades, rounds)]
     first = max(value for value in candidates if value <= low)
     last = min(value for value in candidates if value >= high)
     return [value for value in candidates if first <= value <= last]
@@ -126,11 +135,19 @@ def colour_limits(plane: LossPlane, values: Sequence[Sequence[float]]) -> tuple[
     Args:
         plane: Where the values are.
         values: Row by row.
+
+    Example:
+        >>> where = {"A": (0.0, 0.0), "B": (2.0, 0.0)}
+        >>> models = {name: {"x": x, "y": y, "loss": 0.1, "accuracy": None} for name, (x, y) in where.items()}
+        >>> losses = [[0.1, 0.9], [5.0, 0.2]]
+        >>> plane = {"x": [0.0, 2.0], "y": [0.0, 1.0], "loss": losses, "accuracy": None}
+        >>> colour_limits(plane | {"models": models, "clamped": 0}, losses)
+        (0.1, 0.9)
     """
     ends = sorted((plane["models"]["A"]["x"], plane["models"]["B"]["x"]))
     row = min(range(len(plane["y"])), key=lambda index: abs(plane["y"][index]))
     naive = [value for x, value in zip(plane["x"], values[row], strict=True) if ends[0] <= x <= ends[1]]
-    finite = [value for line in values for value in line if math.isfinite(value)]
+    finite = [value for value in itertools.chain(*values) if math.isfinite(value)]
     low, high = min(finite, default=0.0), max((value for value in naive if math.isfinite(value)), default=0.0)
     # Without a barrier the basin fills the path, and its walls are shown.
     high = max(high, _LEAST_RANGE * low) or 1.0
@@ -144,15 +161,19 @@ def _draw_models(axes: Any, models: Mapping[str, PlacedModel]) -> None:
     halo = [withStroke(linewidth=2.5, foreground="black")]
     for end, style in (("B", "--"), ("aligned B", "-")):
         path = [models["A"], models[end]]
-        axes.plot(
-            [model["x"] for model in path], [model["y"] for model in path], style, color="white", linewidth=1.2,
-            path_effects=halo,
-        )  # fmt: skip
+        across, up = [model["x"] for model in path], [model["y"] for model in path]
+        axes.plot(across, up, style, color="white", linewidth=1.2, path_effects=halo)
     for name, model in models.items():
         axes.plot(
             model["x"], model["y"], _MARKERS[name], color="white", markeredgecolor="black", markersize=7, zorder=5
         )
         axes.annotate(
-            name, (model["x"], model["y"]), xytext=(7, 5), textcoords="offset points", fontsize=9, color="white",
-            path_effects=halo, zorder=6,
-        )  # fmt: skip
+            name,
+            (model["x"], model["y"]),
+            xytext=(7, 5),
+            textcoords="offset points",
+            fontsize=9,
+            color="white",
+            path_effects=halo,
+            zorder=6,
+        )

@@ -40,7 +40,7 @@ def arrow(curve: str, title: str, kind: str = "") -> str:
     return f'<g><path{chosen} d="{curve}" marker-end="url(#head)"><title>{escape(title)}</title></path></g>'
 
 
-def document(width: float, height: float, parts: Sequence[str]) -> str:
+def document(width: float, height: float, elements: Sequence[str]) -> str:
     """Returns a whole SVG file on white ground."""
     head = (
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
@@ -49,5 +49,5 @@ def document(width: float, height: float, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}"><style>{_STYLE}</style>{head}'
-        f'<rect x="0" y="0" width="100%" height="100%" style="fill:white;stroke:none"/>{"".join(parts)}</svg>\n'
+        f'<rect x="0" y="0" width="100%" height="100%" style="fill:white;stroke:none"/>{"".join(elements)}</svg>\n'
     )

@@ -32,6 +32,10 @@ class Evaluation:
         loss: Mean cross-entropy (the same for logits and log-softmax outputs); mean squared error for float targets.
         accuracy: Percent of targets that are the most likely class; None for float targets.
         count: Number of targets.
+
+    Example:
+        >>> evaluate(nn.Identity(), [(torch.zeros(4, 2), torch.zeros(4, 2))])
+        Evaluation(loss=0.0, accuracy=None, count=4)
     """
 
     loss: float
@@ -121,8 +125,8 @@ def _evaluate_all(models: list[nn.Module], data: Data, device: str) -> tuple[Eva
 @contextlib.contextmanager
 def _evaluating(models: list[nn.Module], place: torch.device) -> Iterator[None]:
     """Puts models into evaluation mode on a device, and back to where and how they were."""
-    homes = [next((tensor.device for tensor in _tensors(model)), place) for model in models]
-    modes = [{module: module.training for module in model.modules()} for model in models]
+    homes = [_home(model, place) for model in models]
+    modes = [_modes(model) for model in models]
     try:
         for model in models:
             model.to(place).eval()
@@ -132,6 +136,14 @@ def _evaluating(models: list[nn.Module], place: torch.device) -> Iterator[None]:
             model.to(home)
             for module, is_training in mode.items():
                 module.training = is_training
+
+
+def _home(model: nn.Module, default: torch.device) -> torch.device:
+    return next((tensor.device for tensor in _tensors(model)), default)
+
+
+def _modes(model: nn.Module) -> dict[nn.Module, bool]:
+    return {module: module.training for module in model.modules()}
 
 
 def score_states(
@@ -164,8 +176,15 @@ def score_states(
     Raises:
         DataError: The data is empty, or targets do not fit the outputs.
         ArchitectureError: The model cannot take the inputs.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> batch = torch.randn(8, 2), torch.randint(2, (8,))
+        >>> len(score_states(net, [net.state_dict(), net.state_dict()], [batch], count=2))
+        2
     """
     place, waiting = choose_device(device), iter(states)
+    notify = progress or _no_progress
     if not callable(data) and iter(data) is data:
         data = list(data)
     entries = sum(tensor.numel() for tensor in _tensors(model))
@@ -173,17 +192,15 @@ def score_states(
     scores: list[Evaluation] = []
     with _evaluating([model], place), torch.no_grad():
         while group := list(islice(waiting, together)):
-            moved = [{name: value.to(place) for name, value in state.items()} for state in group]
+            moved = [_state_to(state, place) for state in group]
             tallies = [_Tally() for _ in moved]
             for number, (inputs, targets) in enumerate(_batches(data), 1):
                 there, wanted = _to(inputs, place), targets.to(place)
                 for state, tally in zip(moved, tallies, strict=True):
                     tally.add(run_model(model, there, state), wanted)
-                if progress is not None:
-                    progress(len(scores), count, f"{task}, {len(moved)} of them on batch {number}")
+                notify(len(scores), count, f"{task}, {len(moved)} of them on batch {number}")
             scores += [tally.result() for tally in tallies]
-    if progress is not None:
-        progress(len(scores), count, task)
+    notify(len(scores), count, task)
     return scores
 
 
@@ -255,6 +272,14 @@ def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n cl
 
 def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:
     return data() if callable(data) else data
+
+
+def _no_progress(done: int, total: int, what: str) -> None:
+    """Reports nothing."""
+
+
+def _state_to(state: State, place: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(place) for name, value in state.items()}
 
 
 def _to(inputs: Any, place: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -20,6 +20,13 @@ _FLAT = 1e-4
 # No running variance falls below this fraction of the least of the three models'.
 _LEAST_VARIANCE = 0.01
 _VARIANCE = "running_var"
+# How much of A, B and aligned B makes each of the models that are shown.
+_PLACED = {
+    "A": (1.0, 0.0, 0.0),
+    "B": (0.0, 1.0, 0.0),
+    "aligned B": (0.0, 0.0, 1.0),
+    "fused": (0.5, 0.0, 0.5),
+}
 
 
 class PlacedModel(TypedDict):
@@ -88,10 +95,12 @@ class PlaneFrame:
             if not value.is_floating_point():
                 mixed[name] = value.clone()
                 continue
-            parts = [value, self.state_b[name].to(value), self.aligned_b[name].to(value)]
-            total = sum((share * part for share, part in zip(shares, parts, strict=True)), torch.zeros_like(value))
+            tensors = [value, self.state_b[name].to(value), self.aligned_b[name].to(value)]
+            total = torch.zeros_like(value)
+            for share, tensor in zip(shares, tensors, strict=True):
+                total = total + share * tensor
             if name.rpartition(".")[2] == _VARIANCE:
-                least = _LEAST_VARIANCE * torch.stack(parts).amin(0)
+                least = _LEAST_VARIANCE * torch.stack(tensors).amin(0)
                 is_clamped = is_clamped or bool((total < least).any())
                 total = torch.maximum(total, least)
             mixed[name] = total
@@ -107,28 +116,52 @@ def plane_frame(model: nn.Module, state_a: State, state_b: State, aligned_b: Sta
     Raises:
         ArchitectureError: The states differ in names or shapes.
         DataError: The three lie on a line, or A and B are the same.
+
+    Example:
+        >>> net = nn.Linear(1, 2, bias=False)
+        >>> a, b, aligned = ({"weight": torch.tensor([[p], [q]])} for p, q in ((0.0, 0.0), (3.0, 0.0), (1.0, 2.0)))
+        >>> frame = plane_frame(net, a, b, aligned)
+        >>> frame.distance, frame.across, frame.up
+        (3.0, 1.0, 2.0)
     """
     check_same_shapes(state_a, state_b)
     check_same_shapes(state_a, aligned_b)
     names = [name for name, _ in model.named_parameters() if name in state_a and state_a[name].is_floating_point()]
-    towards_b, towards_aligned = (
-        torch.cat([(state[name].double() - state_a[name].double()).reshape(-1) for name in names])
-        for state in (state_b, aligned_b)
-    )
+    towards_b, towards_aligned = (_difference(state_a, state, names) for state in (state_b, aligned_b))
     distance = float(towards_b.norm())
     across = float(towards_aligned @ towards_b) / distance if distance else 0.0
     up = float((towards_aligned - across / distance * towards_b).norm()) if distance else 0.0
-    if distance == 0 or up <= _FLAT * distance:
-        why = "aligning B moved it along the line only, or not at all"
-        if distance == 0:
-            why = "A and B are equal"
-        elif float(towards_aligned.norm()) <= _FLAT * distance:
-            why = "B is A with its neurons in another order, so aligned B is A"
-        raise DataError(
-            f"A, B and aligned B lie on one line, and no plane is theirs alone: {why}. Measure the barrier without a "
-            "plane, or align with another solver."
-        )
+    _check_plane(distance, up, float(towards_aligned.norm()))
     return PlaneFrame(state_a, state_b, aligned_b, distance, across, up)
+
+
+def _difference(state_a: State, state_b: State, names: Sequence[str]) -> Float[Tensor, " parameters"]:
+    return torch.cat([(state_b[name].double() - state_a[name].double()).reshape(-1) for name in names])
+
+
+def _check_plane(distance: float, up: float, moved: float) -> None:
+    """Checks that three models lie on no line.
+
+    Args:
+        distance: From A to B.
+        up: How far aligned B is from the line through A and B.
+        moved: How far aligned B is from A.
+
+    Raises:
+        DataError: They do; the message says why.
+    """
+    is_line = distance == 0 or up <= _FLAT * distance
+    if not is_line:
+        return
+    why = "aligning B moved it along the line only, or not at all"
+    if distance == 0:
+        why = "A and B are equal"
+    elif moved <= _FLAT * distance:
+        why = "B is A with its neurons in another order, so aligned B is A"
+    raise DataError(
+        f"A, B and aligned B lie on one line, and no plane is theirs alone: {why}. Measure the barrier without a "
+        "plane, or align with another solver."
+    )
 
 
 def plane(
@@ -168,8 +201,8 @@ def plane(
         >>> import torch
         >>> net = torch.nn.Linear(1, 2, bias=False)
         >>> a, b, aligned = ({"weight": torch.tensor([[p], [q]])} for p, q in ((0.0, 0.0), (3.0, 0.0), (1.0, 2.0)))
-        >>> found = plane(net, a, b, aligned, [(torch.ones(1, 1), torch.tensor([0]))], points=3, margin=0.0)
-        >>> found["x"], found["y"], found["models"]["fused"]["x"]
+        >>> scored = plane(net, a, b, aligned, [(torch.ones(1, 1), torch.tensor([0]))], points=3, margin=0.0)
+        >>> scored["x"], scored["y"], scored["models"]["fused"]["x"]
         ([0.0, 1.5, 3.0], [0.0, 1.0, 2.0], 0.5)
     """
     check_grid(points, margin)
@@ -177,26 +210,25 @@ def plane(
     across = _axis(min(0.0, frame.across), max(frame.distance, frame.across), points, margin)
     up = _axis(0.0, frame.up, points, margin)
     grid = torch.cartesian_prod(up, across).flip(1)  # [points * points, 2], row by row
-    placed = {
-        "A": (1.0, 0.0, 0.0), "B": (0.0, 1.0, 0.0), "aligned B": (0.0, 0.0, 1.0), "fused": (0.5, 0.0, 0.5)
-    }  # fmt: skip
-    shares = torch.cat([torch.tensor(list(placed.values()), dtype=grid.dtype), frame.coefficients(grid)])
+    shares = torch.cat([torch.tensor(list(_PLACED.values()), dtype=grid.dtype), frame.coefficients(grid)])
     clamped: list[bool] = []
-    scores = score_states(
-        model, _states(frame, shares, clamped), data, device, count=len(shares), progress=progress,
-        task="points on the plane",
-    )  # fmt: skip
-    own, rest = scores[: len(placed)], scores[len(placed) :]
-    rows = [rest[start : start + points] for start in range(0, len(rest), points)]
-    has_accuracy = rest[0].accuracy is not None
+    states = _states(frame, shares, clamped)
+    task = "points on the plane"
+    scores = score_states(model, states, data, device, count=len(shares), progress=progress, task=task)
+    own, rest = scores[: len(_PLACED)], scores[len(_PLACED) :]
+    accuracies = [score.accuracy for score in rest if score.accuracy is not None]
     return LossPlane(
         x=across.tolist(),
         y=up.tolist(),
-        loss=[[score.loss for score in row] for row in rows],
-        accuracy=[[score.accuracy or 0.0 for score in row] for row in rows] if has_accuracy else None,
-        models=_models(frame, placed, own),
-        clamped=sum(clamped[len(placed) :]),
+        loss=_in_rows([score.loss for score in rest], points),
+        accuracy=_in_rows(accuracies, points) if accuracies else None,
+        models=_models(frame, own),
+        clamped=sum(clamped[len(_PLACED) :]),
     )
+
+
+def _in_rows(values: Sequence[float], length: int) -> list[list[float]]:
+    return [list(values[start : start + length]) for start in range(0, len(values), length)]
 
 
 def check_grid(points: int, margin: float = 0.0) -> None:
@@ -223,13 +255,9 @@ def _states(frame: PlaneFrame, shares: Float[Tensor, "points 3"], clamped: list[
         yield state
 
 
-def _models(
-    frame: PlaneFrame, placed: Mapping[str, tuple[float, float, float]], scores: list[Evaluation]
-) -> dict[str, PlacedModel]:
-    return {
-        name: PlacedModel(
-            x=of_b * frame.distance + of_aligned * frame.across, y=of_aligned * frame.up, loss=score.loss,
-            accuracy=score.accuracy,
-        )
-        for (name, (_, of_b, of_aligned)), score in zip(placed.items(), scores, strict=True)
-    }  # fmt: skip
+def _models(frame: PlaneFrame, scores: list[Evaluation]) -> dict[str, PlacedModel]:
+    models: dict[str, PlacedModel] = {}
+    for (name, (_, of_b, of_aligned)), score in zip(_PLACED.items(), scores, strict=True):
+        x, y = of_b * frame.distance + of_aligned * frame.across, of_aligned * frame.up
+        models[name] = PlacedModel(x=x, y=y, loss=score.loss, accuracy=score.accuracy)
+    return models

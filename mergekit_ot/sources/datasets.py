@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -147,20 +148,22 @@ def _archive(spec: Spec, split: str) -> DataSource:
     part = str(options.get("split", split))
     if part not in (TEST, TRAIN):
         raise DataError(f"split={part} of '{spec.text}': it is {TRAIN} or {TEST}.")
-    size = _positive(spec, "batch", BATCH_SIZE)
+    size = _positive(spec, "batch", BATCH_SIZE) or BATCH_SIZE
     limit = _positive(spec, "limit", None)
-    loaded: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @functools.cache
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        inputs, targets = _read_pair(path, part, "split" in options)
+        if part != TRAIN:
+            return inputs, targets
+        # Archives are often sorted by class, and calibration takes only what comes first.
+        order = np.random.default_rng(0).permutation(len(inputs))
+        return inputs[order], targets[order]
 
     def opened() -> Iterator[Batch]:
-        if not loaded:
-            loaded.append(_read_pair(path, part, "split" in options))
-            if part == TRAIN:
-                # Archives are often sorted by class, and calibration takes only what comes first.
-                order = np.random.default_rng(0).permutation(len(loaded[0][0]))
-                loaded[0] = (loaded[0][0][order], loaded[0][1][order])
-        inputs, targets = (array[:limit] for array in loaded[0])
-        for start in range(0, len(inputs), size or BATCH_SIZE):
-            rows = slice(start, start + (size or BATCH_SIZE))
+        inputs, targets = (array[:limit] for array in read())
+        for start in range(0, len(inputs), size):
+            rows = slice(start, start + size)
             yield _prepared(inputs[rows], options, spec), _targets(targets[rows])
 
     return DataSource(spec.text, opened)
@@ -179,12 +182,9 @@ def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np
             names = list(archive.files)
             chosen = _choose(names, part, is_demanded)
             if chosen is None:
-                others = [other for other in (TRAIN, TEST) if other != part and _choose(names, other, True)]
-                hint = f"Add ?split={others[0]} to take the {others[0]} part." if others else (
-                    "Expected x_train, y_train, x_test, y_test, or one pair: x and y, inputs and targets, "
-                    "images and labels."
-                )  # fmt: skip
-                raise DataError(f"'{path}' has no {part} part: it holds {', '.join(names) or 'nothing'}. {hint}")
+                raise DataError(
+                    f"'{path}' has no {part} part: it holds {', '.join(names) or 'nothing'}. {_part_hint(names, part)}"
+                )
             inputs, targets = archive[chosen[0]], archive[chosen[1]]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path}' cannot be read as an .npz of plain arrays: {error}.") from error
@@ -194,6 +194,13 @@ def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np
             "Both need one entry per example along the first axis."
         )
     return inputs, targets
+
+
+def _part_hint(names: list[str], part: str) -> str:
+    others = [other for other in (TRAIN, TEST) if other != part and _choose(names, other, True)]
+    if others:
+        return f"Add ?split={others[0]} to take the {others[0]} part."
+    return "Expected x_train, y_train, x_test, y_test, or one pair: x and y, inputs and targets, images and labels."
 
 
 def _choose(names: list[str], part: str, is_demanded: bool) -> tuple[str, str] | None:
@@ -229,8 +236,7 @@ def _prepared(array: np.ndarray, options: Mapping[str, Any], spec: Spec) -> Tens
 
 def _scaled(inputs: Tensor, value: object, key: str, spec: Spec) -> Tensor:
     numbers = value if isinstance(value, tuple) else (value,)
-    is_usable = all(isinstance(number, int | float) for number in numbers) and inputs.is_floating_point()
-    if not is_usable or (len(numbers) > 1 and (inputs.dim() < 2 or len(numbers) != inputs.shape[1])):
+    if not (inputs.is_floating_point() and _fit_channels(numbers, inputs)):
         raise DataError(
             f"{key}={value} of '{spec.text}' does not fit inputs of shape {tuple(inputs.shape[1:])}: "
             "give one number, or one per channel (separated by commas)."
@@ -241,6 +247,13 @@ def _scaled(inputs: Tensor, value: object, key: str, spec: Spec) -> Tensor:
     if len(numbers) > 1:
         scale = scale.reshape(-1, *[1] * (inputs.dim() - 2))
     return inputs - scale if key == "mean" else inputs / scale
+
+
+def _fit_channels(numbers: tuple[object, ...], inputs: Tensor) -> bool:
+    """Whether these are numbers, one for all or one per channel."""
+    if not all(isinstance(number, int | float) for number in numbers):
+        return False
+    return len(numbers) == 1 or (inputs.dim() >= 2 and len(numbers) == inputs.shape[1])
 
 
 def _targets(array: np.ndarray) -> Tensor:

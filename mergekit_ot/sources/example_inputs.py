@@ -12,6 +12,10 @@ from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.reading import ReadSource
 
+_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.RNNBase, nn.BatchNorm2d)
+# Of images, the likelier first.
+_SIDES = (28, 32, 64, 224, 8, 96, 128)
+
 
 def example_inputs_of(
     source: ReadSource,
@@ -33,9 +37,23 @@ def example_inputs_of(
     if shape is not None:
         return (_accepted(source, shape),), shape
     if data is not None:
-        inputs = next(iter(data))[0]
-        parts = tuple(part[:2].clone() for part in (inputs if isinstance(inputs, tuple) else (inputs,)))
-        return parts, tuple(parts[0].shape[1:]) if len(parts) == 1 else None
+        inputs = _first_rows(data)
+        return inputs, tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
+    return (_guessed(source, notify),), None
+
+
+def _first_rows(data: Iterable) -> tuple[Tensor, ...]:
+    """Returns two rows of every input of the first batch."""
+    inputs = next(iter(data))[0]
+    return tuple(values[:2].clone() for values in (inputs if isinstance(inputs, tuple) else (inputs,)))
+
+
+def _guessed(source: ReadSource, notify: Callable[[str], None]) -> Tensor:
+    """Returns inputs of the first plausible shape that a fresh instance accepts, and says so.
+
+    Raises:
+        ArchitectureError: It accepts none.
+    """
     for shape in _plausible_shapes(on_meta(source.make)):
         for inputs in _inputs_of(source.make, shape):
             if refusal(source.make, inputs) is None:
@@ -45,7 +63,7 @@ def example_inputs_of(
                     f"No input shape was given: {shown} ({kind}) is the first plausible one that {source.make.name} "
                     f"accepts. If it is wrong, pass --input-shape."
                 )
-                return (inputs,), None
+                return inputs
     raise ArchitectureError(
         f"No plausible input shape was accepted by '{source.make.name}'. Pass the shape of one input without the batch "
         "axis, such as --input-shape 1,28,28, or --data SPEC."
@@ -92,29 +110,35 @@ def refusal(make: Callable[[], nn.Module], inputs: Tensor) -> str | None:
 
 
 def _plausible_shapes(module: nn.Module) -> list[tuple[int, ...]]:
-    sides = (28, 32, 64, 224, 8, 96, 128)
-    shapes: list[tuple[int, ...]] = []
-    first = next((m for m in module.modules() if isinstance(m, _FIRST_LAYERS)), None)
-    if isinstance(first, nn.Linear):
-        width = first.in_features
-        shapes = [(width,), (16, width)]
-        for channels in (1, 3):
-            side = round((width / channels) ** 0.5)
-            shapes += [(channels, side, side)] if channels * side * side == width else []
-    elif isinstance(first, nn.Conv1d):
-        shapes = [(first.in_channels, length) for length in (128, 1024, 150, 784, 16000)]
-    elif isinstance(first, nn.Conv2d):
-        shapes = [(first.in_channels, side, side) for side in sides]
-    elif isinstance(first, nn.Conv3d):
-        shapes = [(first.in_channels, side, side, side) for side in (16, 32, 64)]
-    elif isinstance(first, nn.Embedding):
-        shapes = [(16,), (128,), (200,)]
-    elif isinstance(first, nn.RNNBase):
-        shapes = [(16, first.input_size), (28, first.input_size)]
-    elif isinstance(first, nn.BatchNorm2d):
-        shapes = [(first.num_features, side, side) for side in sides]
-    images = [(channels, side, side) for side in sides for channels in (1, 3)]
-    return list(dict.fromkeys([*shapes, *images]))
+    """Returns shapes of one input, the likeliest first: those that the first layer suggests, then images."""
+    shapes = _shapes_by_first_layer(module)
+    for side in _SIDES:
+        shapes += [(1, side, side), (3, side, side)]
+    return list(dict.fromkeys(shapes))
 
 
-_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.RNNBase, nn.BatchNorm2d)
+def _shapes_by_first_layer(module: nn.Module) -> list[tuple[int, ...]]:
+    match next((layer for layer in module.modules() if isinstance(layer, _FIRST_LAYERS)), None):
+        case nn.Linear(in_features=width):
+            return [(width,), (16, width), *_square_images(width)]
+        case nn.Conv1d(in_channels=channels):
+            return _cubes(channels, (128, 1024, 150, 784, 16000), 1)
+        case nn.Conv2d(in_channels=channels) | nn.BatchNorm2d(num_features=channels):
+            return _cubes(channels, _SIDES, 2)
+        case nn.Conv3d(in_channels=channels):
+            return _cubes(channels, (16, 32, 64), 3)
+        case nn.Embedding():
+            return [(16,), (128,), (200,)]
+        case nn.RNNBase(input_size=width):
+            return [(16, width), (28, width)]
+    return []
+
+
+def _cubes(channels: int, sides: tuple[int, ...], dimensions: int) -> list[tuple[int, ...]]:
+    return [(channels, *[side] * dimensions) for side in sides]
+
+
+def _square_images(width: int) -> list[tuple[int, ...]]:
+    """Returns the square images of one or three channels with so many values."""
+    sides = {channels: round((width / channels) ** 0.5) for channels in (1, 3)}
+    return [(channels, side, side) for channels, side in sides.items() if channels * side * side == width]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 def shapes_of(make: Callable[[], nn.Module]) -> dict[str, Tensor]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.sources.instances import shapes_of
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
-from mergekit_ot.storage.checkpoint import check_finite
+from mergekit_ot.storage.finite import FiniteStore
+from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
 from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
-
-# A counter that older files lack; it takes no part in the function at evaluation.
-_OPTIONAL_SUFFIX = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,13 @@ class ReadSource:
     Attributes:
         checkpoint: What was read.
         make: Builds fresh instances of its architecture.
-        state: The checkpoint's state, completed by counters that its file lacks.
+        state: The checkpoint's state in the architecture's order, completed by counters that its file lacks; a tensor
+            that is not finite is refused when it is first read.
     """
 
     checkpoint: Checkpoint
     make: Architecture
-    state: Mapping[str, Tensor]
+    state: FiniteStore
 
     @property
     def name(self) -> str:
@@ -53,7 +51,9 @@ class ReadSource:
 def read_sources(
     paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Callable[[str], None]
 ) -> list[ReadSource]:
-    """Reads checkpoints, in order, and checks every name and shape against the architectures before any work.
+    """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
+
+    No tensor is read for it; one that holds NaN or infinity is refused when it is read.
 
     Args:
         paths: The checkpoints.
@@ -62,7 +62,7 @@ def read_sources(
         notify: Told what was found.
 
     Raises:
-        CheckpointError: A file cannot be read, or holds NaN or infinity.
+        CheckpointError: A file cannot be read.
         ArchitectureError: No architecture is known for it, or the state does not fit.
         RecipeError: The number of architectures fits neither.
     """
@@ -80,9 +80,8 @@ def read_sources(
         make = _architecture_of(checkpoint, spec, manager)
         # One object per architecture: it is then traced once for all its checkpoints.
         make = next((other.make for other in sources if other.make == make), make)
-        state = fit_state(checkpoint, make)
-        check_finite(state, str(checkpoint.path))
-        sources.append(ReadSource(checkpoint, make, state))
+        state = fitted(checkpoint, make)
+        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path))))
     return sources
 
 
@@ -106,31 +105,35 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
 
 
-def fit_state(checkpoint: Checkpoint, make: Architecture) -> dict[str, Tensor]:
+def fitted(checkpoint: Checkpoint, make: Architecture) -> FittedStore:
     """Returns the state in the architecture's order, after checking that names and shapes agree.
 
     Raises:
         ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
     """
-    expected, state = shapes_of(make), checkpoint.state
-    missing = [name for name in expected if name not in state and not name.endswith(_OPTIONAL_SUFFIX)]
-    unexpected = [name for name in state if name not in expected]
-    if missing or unexpected:
+    expected = shapes_of(make)
+    difference = misfit(checkpoint.state, expected)
+    if difference is not None:
         raise ArchitectureError(
-            f"'{checkpoint.path}' does not fit architecture '{make.name}'. "
-            + (f"Missing in the file: {_first(missing)}. " if missing else "")
-            + (f"Not in the architecture: {_first(unexpected)}. " if unexpected else "")
-            + "Check --arch and its arguments."
+            f"'{checkpoint.path}' does not fit architecture '{make.name}'{_difference_text(difference)} "
+            "Check --arch and its arguments."
         )
-    for name, tensor in expected.items():
-        if name in state and state[name].shape != tensor.shape:
-            raise ArchitectureError(
-                f"'{checkpoint.path}' does not fit architecture '{make.name}': '{name}' is {_shape(state[name])} in "
-                f"the file and {_shape(tensor)} in the architecture. Check --arch and its arguments."
-            )
-    counters = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in expected.items()
-                if name not in state}  # fmt: skip
-    return {name: state[name] if name in state else counters[name] for name in expected}
+    return FittedStore(checkpoint.state, expected)
+
+
+def _difference_text(difference: Misfit) -> str:
+    shape = difference.reshaped
+    if shape is not None:
+        return f": '{shape.name}' is {_shape(shape.held)} in the file and {_shape(shape.expected)} in the architecture."
+    sentences = [
+        f" {what}: {_first(names)}."
+        for what, names in (
+            ("Missing in the file", difference.missing),
+            ("Not in the architecture", difference.unexpected),
+        )
+        if names
+    ]
+    return "." + "".join(sentences)
 
 
 def check_target(make: Architecture, spec: str) -> None:
@@ -142,14 +145,14 @@ def check_target(make: Architecture, spec: str) -> None:
     for name, tensor in shapes_of(make).items():
         if tensor.dim() and 0 in tensor.shape:
             raise ArchitectureError(
-                f"Target '{spec}' has no neurons in '{name}' (shape {_shape(tensor)}): a fused layer needs at least "
-                "one. Give a width of 1 or more."
+                f"Target '{spec}' has no neurons in '{name}' (shape {_shape(tensor.shape)}): a fused layer needs at "
+                "least one. Give a width of 1 or more."
             )
 
 
-def _first(names: list[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a scalar"
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"

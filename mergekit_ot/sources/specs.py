@@ -265,12 +265,13 @@ def _load_module(spec: Spec, error: type[MergeotError]) -> ModuleType:
 
 def _own_names(module: ModuleType) -> list[str]:
     """Names that a module defines itself, without what it imports."""
-    return sorted(
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", module.__name__) == module.__name__
-        and not isinstance(value, ModuleType)
-    )  # fmt: skip
+    return sorted(name for name, value in vars(module).items() if _is_own(name, value, module))
+
+
+def _is_own(name: str, value: object, module: ModuleType) -> bool:
+    if name.startswith("_") or isinstance(value, ModuleType):
+        return False
+    return getattr(value, "__module__", module.__name__) == module.__name__
 
 
 def _raised(failure: Exception) -> str:

@@ -7,18 +7,17 @@ architecture) is looked up among the installed plugins; no code is ever taken ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.storage.files import check_readable, file_digest, replacing
+from mergekit_ot.storage.files import check_is_file, check_readable, replacing
 from mergekit_ot.storage.record import Checkpoint
 from mergekit_ot.storage.state_dicts import quantised_name
-from mergekit_ot.storage.torch_format import compacted, read_torch_file, write_torch_file
+from mergekit_ot.storage.store import compacted, write_all
+from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
 
 # Formats in the order in which they are asked: each reads a path, or writes a state with its metadata to one, and says
 # so; what none of them takes is a file of torch.
@@ -30,7 +29,7 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
     """Reads a checkpoint without executing anything that stands in it.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a format that has several files.
         formats: Asked first, in order; then it is what ``torch.save`` writes.
 
     Raises:
@@ -38,14 +37,17 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
     """
     check_readable(path)
     asked = (read(path) for read in formats)
-    checkpoint = next((content for content in asked if content is not None), None) or read_torch_file(path)
+    checkpoint = next((content for content in asked if content is not None), None)
+    if checkpoint is None:
+        check_is_file(path)
+        checkpoint = read_torch_file(path)
     damaged = quantised_name(checkpoint.state)
     if damaged is not None:
         raise CheckpointError(
             f"'{path}' holds quantised weights ('{damaged}'): packed integers cannot be averaged. "
             "Dequantise it to float32 with the tool that made it, or use the original checkpoint."
         )
-    return checkpoint if checkpoint.sha256 else replace(checkpoint, sha256=file_digest(path))
+    return checkpoint
 
 
 def save(
@@ -73,26 +75,7 @@ def save(
     known = {**metadata, "template": None if template is None else str(template)}
     with replacing(path) as beside:
         if not any(write(beside, compact, known) for write in formats):
-            write_torch_file(beside, compact, metadata)
-
-
-def check_finite(state: Mapping[str, Tensor], name: str) -> None:
-    """Checks that no weight is NaN or infinite; integer tensors have no such value.
-
-    Raises:
-        CheckpointError: Names the first tensor that is not finite, and how many of its entries.
-    """
-    for key, value in state.items():
-        if not (value.is_floating_point() or value.is_complex()):
-            continue
-        # Narrow float types have no test of their own.
-        wide = value.float() if value.is_floating_point() and value.element_size() < 2 else value
-        bad = int((~torch.isfinite(wide)).sum())
-        if bad:
-            raise CheckpointError(
-                f"Tensor '{key}' of '{name}' has {bad} of {value.numel()} entries that are NaN or infinite: its "
-                "training diverged, or the file is damaged. Use an earlier checkpoint of that training."
-            )
+            write_all(compact, TorchWriter(beside, metadata))
 
 
 def _check_plain(value: object, where: str) -> None:

@@ -52,19 +52,27 @@ def check_writable(path: Path) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Checks that `path` is a file that can be read.
+    """Checks that `path` is there and can be read.
 
     Raises:
-        CheckpointError: It is missing, a folder, or not readable.
+        CheckpointError: It is missing or not readable.
+    """
+    if not path.exists():
+        raise CheckpointError(missing_file(path))
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"'{path}' cannot be read: permission denied.")
+
+
+def check_is_file(path: Path) -> None:
+    """Checks that `path` is no folder.
+
+    Raises:
+        CheckpointError: It is one; the message lists what is in it.
     """
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.is_file())
         listing = f" It contains: {', '.join(files[:8])}." if files else ""
         raise CheckpointError(f"'{path}' is a folder, not a checkpoint.{listing} Name one file.")
-    if not path.exists():
-        raise CheckpointError(missing_file(path))
-    if not os.access(path, os.R_OK):
-        raise CheckpointError(f"'{path}' cannot be read: permission denied.")
 
 
 def missing_file(path: Path) -> str:

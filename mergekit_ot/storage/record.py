@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
-
+from mergekit_ot.storage.files import file_digest
+from mergekit_ot.storage.store import MemoryStore, StoreField
 
 FORMAT = "mergekit_ot"
-
-
 VERSION = 1
 
 
@@ -24,13 +22,13 @@ class Checkpoint:
     """A state dict and what its file says about it.
 
     Attributes:
-        path: The file.
-        state: Name → tensor, on the CPU; large files are mapped into memory and read when needed.
+        path: The file, or the folder of a format that has several.
+        state: The tensors, on the CPU, read when needed (a `TensorStore`, which is a mapping name → tensor); a plain
+            mapping that was read whole from the file may be given.
         architecture: Name of the registered architecture, where the file carries one.
         arguments: Keyword arguments of that architecture.
         input_shape: Shape of one input without the batch axis.
         found: A sentence: what was found in the file.
-        sha256: Digest of the file.
         provenance: How the file was made, where it says so.
         build: Builds the module, where the file holds the program itself.
         example_inputs: Inputs of that program.
@@ -45,12 +43,17 @@ class Checkpoint:
     """
 
     path: Path
-    state: Mapping[str, Tensor]
+    state: StoreField = StoreField()  # noqa: RUF009 - a descriptor, which is no default
     architecture: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     input_shape: tuple[int, ...] | None = None
     found: str = ""
-    sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = None
     example_inputs: tuple[Tensor, ...] | None = None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the file, or that of a folder's store; taken when it is first asked for, if not on the way."""
+        is_of_file = isinstance(self.state, MemoryStore) and self.path.is_file()
+        return file_digest(self.path) if is_of_file else self.state.digest()

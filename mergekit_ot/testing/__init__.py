@@ -13,6 +13,7 @@ from mergekit_ot.testing.measures import check_measure
 from mergekit_ot.testing.problems import permuted, random_problem
 from mergekit_ot.testing.rules import check_rule
 from mergekit_ot.testing.solvers import check_solver
+from mergekit_ot.testing.stores import check_store, check_writer
 from mergekit_ot.testing.symmetries import check_symmetry
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "check_measure",
     "check_rule",
     "check_solver",
+    "check_store",
     "check_symmetry",
+    "check_writer",
     "permuted",
     "random_problem",
 ]

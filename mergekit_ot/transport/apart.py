@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot.transport.barycenter import fused_measure, weight_present
+from mergekit_ot.transport.averaging import weight_present
+from mergekit_ot.transport.barycenter import fused_measure
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
+from mergekit_ot.transport.averaging import weight_present
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import at_least_single, ground_cost, single_precision
 from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
@@ -55,23 +56,6 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
     return NeuronMeasure(
         support.to(first.dtype), mass, structure.to(first.dtype) if problem.has_structure else None, signs
     )
-
-
-def weight_present(shares: Iterable[tuple[float, Tensor | None]], like: Tensor) -> Tensor:
-    """Returns the weight of all sources that are present, place by place.
-
-    Args:
-        shares: Weight and presence of each source: 1 or 0 at each place, or None where it is present at all.
-        like: Has the shape, the dtype and the device of the result.
-
-    Example:
-        >>> weight_present([(0.25, None), (0.75, torch.tensor([1.0, 0.0]))], torch.empty(2)).tolist()
-        [1.0, 0.25]
-    """
-    total = torch.zeros_like(like)
-    for weight, here in shares:
-        total += weight if here is None else weight * here
-    return total
 
 
 def transport_cost(

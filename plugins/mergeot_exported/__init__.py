@@ -19,7 +19,7 @@ SUFFIX = ".pt2"
 @hookimpl
 def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint where `path` ends in ``.pt2``."""
-    if path.suffix != SUFFIX:
+    if path.suffix != SUFFIX or not path.is_file():
         return None
     from mergeot_exported.programs import load
 

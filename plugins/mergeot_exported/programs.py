@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mergekit_ot import Checkpoint, CheckpointError
+from mergekit_ot import Checkpoint, CheckpointError, MemoryStore
 
 # What a pickle of plain tensors inside an exported program may name.
 _PLAIN = ("torch.", "collections.OrderedDict", "_codecs.encode")
@@ -40,7 +40,7 @@ def load(path: Path) -> Checkpoint:
     shapes = ", ".join("×".join(map(str, value.shape)) for value in inputs)
     return Checkpoint(
         path,
-        state,
+        MemoryStore(state),
         found=f"exported program with {len(state)} tensors, example inputs {shapes}",
         build=lambda: _module(program),
         example_inputs=tuple(inputs),
@@ -72,8 +72,7 @@ def _read(path: Path) -> ExportedProgram:
         raise CheckpointError(
             f"'{path}' is not an exported program, or it is truncated. Write it with torch.export.save."
         )
-    with zipfile.ZipFile(path) as archive:
-        foreign = [name for member in archive.namelist() for name in _foreign_names(archive.read(member))]
+    foreign = _foreign_in_archive(path)
     if foreign:
         raise CheckpointError(
             f"'{path}' carries code: a pickle in it wants to load {', '.join(sorted(set(foreign))[:4])}. It was not "
@@ -89,26 +88,37 @@ def _read(path: Path) -> ExportedProgram:
         ) from error
 
 
-def _foreign_names(content: bytes) -> list[str]:
-    """Returns what the pickles in a member of the archive want imported beyond plain tensors; nothing is executed."""
-    if content.startswith(_ZIP) and zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            return [name for member in inner.namelist() for name in _foreign_names(inner.read(member))]
-    if not content.startswith(b"\x80"):
-        return []
-    found: list[str] = []
+def _foreign_in_archive(archive: Path | io.BytesIO) -> list[str]:
+    """Returns what the pickles in an archive want imported beyond plain tensors; nothing is executed."""
+    foreign: list[str] = []
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.namelist():
+            content = opened.read(member)
+            if content.startswith(_ZIP) and zipfile.is_zipfile(io.BytesIO(content)):
+                foreign += _foreign_in_archive(io.BytesIO(content))
+            elif content.startswith(b"\x80"):
+                foreign += [name for name in _globals_of(content) if _is_foreign(name)]
+    return foreign
+
+
+def _is_foreign(name: str) -> bool:
+    return not name.startswith(_PLAIN) or name.startswith(_UNSAFE)
+
+
+def _globals_of(pickled: bytes) -> list[str]:
+    named: list[str] = []
     strings: list[str] = []
     try:
-        for opcode, argument, _ in pickletools.genops(content):
+        for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name == "GLOBAL":
-                found.append(str(argument).replace(" ", "."))
+                named.append(str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
-                found.append(".".join(strings[-2:]))
+                named.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
     except Exception:
-        return []  # Raw numbers that happen to begin like a pickle.
-    return [name for name in found if not name.startswith(_PLAIN) or name.startswith(_UNSAFE)]
+        return []  # raw numbers that happen to begin like a pickle
+    return named
 
 
 def _module(program: ExportedProgram) -> nn.Module:

@@ -25,9 +25,11 @@ def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
 @hookimpl
 def mergeot_save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool | None:
     """Write a safetensors file where `path` ends in ``.safetensors``."""
-    from mergeot_safetensors.files import SUFFIX, save
+    from mergeot_safetensors.files import SUFFIX, SafetensorsWriter
 
     if path.suffix != SUFFIX:
         return None
-    save(path, state, metadata)
+    with SafetensorsWriter(path, metadata) as writer:
+        for name, tensor in state.items():
+            writer.write(name, tensor)
     return True

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_ot import Checkpoint
+from mergekit_ot import Checkpoint, StoreWriter, TensorStore
 from mergekit_ot.errors import CheckpointError
 
 SUFFIX = ".safetensors"
@@ -24,6 +26,8 @@ _OTHER_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
 
 def is_safetensors(path: Path) -> bool:
     """Returns whether a file is one by its first bytes, or is called one and its first bytes do not object."""
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
         start = stream.read(_LENGTH_BYTES + 1)
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
@@ -32,50 +36,142 @@ def is_safetensors(path: Path) -> bool:
     return path.suffix == SUFFIX and not start.startswith(_OTHER_MAGIC)
 
 
+@final
+class SafetensorsStore(TensorStore):
+    """The tensors of a safetensors file; each is read when it is asked for.
+
+    Args:
+        path: The file.
+        sha256: Its digest, where it is known.
+
+    Raises:
+        CheckpointError: The file is truncated or damaged.
+    """
+
+    def __init__(self, path: Path, sha256: str | None = None) -> None:
+        self.path, self._sha256 = path, sha256
+        try:
+            self._file = safe_open(path, framework="pt", device="cpu")
+            self._names = dict.fromkeys(self._file.keys())
+            self.texts: dict[str, str] = self._file.metadata() or {}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"'{path}' is not a safetensors file, or it was truncated or damaged ({error}). "
+                "Copy or download it again."
+            ) from error
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the tensors, in the order of the file."""
+        return self._names.keys()
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a tensor."""
+        return torch.Size(self._part(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the type of a tensor's entries."""
+        # An empty part has the type; a scalar has no part, and is as small.
+        return (self.slice(name, 0, 0) if self.shape(name) else self.read(name)).dtype
+
+    def read(self, name: str) -> Tensor:
+        """Returns a tensor."""
+        self._check_name(name)
+        return self._file.get_tensor(name)
+
+    def slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns a part of a tensor; nothing else of it is read."""
+        return self._part(name)[start:stop]
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the file."""
+        if self._sha256 is None:
+            with self.path.open("rb") as stream:
+                self._sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self._sha256
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._names:
+            self._names = {}
+            self._file.__exit__(None, None, None)
+
+    def _check_name(self, name: str) -> None:
+        if name not in self._names:
+            raise KeyError(name)
+
+    def _part(self, name: str) -> Any:
+        self._check_name(name)
+        return self._file.get_slice(name)
+
+    def __reduce__(self) -> tuple[type[SafetensorsStore], tuple[Path, str | None]]:
+        return SafetensorsStore, (self.path.absolute(), self._sha256)
+
+
+@final
+class SafetensorsWriter(StoreWriter):
+    """Writes a state and plain metadata; the format begins with a table of all tensors, so it is written at the end.
+
+    Args:
+        path: The file.
+        metadata: Plain data: what the file says about the state.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.path, self.metadata = path, metadata
+        self._state: dict[str, Tensor] = {}
+        self._is_closed = False
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Takes a copy of a tensor."""
+        # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
+        self._state[name] = tensor.detach().cpu().contiguous().clone()
+
+    def close(self) -> None:
+        """Writes the file.
+
+        Raises:
+            CheckpointError: A tensor has a type or layout that the format does not hold, or writing failed.
+        """
+        if self._is_closed:
+            return
+        plain = {key: value for key, value in self.metadata.items() if key != "template"}
+        try:
+            save_file(self._state, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
+        except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"Cannot write '{self.path}' as safetensors ({error}). Give an output with .pt."
+            ) from error
+        self._is_closed = True
+        self._state = {}
+
+    def reopened(self) -> SafetensorsStore:
+        """Returns a store of the file."""
+        return SafetensorsStore(self.path)
+
+
 def load(path: Path) -> Checkpoint:
-    """Reads a safetensors file; the tensors are mapped into memory, not read.
+    """Opens a safetensors file; no tensor is read.
 
     Raises:
         CheckpointError: The file is truncated or damaged, holds no tensor, or is of a newer version.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as opened:
-            texts = opened.metadata() or {}
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"'{path}' is not a safetensors file, or it was truncated or damaged ({error}). Copy or download it again."
-        ) from error
-    if not state:
+    store = SafetensorsStore(path)
+    if not store:
         raise CheckpointError(f"'{path}' is a safetensors file without tensors. Name one that holds a state dict.")
-    kept = _metadata(path, texts)
+    kept = _metadata(path, store.texts)
     architecture, shape = kept.get("architecture"), kept.get("input_shape")
     written = ", written by mergekit_ot" if kept else ""
     carried = f", architecture '{architecture}'" if architecture else ""
     return Checkpoint(
         path,
-        state,
+        store,
         architecture=architecture,
         arguments=dict(kept.get("arguments") or {}),
         input_shape=None if shape is None else tuple(shape),
-        found=f"safetensors file with {len(state)} tensors{written}{carried}",
+        found=f"safetensors file with {len(store)} tensors{written}{carried}",
         provenance=dict(kept.get("provenance") or {}),
     )
-
-
-def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes a state and plain metadata.
-
-    Raises:
-        CheckpointError: A tensor has a type or layout that the format does not hold, or writing failed.
-    """
-    # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
-    separate = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    texts = {"format": "pt", _KEY: json.dumps({key: value for key, value in metadata.items() if key != "template"})}
-    try:
-        save_file(separate, path, metadata=texts)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"Cannot write '{path}' as safetensors ({error}). Give an output with .pt.") from error
 
 
 def _metadata(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""The axis algebra on random programs of movements: what it calls free must be free."""
+"""The specification of the axis algebra: what always holds, and what it does case by case.
+
+On random programs of movements what it calls free must be free; after random operations its invariants must hold; and
+each thing that it does is shown on the smallest labels that show it.
+"""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,7 +14,19 @@ from torch import Tensor, nn
 
 from mergekit_ot import check_model
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
-from mergekit_ot.graph.axes.expressions import Atom, Case, Concat, Product, Replicated, atoms_of, resolve, size_of
+from mergekit_ot.graph.axes.expressions import (
+    Atom,
+    Case,
+    Concat,
+    Expression,
+    Product,
+    Replicated,
+    atoms_of,
+    pieces,
+    resolve,
+    size_of,
+)
+from mergekit_ot.graph.axes.occurrences import is_visible, occurrences
 
 MOVES = (
     "heads",
@@ -93,6 +111,88 @@ def algebra_with(*sizes: int) -> tuple[AxisAlgebra, list[Atom]]:
     return algebra, [algebra.atom(size) for size in sizes]
 
 
+FACTORS = ([3, 4], [4, 3], [2, 6], [6, 2], [2, 2, 3])
+BLOCKS = ([6, 6], [5, 7], [4, 8], [3, 3, 6])
+OPERATIONS = st.tuples(
+    st.sampled_from(("split", "cut", "unify", "pin", "stack", "settle")), st.integers(0, 7), st.integers(0, 7)
+)
+
+
+class Labels:
+    """Axes of twelve neurons, parameters of a random sequence of operations, and every atom that was ever seen."""
+
+    def __init__(self) -> None:
+        self.algebra = AxisAlgebra()
+        first, second = self.algebra.atom(12), self.algebra.atom(12)
+        self.axes: list[Expression] = [first, second, Replicated(12)]
+        # Like a parameter's axes: each is free, and possibly a family over those before it.
+        self.axes.append(self.algebra.atom(12, context={first}))
+        self.axes.append(self.algebra.atom(12, context={first, second}))
+        self.seen: set[Atom] = set()
+        self.pinned: set[Atom] = set()
+
+    def apply(self, operation: str, place: int, other: int) -> None:
+        axis, beside = self.axes[place % len(self.axes)], self.axes[other % len(self.axes)]
+        if operation == "split":
+            self.algebra.split_product(axis, FACTORS[other % len(FACTORS)])
+        elif operation == "cut":
+            self.algebra.cut([axis, beside], 0, BLOCKS[other % len(BLOCKS)])
+        elif operation == "unify":
+            self.algebra.unify(axis, beside)
+        elif operation == "pin":
+            self.algebra.pin(axis, "because")
+        elif operation == "stack":
+            labels = self.algebra.concat([[axis, beside], [beside, axis]], 0)
+            self.axes += [label for label in labels if size_of(label) == 12]
+        self.algebra.settle(self.tensors())
+
+    def tensors(self) -> list[list[Expression]]:
+        return [[axis] for axis in self.axes] + [self.axes[:2]]
+
+    def note(self) -> None:
+        for axis in self.axes:
+            self.seen |= atoms_of(axis)
+        self.pinned |= {atom for atom in self.seen if atom.pin is not None}
+
+
+def is_normal(expression: Expression) -> bool:
+    inner = pieces(expression)
+    if isinstance(expression, Product):
+        plain = [not isinstance(piece, Product) and piece != Replicated(1) for piece in inner]
+        return len(inner) > 1 and all(plain) and all(map(is_normal, inner))
+    if isinstance(expression, Case):
+        return any(option != inner[0] for option in inner) and all(map(is_normal, inner))
+    return (not isinstance(expression, Concat) or len(inner) > 1) and all(map(is_normal, inner))
+
+
+def sees_its_context(labels: Sequence[Expression]) -> bool:
+    places = occurrences(labels)
+    return all(
+        is_visible([place for place in places if place.atom is outer], family)
+        for family in places
+        for outer in (family.atom.context if family.atom is not None else ())
+    )
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(OPERATIONS, min_size=1, max_size=8))
+def test_what_always_holds_holds_after_random_operations(operations: list[tuple[str, int, int]]) -> None:
+    labels = Labels()
+    for operation in operations:
+        labels.note()
+        labels.apply(*operation)
+        assert all(size_of(axis) == 12 for axis in labels.axes)
+        assert all(is_normal(resolve(axis)) for axis in labels.axes)
+        assert all(resolve(resolve(axis)) == resolve(axis) for axis in labels.axes)
+        assert all(sees_its_context(tensor) for tensor in labels.tensors())
+        for before in labels.pinned:
+            assert all(atom.pin is not None for atom in atoms_of(before))
+        for atom in set().union(*map(atoms_of, labels.axes)):
+            assert atom.link is None
+            assert atom.pin is None or not atom.context
+            assert all(outer.link is None and outer.size > 1 and outer is not atom for outer in atom.context)
+
+
 def test_splitting_makes_the_inner_factor_a_family() -> None:
     algebra, (atom,) = algebra_with(12)
     outer, inner = algebra.split_product(atom, [3, 4]) or []
@@ -108,7 +208,7 @@ def test_products_meet_at_their_common_refinement() -> None:
     algebra.split_product(other, [4, 3])
     algebra.unify(one, other)
     algebra.settle([[one], [other]])
-    assert [size_of(part) for part in resolve(one).parts] == [2, 2, 3]  # type: ignore[union-attr]
+    assert [size_of(part) for part in resolve(one).factors] == [2, 2, 3]  # type: ignore[union-attr]
     assert resolve(one) == resolve(other)
 
 
@@ -146,7 +246,7 @@ def test_constant_axes_constrain_nothing_and_take_the_label_of_what_varies() -> 
     padded = algebra.concat([[Replicated(2)], [algebra.atom(2)], [Replicated(2)]], 0)[0]
     assert isinstance(padded, Concat)
     common = algebra.unify(padded, atom)
-    assert not any(isinstance(part, Replicated) for part in common.parts)  # type: ignore[union-attr]
+    assert not any(isinstance(part, Replicated) for part in common.blocks)  # type: ignore[union-attr]
 
 
 def test_a_pin_reaches_everything_that_is_unified_with_it() -> None:
@@ -200,3 +300,12 @@ def test_of_two_places_of_its_context_a_family_sees_the_one_on_its_own_axis() ->
     assert isinstance(inner, Atom)
     algebra.settle([[atom, atom]])
     assert inner.context == {outer}
+
+
+def test_a_family_follows_its_context_into_the_atom_that_stands_for_it() -> None:
+    algebra, (older, younger) = algebra_with(3, 3)
+    family = algebra.atom(4, context={younger})
+    algebra.unify(older, younger)
+    assert family.context == {older}
+    algebra.cut([older, family], 0, [1, 2])
+    assert isinstance(resolve(family), Case)

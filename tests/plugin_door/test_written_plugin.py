@@ -60,6 +60,14 @@ def test_rule_and_measure_keep_the_contract(written):
     written.test_directions_keep_the_contract()
 
 
+def test_store_keeps_the_contract_and_is_found(written, manager, tmp_path):
+    written.test_arrays_keep_the_contract(tmp_path)
+    checkpoint = load_checkpoint(tmp_path, manager)
+    assert type(checkpoint.state) is written.ArrayFolder
+    assert torch.equal(checkpoint.state["weight"], torch.ones(3, 2))
+    assert checkpoint.sha256 == checkpoint.state.digest()
+
+
 def test_rule_finds_the_neurons_that_were_pinned_without_it(written, manager):
     report = check_model(written.Prototypes, torch.randn(3, 4), manager=manager)
     assert (report.preserved, report.certified) == (True, 2)

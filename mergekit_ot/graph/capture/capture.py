@@ -113,10 +113,11 @@ def prepared(model: nn.Module) -> nn.Module:
 
 
 def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    return {
-        path: tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object)
-        for path, module in model.named_modules()
-    }
+    return {path: _type_names(type(module)) for path, module in model.named_modules()}
+
+
+def _type_names(kind: type) -> tuple[str, ...]:
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__ if base is not object)
 
 
 def as_inputs(example_inputs: object) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors that a module keeps outside its parameters and buffers, also in lists and mappings."""
-    found = {}
+    hidden = {}
     # nn.LSTM keeps its parameters in a list besides; those are no hidden state.
     registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules():
@@ -29,17 +29,20 @@ def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
             if not name.startswith(("_parameters", "_buffers", "_modules")):
                 for inner, tensor in _tensors_in(value, name):
                     if id(tensor) not in registered:
-                        found[f"{path}.{inner}" if path else inner] = tensor
-    return found
+                        hidden[f"{path}.{inner}" if path else inner] = tensor
+    return hidden
 
 
 def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         return [(name, value)]
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return [
-        found for key, item in items if not isinstance(item, nn.Module) for found in _tensors_in(item, f"{name}.{key}")
-    ]
+    if not isinstance(value, Mapping | list | tuple):
+        return []
+    tensors: list[tuple[str, Tensor]] = []
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if not isinstance(item, nn.Module):
+            tensors += _tensors_in(item, f"{name}.{key}")
+    return tensors
 
 
 def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:

@@ -140,16 +140,14 @@ def from_exported(program: ExportedProgram, front_end: str) -> CapturedProgram:
         ArchitectureError: A shape in it depends on data, so that it stands for no sizes.
     """
     for node in program.graph.nodes:
-        sizes = getattr(node.meta.get("val"), "shape", ())
-        if not all(isinstance(size, int) or size.node.has_hint() for size in sizes):
-            raise ArchitectureError(f"the shape of {node.name}{_at(node)} depends on the data")
+        _check_shape(node)
     signature = program.graph_signature
     slots = {
         spec.arg.name: ProgramSlot(_INPUT_KINDS.get(spec.kind, CONSTANT), str(spec.target or ""))
         for spec in signature.input_specs
-        if hasattr(spec.arg, "name")
     }
-    inputs = tuple(slots.get(n.name, ProgramSlot(INPUT)) for n in program.graph.nodes if n.op == "placeholder")
+    placeholders = program.graph.find_nodes(op="placeholder")
+    inputs = tuple(slots.get(node.name, ProgramSlot(INPUT)) for node in placeholders)
     kinds = {kind: MUTATION for name in _MUTATIONS if (kind := getattr(OutputKind, name, None)) is not None}
     kinds[OutputKind.USER_OUTPUT] = USER_OUTPUT
     outputs = tuple(
@@ -157,6 +155,13 @@ def from_exported(program: ExportedProgram, front_end: str) -> CapturedProgram:
     )
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     return CapturedProgram(program.graph_module, inputs, outputs, {**program.state_dict, **constants}, front_end)
+
+
+def _check_shape(node: fx.Node) -> None:
+    value = node.meta.get("val")
+    for size in value.shape if isinstance(value, Tensor) else ():
+        if not isinstance(size, int) and not size.node.has_hint():
+            raise ArchitectureError(f"the shape of {node.name}{_at(node)} depends on the data")
 
 
 def reason_of(node: fx.Node) -> PinReason:

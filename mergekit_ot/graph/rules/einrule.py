@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mergekit_ot.graph.axes.expressions import Expression, Replicated, atoms_of, product, size_of
+from mergekit_ot.graph.axes.expressions import Expression, Replicated, product, size_of
 from mergekit_ot.graph.axes.unification import BLOCKS_DIFFER
 from mergekit_ot.graph.rules.rule import Labels, NodeRule, OperationView, RuleError, Value
 
@@ -22,7 +23,7 @@ def label_by_pattern(rule: EinRule, operation: OperationView) -> list[Labels]:
     """
     names: dict[str, Expression] = {}
     rests: dict[str, Labels] = {}
-    kept = {name for output in rule.outputs for token in output for name in _names(token)}
+    kept = _all_names(itertools.chain(*rule.outputs))
     for argument, tokens in zip(rule.arguments, rule.operands, strict=True):
         value = operation.arguments.get(argument)
         if value is None:
@@ -31,8 +32,8 @@ def label_by_pattern(rule: EinRule, operation: OperationView) -> list[Labels]:
             raise RuleError(f"argument '{argument}' of {operation.name} is not a tensor")
         _match(rule, operation, argument, value, tokens, names, rests, kept)
     for name, flag in rule.flags.items():
-        for atom in atoms_of(names[name]) if name in names else ():
-            atom.flags.add(flag)
+        if name in names:
+            operation.algebra.flag(names[name], flag)
     operation.loop(_loop(rule, names, rests))
     outputs = []
     for tokens, shape in zip(rule.outputs, operation.output_shapes, strict=False):
@@ -45,10 +46,10 @@ def label_by_pattern(rule: EinRule, operation: OperationView) -> list[Labels]:
 
 def _loop(rule: EinRule, names: dict[str, Expression], rests: dict[str, Labels]) -> Labels:
     """Returns every axis that the operation runs over once; those that are mixed along no family may depend on."""
-    tokens = [token for operand in rule.operands for token in operand]
-    blind = {name for token in tokens if token.startswith("~") for name in _names(token)}
+    tokens = list(itertools.chain(*rule.operands))
+    blind = _all_names(token for token in tokens if token.startswith("~"))
     spread = [labels for key, labels in rests.items() if key == "..." or "*~" not in tokens]
-    return [*(label for labels in spread for label in labels), *(x for name, x in names.items() if name not in blind)]
+    return [*itertools.chain(*spread), *(label for name, label in names.items() if name not in blind)]
 
 
 def _match(
@@ -90,8 +91,8 @@ def _match_rest(operation: OperationView, token: str, labels: Labels, rests: dic
         return
     if key in rests:
         count = min(len(labels), len(rests[key]))
-        for one, other in zip(rests[key][-count:] if count else [], labels[-count:] if count else [], strict=True):
-            algebra.unify(one, other)
+        for ours, theirs in zip(rests[key][-count:] if count else [], labels[-count:] if count else [], strict=True):
+            algebra.unify(ours, theirs)
     else:
         rests[key] = list(labels)
 
@@ -164,6 +165,10 @@ def _emit(
         else:
             labels.append(product([names.get(name, Replicated(1)) for name in _names(token)]))
     return labels
+
+
+def _all_names(tokens: Iterable[str]) -> set[str]:
+    return set(itertools.chain.from_iterable(map(_names, tokens)))
 
 
 def _names(token: str) -> list[str]:

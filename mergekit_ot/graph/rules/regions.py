@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,30 +31,32 @@ class Region:
     @property
     def inputs(self) -> list[fx.Node]:
         """What it reads from outside, parameters included, in the order of the graph."""
-        inside = set(self.nodes)
-        read = {used for node in self.nodes for used in node.all_input_nodes if used not in inside}
+        read: set[fx.Node] = set()
+        for node in self.nodes:
+            read.update(node.all_input_nodes)
+        read.difference_update(self.nodes)
         return [node for node in self.nodes[0].graph.nodes if node in read]
 
     @property
     def outputs(self) -> list[fx.Node]:
         """Its values that are read outside, in the order of the graph."""
         inside = set(self.nodes)
-        return [node for node in self.nodes if any(user not in inside for user in node.users)]
+        return [node for node in self.nodes if set(node.users) - inside]
 
     def arguments(self, program: CapturedProgram, environment: dict[fx.Node, Any]) -> dict[str, Any]:
         """Returns its operands: parameters by their names in the module, data as ``input0``, ``input1``."""
         slots = program.slots
         prefix = f"{self.path}." if self.path else ""
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         data = 0
         for node in self.inputs:
             target = slots[node].target if node in slots else ""
             if target and target.startswith(prefix):
-                found[target.removeprefix(prefix)] = environment.get(node)
+                arguments[target.removeprefix(prefix)] = environment.get(node)
             else:
-                found[f"input{data}"] = environment.get(node)
+                arguments[f"input{data}"] = environment.get(node)
                 data += 1
-        return found
+        return arguments
 
 
 def find_regions(
@@ -68,25 +70,39 @@ def find_regions(
         program: The captured program.
         find_rule: Gives the rule for ``module:NAME``, or None.
     """
+    claims = _claims(program, find_rule)
     regions: list[Region] = []
-    current: Region | None = None
     last: str | None = None
-    claimed = {path: found for path in program.module_types if (found := _claim(program, path, find_rule)) is not None}
-    for node in program.graph.nodes if claimed else ():
+    for node in program.graph.nodes if claims else ():
         if node.op != "call_function":
             continue
-        stack = (node.meta.get("nn_module_stack") or {}).items()
-        # The key differs from call to call of one module, its path does not.
-        call, path = next(((key, str(entry[0])) for key, entry in stack if str(entry[0]) in claimed), (None, None))
-        if call is None or path is None:
-            current = None
-            continue
-        if current is None or last != call:
-            current = Region(path, *claimed[path])
-            regions.append(current)
+        call, path = _claimed_call(node, claims)
+        if call is not None and call != last:
+            regions.append(Region(path, *claims[path]))
+        if call is not None:
+            regions[-1].nodes.append(node)
         last = call
-        current.nodes.append(node)
-    return {region.nodes[-1]: region for region in regions}, {node for region in regions for node in region.nodes}
+    inside = set[fx.Node]().union(*(region.nodes for region in regions))
+    return {region.nodes[-1]: region for region in regions}, inside
+
+
+def _claimed_call(node: fx.Node, claims: Mapping[str, tuple[str, NodeRule]]) -> tuple[str | None, str]:
+    """Returns the outermost call of a claimed module in which an operation stands, and the path of the module."""
+    # The key differs from call to call of one module, its path does not.
+    for call, entry in (node.meta.get("nn_module_stack") or {}).items():
+        if str(entry[0]) in claims:
+            return call, str(entry[0])
+    return None, ""
+
+
+def _claims(program: CapturedProgram, find_rule: Callable[[str], NodeRule | None]) -> dict[str, tuple[str, NodeRule]]:
+    """Returns the path of every module that has a rule → (name of the rule, rule)."""
+    claims: dict[str, tuple[str, NodeRule]] = {}
+    for path in program.module_types:
+        claim = _claim(program, path, find_rule)
+        if claim is not None:
+            claims[path] = claim
+    return claims
 
 
 def _claim(
