@@ -17,7 +17,10 @@ _HOMES = {
     "Scope": "mergekit_ot.transport.solver",
     "Start": "mergekit_ot.transport.solver",
     "Status": "mergekit_ot.transport.problem",
+    "Solution": "mergekit_ot.transport.problem",
     "Coupling": "mergekit_ot.transport.coupling",
+    "Permutation": "mergekit_ot.transport.permutation",
+    "Plan": "mergekit_ot.transport.plan",
     "NeuronMeasure": "mergekit_ot.transport.measure",
     "Signs": "mergekit_ot.transport.measure",
     "barycenter_cost": "mergekit_ot.transport.barycenter",
@@ -32,6 +35,7 @@ _HOMES = {
     "in_order_of": "mergekit_ot.transport.barycenter",
     "independent_coupling": "mergekit_ot.transport.barycenter",
     "rounding_error": "mergekit_ot.transport.barycenter",
+    "support_barycenter": "mergekit_ot.transport.barycenter",
     "transport_cost": "mergekit_ot.transport.barycenter",
     "unsolved": "mergekit_ot.transport.barycenter",
     "uniform_mass": "mergekit_ot.transport.measure",
@@ -194,11 +198,14 @@ if TYPE_CHECKING:
         in_order_of,
         independent_coupling,
         rounding_error,
+        support_barycenter,
         transport_cost,
         unsolved,
     )
     from mergekit_ot.transport.coupling import Coupling
     from mergekit_ot.transport.ground_cost import couple, ground_cost
     from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
-    from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
+    from mergekit_ot.transport.permutation import Permutation
+    from mergekit_ot.transport.plan import Plan
+    from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
     from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start

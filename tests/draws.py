@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mergekit_ot import Coupling, NeuronMeasure, Signs
+from mergekit_ot import Coupling, NeuronMeasure, Permutation, Plan, Signs
 
 
 class Draw:
@@ -32,11 +32,11 @@ class Draw:
     def coupling(self, rows: int, columns: int, is_partial: bool = False) -> Coupling:
         """A permutation where the sizes are equal, or a plan; of a partial one some rows are empty."""
         if rows == columns and not is_partial and bool(self.coin(1)):
-            return Coupling(index=torch.randperm(rows, generator=self.generator), sign=self.sign(rows))
+            return Permutation(torch.randperm(rows, generator=self.generator), sign=self.sign(rows))
         plan = torch.rand(rows, columns, generator=self.generator, dtype=torch.float64) + 0.1
         if is_partial:
             plan[: rows // 2] = 0
-        return Coupling(plan=plan / plan.sum(), sign=self.sign(rows, columns))
+        return Plan(plan / plan.sum(), sign=self.sign(rows, columns))
 
 
 def pairs(coupling: Coupling) -> list[tuple[int, int, float, float]]:
@@ -44,12 +44,12 @@ def pairs(coupling: Coupling) -> list[tuple[int, int, float, float]]:
     found = []
     for j in range(coupling.target_size):
         for k in range(coupling.source_size):
-            if coupling.index is not None:
+            if isinstance(coupling, Permutation):
                 mass = float(int(coupling.index[j]) == k) / coupling.target_size
                 sign = 1.0 if coupling.sign is None else float(coupling.sign[j])
             else:
-                assert coupling.plan is not None
-                mass = float(coupling.plan[j, k])
+                assert isinstance(coupling, Plan)
+                mass = float(coupling.matrix[j, k])
                 sign = 1.0 if coupling.sign is None else float(coupling.sign[j, k])
             if mass > 0:
                 found.append((j, k, mass, sign))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergekit_ot import Barycenter, BarycenterProblem, Coupling, NeuronMeasure
+from mergekit_ot import Barycenter, BarycenterProblem, Coupling, NeuronMeasure, Permutation
 from mergekit_ot.testing import permuted
 
 
@@ -35,7 +35,7 @@ def planted_permutation(
     measures = (first, copy)
     if not has_structure:
         measures = tuple(NeuronMeasure.uniform(measure.support) for measure in measures)
-    return BarycenterProblem(measures, (0.5, 0.5), size, seed=seed), Coupling(index=torch.argsort(order))
+    return BarycenterProblem(measures, (0.5, 0.5), size, seed=seed), Permutation(torch.argsort(order))
 
 
 def share_recovered(found: Barycenter, planted: Coupling) -> float:

@@ -11,7 +11,7 @@ import torch
 from nets import Attention
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, ModelGraph, Places, Sign, api, trace_model
+from mergekit_ot import Coupling, ModelGraph, Permutation, Places, Sign, api, trace_model
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
@@ -146,7 +146,7 @@ def random_couplings(graph: ModelGraph, signs: Mapping[str, Places], seed: int) 
         if key in signs:
             sign = torch.ones(group.size)
             sign[torch.randperm(group.size, generator=generator)[: (group.size + 1) // 2]] = -1.0
-        found[key] = Coupling(index=torch.randperm(group.size, generator=generator), sign=sign)
+        found[key] = Permutation(torch.randperm(group.size, generator=generator), sign=sign)
     return found
 
 

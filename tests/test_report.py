@@ -19,7 +19,15 @@ import torch
 from browser import Browser, find_chromium
 from torch import nn
 
-from mergekit_ot import evaluate, load_checkpoint, resolve_architecture, resolve_data, save_checkpoint
+from mergekit_ot import (
+    Permutation,
+    Plan,
+    evaluate,
+    load_checkpoint,
+    resolve_architecture,
+    resolve_data,
+    save_checkpoint,
+)
 from mergekit_ot.cli.app import main
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.fusion.alignment import FamilyCoupling
@@ -361,16 +369,16 @@ def test_a_report_that_cannot_be_written_loses_nothing(
 
 
 def test_pictures_of_couplings() -> None:
-    flipped = Coupling(index=torch.tensor([2, 0, 1]), sign=torch.tensor([1.0, -1.0, 1.0]))
+    flipped = Permutation(torch.tensor([2, 0, 1]), sign=torch.tensor([1.0, -1.0, 1.0]))
     assert signed_matrix(flipped).tolist() == [[0, 0, 1], [-1, 0, 0], [0, 1, 0]]
     assert _pixels(flipped, 96) == [[0, 0, 15], [30, 0, 0], [0, 15, 0]]
-    family = FamilyCoupling({((0, 1),): Coupling.identity(2), ((1, 0),): Coupling(index=torch.tensor([1, 0]))})
+    family = FamilyCoupling({((0, 1),): Permutation.identity(2), ((1, 0),): Permutation(torch.tensor([1, 0]))})
     assert signed_matrix(family).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0]]
-    assert len(_pixels(Coupling.identity(1000), 96)) == 91
-    assert _pixels(Coupling.identity(4), 2) == [[15, 0], [0, 15]]
-    both = Coupling(index=torch.arange(4), sign=torch.tensor([1.0, -1.0, -1.0, -1.0]))
+    assert len(_pixels(Permutation.identity(1000), 96)) == 91
+    assert _pixels(Permutation.identity(4), 2) == [[15, 0], [0, 15]]
+    both = Permutation(torch.arange(4), sign=torch.tensor([1.0, -1.0, -1.0, -1.0]))
     assert _pixels(both, 2) == [[15, 0], [0, 30]]
-    wide = Coupling(plan=torch.tensor([[0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25]]))
+    wide = Plan(torch.tensor([[0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.25, 0.25]]))
     assert _pixels(wide, 96) == [[15, 15, 0, 0], [0, 0, 15, 15]]
 
 

@@ -10,6 +10,7 @@ from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.graph.symmetry.signs import Sign
 from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.permutation import Permutation
 
 DENSITY, PAPER = "density", "paper"
 
@@ -25,8 +26,19 @@ class FamilyCoupling:
 
     @property
     def is_permutation(self) -> bool:
-        """Whether every member is a permutation."""
+        """Whether every member only reorders neurons."""
         return all(member.is_permutation for member in self.members.values())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a source that is moved by the couplings still computes its function."""
+        return all(member.is_exact for member in self.members.values())
+
+    def is_same(self, other: object, rtol: float = 0.0, atol: float = 0.0) -> bool:
+        """Whether another family couples the same pairs, each in the same way up to a tolerance."""
+        if not isinstance(other, FamilyCoupling) or self.members.keys() != other.members.keys():
+            return False
+        return all(member.is_same(other.members[pairs], rtol, atol) for pairs, member in self.members.items())
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Alignment:
     def coupling(self, group: str, source: int, pairs: Pairs = ()) -> Coupling:
         """Returns the coupling of a group (of the member at `pairs`, for a family) with one source."""
         if group not in self.couplings:
-            return Coupling.identity(self.target.groups[group].size)
+            return Permutation.identity(self.target.groups[group].size)
         found = self.couplings[group][source]
         return found.members[pairs] if isinstance(found, FamilyCoupling) else found
 
@@ -81,5 +93,5 @@ class Alignment:
         return tuple(power != 0 for power in powers)
 
     def is_function_preserving(self, source: int) -> bool:
-        """Whether every coupling with a source is a permutation."""
-        return all(couplings[source].is_permutation for couplings in self.couplings.values())
+        """Whether the source computes the same after it is moved by its couplings."""
+        return all(couplings[source].is_exact for couplings in self.couplings.values())

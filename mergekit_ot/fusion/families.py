@@ -8,6 +8,7 @@ source that has the fused sizes.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from mergekit_ot.graph.layouts import IN
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import Scope
 
 
@@ -40,17 +42,15 @@ def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
     held = {view.group, *fused[view.group].context}
     # All families of a head share its anchor, or they would be coupled by different heads.
     keys = held | {key for key, group in fused.items() if held & set(group.context)}
-    fitting = [
-        i
-        for i, graph in enumerate(view.alignment.graphs)
-        if all(graph.groups[key].size == fused[key].size for key in keys)
-    ]
+    sizes = {key: fused[key].size for key in keys}
+    held_sizes = [{key: graph.groups[key].size for key in keys} for graph in view.alignment.graphs]
+    fitting = [place for place, own in enumerate(held_sizes) if own == sizes]
     if not fitting:
         raise SolverError(
             f"Group '{view.group}' holds families of neurons (groups, heads), and no source has the fused model's "
             "sizes for it. Choose a target that keeps these sizes equal to one of the sources."
         )
-    return max(fitting, key=lambda i: (model_weights[i], -i))
+    return max(fitting, key=lambda place: (model_weights[place], -place))
 
 
 def couple_outer(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tuple[Coupling, ...], float]:
@@ -62,7 +62,7 @@ def couple_outer(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tup
     total = 0.0
     for source in range(view.count):
         if source == anchor:
-            couplings.append(Coupling.identity(size))
+            couplings.append(Permutation.identity(size))
             continue
         slices = _slices(view, source)
         cost = torch.zeros(size, view.size(source))
@@ -86,7 +86,7 @@ def couple_family(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tu
         members: dict[Pairs, Coupling] = {}
         for pairs in coupled_pairs(alignment, context, source):
             if source == anchor:
-                members[pairs] = Coupling.identity(view.size(anchor))
+                members[pairs] = Permutation.identity(view.size(anchor))
                 continue
             ours = _rows(view, anchor, context, tuple((j, j) for j, _ in pairs))
             theirs = _rows(view, source, context, pairs)
@@ -103,22 +103,26 @@ def identity_family(alignment: Alignment, group: str) -> FamilyCoupling:
     fused = alignment.target.groups
     ranges = [range(fused[outer].size) for outer in fused[group].context]
     return FamilyCoupling(
-        {tuple((j, j) for j in index): Coupling.identity(fused[group].size) for index in itertools.product(*ranges)}
+        {tuple((j, j) for j in index): Permutation.identity(fused[group].size) for index in itertools.product(*ranges)}
     )
 
 
 def coupled_pairs(alignment: Alignment, context: tuple[str, ...], source: int) -> list[Pairs]:
     """Returns every combination of (fused index, source index) of the context that the couplings relate."""
-    found: list[dict[str, tuple[int, int]]] = [{}]
+    combinations: list[dict[str, tuple[int, int]]] = [{}]
     for outer in sorted(context, key=lambda key: len(alignment.target.groups[key].context)):
         deeper = alignment.target.groups[outer].context
         extended = []
-        for pairs in found:
+        for pairs in combinations:
             coupling = alignment.coupling(outer, source, tuple(pairs[key] for key in deeper))
             plan = coupling.transport_plan()
             extended += [{**pairs, outer: (j, k)} for j, k in plan.nonzero().tolist()]
-        found = extended
-    return [tuple(pairs[outer] for outer in context) for pairs in found]
+        combinations = extended
+    return [_in_order(pairs, context) for pairs in combinations]
+
+
+def _in_order(pairs: Mapping[str, tuple[int, int]], context: tuple[str, ...]) -> Pairs:
+    return tuple(pairs[outer] for outer in context)
 
 
 def _transport_cost(ours: Tensor, theirs: Tensor) -> float:
@@ -147,19 +151,24 @@ def _slices(view: GroupView, source: int) -> list[list[Tensor]]:
     for name, block in view.blocks(source):
         if not _usable(view, source, block, name, families):
             continue
-        place = next(p for p, d in enumerate(block.dimensions) if d.group == view.group)
-        # Families stay in the source's order: the transport between them is the cost.
-        held = [p for p, d in enumerate(block.dimensions) if d.group in families]
-        moved = transport_block(block, name, alignment, source, frozenset([place, *held]))
-        ordered = moved.movedim([place, *held], list(range(1 + len(held))))
-        inner = 1
-        for p in held:
-            dimension = block.dimensions[p]
-            inner *= dimension.size
-            if alignment.graphs[source].roles[name, dimension.axis, dimension.group or ""] == IN:
-                ordered = ordered * (dimension.size / alignment.target.groups[dimension.group or ""].size)
-        found.append(list(ordered.reshape(view.size(source), inner, -1)))
+        found.append(_family_rows(view, source, name, block, families))
     return found
+
+
+def _family_rows(view: GroupView, source: int, name: str, block: Block, families: set[str]) -> list[Tensor]:
+    alignment = view.alignment
+    place = next(p for p, d in enumerate(block.dimensions) if d.group == view.group)
+    # Families stay in the source's order: the transport between them is the cost.
+    held = [p for p, d in enumerate(block.dimensions) if d.group in families]
+    moved = transport_block(block, name, alignment, source, frozenset([place, *held]))
+    ordered = moved.movedim([place, *held], list(range(1 + len(held))))
+    inner = 1
+    for dimension in (block.dimensions[p] for p in held):
+        family = dimension.group or ""
+        inner *= dimension.size
+        if alignment.graphs[source].roles[name, dimension.axis, family] == IN:
+            ordered = ordered * (dimension.size / alignment.target.groups[family].size)
+    return list(ordered.reshape(view.size(source), inner, -1))
 
 
 def _rows(view: GroupView, source: int, context: tuple[str, ...], pairs: Pairs) -> Tensor:

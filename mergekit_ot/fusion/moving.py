@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment, Pairs
 from mergekit_ot.graph.blocks import Block, blocks_of, context_place, gate_dimension
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, Fixed, layout_size
-from mergekit_ot.transport.coupling import Coupling
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,23 @@ def _transport(
         part = parts[place]
         if part.group is not None and part.group in alignment.couplings:
             coupling = alignment.coupling(part.group, source, _pairs_of(part, alignment))
-            moved = apply_coupling(view, position, coupling, part.role)
-            if coupling.sign is None or not any(part.answers):
-                view = moved
-                continue
-            gates = gate_dimension(block, place, part.answers)
-            odd = apply_coupling(view, position, coupling, part.role, is_signed=True)
-            view = odd if gates is None else _chosen(part.answers, places.index(gates), odd, moved)
+            is_odd = _changes_sign(block, place, part.answers, view, places)
+            view = coupling.move(view, position, part.role == IN, is_odd)
     return view
 
 
-def _chosen(answers: tuple[bool, ...], dim: int, odd: Tensor, even: Tensor) -> Tensor:
-    """Returns `odd` at the gates that change sign and `even` at the others."""
-    shape = [1] * odd.ndim
-    shape[dim] = -1
-    return torch.where(torch.tensor(answers, device=odd.device).reshape(shape), odd, even)
+def _changes_sign(
+    block: Block, place: int, answers: tuple[bool, ...], view: Tensor, places: list[int]
+) -> bool | Bool[Tensor, ...]:
+    """Returns whether the numbers of a view change sign with the neurons at a dimension: all, none, or some gates."""
+    if not any(answers):
+        return False
+    gates = gate_dimension(block, place, answers)
+    if gates is None:
+        return True
+    shape = [1] * view.ndim
+    shape[places.index(gates)] = -1
+    return torch.tensor(answers, device=view.device).reshape(shape)
 
 
 def _contexts(block: Block, parts: list[_Part], places: list[int], alignment: Alignment) -> dict[int, list[int]]:
@@ -130,7 +132,7 @@ def _transport_family(
         size = view.shape[position]
     else:
         coupling = alignment.coupling(outer, source, _pairs_of(part, alignment))
-        entries, size = list(_entries(coupling, part.role)), coupling.target_size
+        entries, size = list(coupling.entries(part.role == IN)), coupling.target_size
     for target_index, source_index, weight in entries:
         fixed = list(parts)
         for place in dependents:
@@ -146,38 +148,6 @@ def _transport_family(
 
 def _pairs_of(part: _Part, alignment: Alignment) -> Pairs:
     return tuple(part.pairs[outer] for outer in alignment.target.groups[part.group or ""].context)
-
-
-def _entries(coupling: Coupling, role: str) -> Iterator[tuple[int, int, float]]:
-    """Yields (target, source, weight) of the map that `role` asks for."""
-    if coupling.index is not None:
-        for target, source in enumerate(coupling.index.tolist()):
-            yield target, source, 1.0
-        return
-    weights = coupling.split_map().T if role == IN else coupling.average_map()
-    for target, source in weights.nonzero().tolist():
-        yield target, source, float(weights[target, source])
-
-
-def apply_coupling(tensor: Tensor, dim: int, coupling: Coupling, role: str, is_signed: bool = False) -> Tensor:
-    """Returns `tensor` with dimension `dim` moved to the fused neurons, averaged (OUT) or split (IN).
-
-    Args:
-        tensor: Holds the source's neurons on `dim`.
-        dim: Which dimension.
-        coupling: Of the group there.
-        role: ``OUT`` or ``IN``.
-        is_signed: Whether negated neurons arrive negated.
-    """
-    if coupling.index is not None:
-        moved = tensor if coupling.is_identity else tensor.index_select(dim, coupling.index.to(tensor.device))
-        if not is_signed or coupling.sign is None:
-            return moved
-        shape = [1] * tensor.ndim
-        shape[dim] = -1
-        return moved * coupling.sign.to(tensor).reshape(shape)
-    weights = coupling.split_map(tensor, is_signed).T if role == IN else coupling.average_map(tensor, is_signed)
-    return torch.movedim(torch.tensordot(weights.to(tensor.dtype), tensor.movedim(dim, 0), dims=1), 0, dim)
 
 
 def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:

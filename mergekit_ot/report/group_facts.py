@@ -58,9 +58,11 @@ class GroupFacts:
 
 def describe_groups(result: FusionResult) -> list[GroupFacts]:
     """Returns one record per group that was fused, in the order of the plan: about that of the layers."""
-    places = {name: step.number for step in result.plan.steps for name in step.groups}
+    places = {}
+    for step in result.plan.steps:
+        places.update(dict.fromkeys(step.groups, step.number))
     described = []
-    for report in sorted(result.groups, key=lambda one: places.get(one.name, len(places))):
+    for report in sorted(result.groups, key=lambda report: places.get(report.name, len(places))):
         couplings = tuple(result.alignment.couplings.get(report.name, ()))
         facts = tuple(_facts(members_of(coupling)) for coupling in couplings)
         orders = max((len(members_of(coupling)) for coupling in couplings), default=1)
@@ -80,7 +82,7 @@ def _facts(members: Sequence[Coupling]) -> CouplingFacts:
         size=members[0].source_size,
         is_permutation=all(member.is_permutation for member in members),
         moved=sum(counts) if len(counts) == len(moved) else None,
-        negated=sum(int((member.signed_plan().sum(1) < 0).sum()) for member in members if member.sign is not None),
+        negated=sum(int((member.signed_plan().sum(1) < 0).sum()) for member in members),
         alone=sum(_alone(member) for member in members),
         partners=sum(_partners(member) for member in members) / len(members),
     )
@@ -89,11 +91,9 @@ def _facts(members: Sequence[Coupling]) -> CouplingFacts:
 def _moved(coupling: Coupling) -> int | None:
     if coupling.target_size != coupling.source_size:
         return None
-    if coupling.index is not None:
-        return int((coupling.index != torch.arange(coupling.target_size, device=coupling.index.device)).sum())
-    plan = coupling.transport_plan()
-    places = torch.arange(plan.shape[0], device=plan.device)
-    return int(((plan.argmax(1) != places) & (plan.sum(1) > 0)).sum())
+    partners, presence = coupling.partners(), coupling.presence()
+    is_elsewhere = partners != torch.arange(coupling.target_size, device=partners.device)
+    return int((is_elsewhere if presence is None else is_elsewhere & (presence > 0)).sum())
 
 
 def _alone(coupling: Coupling) -> int:
@@ -102,8 +102,6 @@ def _alone(coupling: Coupling) -> int:
 
 
 def _partners(coupling: Coupling) -> float:
-    if coupling.index is not None:
-        return 1.0
     rows = coupling.average_map()
     rows = rows[rows.sum(1) > 0]
     return float(torch.special.entr(rows).sum(1).exp().mean()) if rows.numel() else 0.0

@@ -22,6 +22,7 @@ from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.transport.barycenter import independent_coupling
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
+from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import Scope
 
 # Relative to the mean squared distance; measures by responses round in single precision and add a jitter.
@@ -148,7 +149,7 @@ class _Case:
         like = torch.empty(0)
         sizes = [graph.groups[key].size for graph in self.graphs]
         return tuple(
-            Coupling.identity(size)
+            Permutation.identity(size)
             if size == sizes[0]
             else independent_coupling(uniform_mass(sizes[0], like), uniform_mass(size, like))
             for size in sizes

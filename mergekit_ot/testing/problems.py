@@ -11,6 +11,7 @@ from torch import Tensor
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.problem import BarycenterProblem
 
 SIZE = 7
@@ -86,7 +87,7 @@ def best_permutations(problem: BarycenterProblem) -> tuple[Coupling, ...]:
         shape[one], shape[other] = pair.shape
         total = total + pair.reshape(shape)
     best = torch.unravel_index(total.argmin(), total.shape)
-    return tuple(Coupling(index=orders[int(place)]) for place in best)
+    return tuple(Permutation(orders[int(place)]) for place in best)
 
 
 def _pair_objective(problem: BarycenterProblem, one: int, other: int, orders: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mergekit_ot.transport.averaging import weight_present
 from mergekit_ot.transport.barycenter import fused_measure
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import BarycenterProblem
 
 # merge_cost(couplings of the sources placed so far, number of the next): cost [occupied, n] of putting a neuron of the
@@ -52,7 +54,7 @@ def couple_apart(sizes: Sequence[int], size: int, merge_cost: MergeCost) -> tupl
 
     Example:
         >>> far = lambda placed, source, occupied: (torch.ones(len(occupied), 2), None)
-        >>> [sorted(coupling.plan.argmax(0).tolist()) for coupling in couple_apart([2, 2], 4, far)]
+        >>> [sorted(coupling.transport_plan().argmax(0).tolist()) for coupling in couple_apart([2, 2], 4, far)]
         [[0, 1], [2, 3]]
     """
     placed: list[Coupling | None] = [None] * len(sizes)
@@ -75,7 +77,7 @@ def placed_measure(
     Example:
         >>> measure = NeuronMeasure.uniform(torch.tensor([[1.0]]))
         >>> problem = BarycenterProblem((measure, measure), (0.5, 0.5), size=2)
-        >>> fused, weight = placed_measure(problem, [Coupling(plan=torch.tensor([[1.0], [0.0]])), None])
+        >>> fused, weight = placed_measure(problem, [Plan(torch.tensor([[1.0], [0.0]])), None])
         >>> fused.support.tolist(), weight.tolist()
         ([[1.0], [0.0]], [0.5, 0.0])
     """
@@ -86,11 +88,9 @@ def placed_measure(
     shares = tuple(weight / sum(weights) for weight in weights)
     part = replace(problem, measures=tuple(measure for measure, _, _ in held), model_weights=shares, initial=None)
     fused = fused_measure(part, [coupling for _, _, coupling in held])
-    total = torch.zeros(problem.size, dtype=fused.support.dtype, device=fused.support.device)
-    for weight, (_, _, coupling) in zip(weights, held, strict=True):
-        here = coupling.presence(total)
-        total += weight if here is None else weight * here
-    return fused, total
+    like = fused.support.new_zeros(problem.size)
+    shares = ((weight, coupling.presence(like)) for weight, (_, _, coupling) in zip(weights, held, strict=True))
+    return fused, weight_present(shares, like)
 
 
 def support_merge_cost(problem: BarycenterProblem) -> MergeCost:
@@ -99,7 +99,7 @@ def support_merge_cost(problem: BarycenterProblem) -> MergeCost:
     Example:
         >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
         >>> cost = support_merge_cost(BarycenterProblem(measures, (0.5, 0.5), size=3))
-        >>> first = Coupling(plan=torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
+        >>> first = Plan(torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
         >>> cost([first, None], 1, torch.tensor([0, 1]))[0].tolist()
         [[4.0, 0.0], [1.0, 1.0]]
     """
@@ -134,8 +134,8 @@ def _placed(placed: Sequence[Coupling | None], source: int, count: int, size: in
             sign = sign.to(shared.dtype)
             sign[occupied] = signs.cpu()
     found = couple(cost)
-    targets = torch.argsort(found.index)[:count]  # type: ignore[arg-type]
+    targets = torch.argsort(found.partners())[:count]
     columns = torch.arange(count)
     plan = torch.zeros(size, count, dtype=cost.dtype)
     plan[targets, columns] = 1.0 / count
-    return Coupling(plan=plan, sign=torch.where(plan > 0, sign.to(plan), torch.ones_like(plan)))
+    return Plan(plan).with_signs(sign.to(plan))

@@ -52,7 +52,22 @@ def mean_over_present(shares: Iterable[Share]) -> Float[Tensor, "*shape"]:
         raise SolverError("There is no source with a weight above zero, so there is no mean. Give one a weight.")
     if all(presence is None for _, presence in presences):
         return total
-    share = torch.zeros_like(total)
-    for weight, presence in presences:
-        share += weight if presence is None else weight * presence
+    share = weight_present(presences, total)
     return total / torch.where(share > 0, share, torch.ones_like(share))
+
+
+def weight_present(shares: Iterable[tuple[float, Tensor | None]], like: Tensor) -> Tensor:
+    """Returns the weight of all sources that are present, place by place.
+
+    Args:
+        shares: Weight and presence of each source: 1 or 0 at each place, or None where it is present at all.
+        like: Has the shape, the dtype and the device of the result.
+
+    Example:
+        >>> weight_present([(0.25, None), (0.75, torch.tensor([1.0, 0.0]))], torch.empty(2)).tolist()
+        [1.0, 0.25]
+    """
+    total = torch.zeros_like(like)
+    for weight, here in shares:
+        total += weight if here is None else weight * here
+    return total

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
+from mergekit_ot.transport.averaging import weight_present
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import at_least_single, ground_cost, single_precision
 from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
+from mergekit_ot.transport.permutation import Permutation
+from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
 
 
@@ -28,38 +32,29 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
     Example:
         >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
         >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> swapped = Coupling(index=torch.tensor([1, 0]))
-        >>> fused_measure(problem, (Coupling.identity(2), swapped)).support.tolist()
+        >>> swapped = Permutation(torch.tensor([1, 0]))
+        >>> fused_measure(problem, (Permutation.identity(2), swapped)).support.tolist()
         [[0.0], [3.0]]
     """
-    first = problem.measures[0]
-    support = torch.zeros(
-        problem.size, first.support.shape[1], dtype=single_precision(first.support), device=first.support.device
-    )
-    structure = None
-    if problem.has_structure:
-        slices = _structure_slices(problem)
-        structure = support.new_zeros(slices, problem.size, problem.size)
-    shares = [(w, c.presence(support)) for w, c in zip(problem.model_weights, couplings, strict=True) if w > 0]
+    first = problem.measures[0].support
+    support = torch.zeros(problem.size, first.shape[1], dtype=single_precision(first), device=first.device)
+    structure = support.new_zeros(_structure_slices(problem), problem.size, problem.size)
+    shares: list[tuple[float, Tensor | None]] = []
     for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
         # A zero weight must not let a source's infinities through.
         if weight == 0:
             continue
+        shares.append((weight, coupling.presence(support)))
         support.add_(averaged_support(coupling, measure), alpha=weight)
-        if structure is not None and measure.structure is not None:
-            structure.add_(_on_both_axes(coupling, measure), alpha=weight)
+        if measure.structure is not None:
+            structure.add_(coupling.move_structure(at_least_single(measure.structure), measure.signs), alpha=weight)
     if any(here is not None for _, here in shares):
-        share = support.new_zeros(problem.size)
-        for weight, here in shares:
-            share += weight if here is None else weight * here
-        share = torch.where(share > 0, share, torch.ones_like(share))[:, None]
-        support, structure = support / share, None if structure is None else structure / share
-    dtype = first.support.dtype
+        weight = weight_present(shares, support.new_zeros(problem.size))
+        weight = torch.where(weight > 0, weight, torch.ones_like(weight))[:, None]
+        support, structure = support / weight, structure / weight
+    mass, signs = uniform_mass(problem.size, problem.measures[0].mass), problem.measures[0].signs
     return NeuronMeasure(
-        support.to(dtype),
-        uniform_mass(problem.size, first.mass),
-        None if structure is None else structure.to(dtype),
-        first.signs,
+        support.to(first.dtype), mass, structure.to(first.dtype) if problem.has_structure else None, signs
     )
 
 
@@ -78,21 +73,18 @@ def transport_cost(
         signs: Which columns change sign with a negated neuron.
 
     Example:
-        >>> transport_cost(Coupling.identity(2), torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
+        >>> transport_cost(Permutation.identity(2), torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
         2.0
     """
     target, source = at_least_single(target), at_least_single(source)
-    columns = None if signs is None or coupling.sign is None else signs.columns
-    if coupling.index is not None:
-        moved = source[coupling.index]
-        if columns is not None:
-            moved[:, columns] *= coupling.sign.to(moved)[:, None]  # type: ignore[union-attr]
-        return _squared_sum(moved.sub_(target)) / max(coupling.target_size, 1)
+    if coupling.is_exact:
+        # Summed as differences, which keeps digits.
+        return _squared_sum(coupling.move_support(source, signs) - target) / max(coupling.target_size, 1)
     plan = coupling.transport_plan(target)
     cost = float((plan * ground_cost(target, source)).sum())
-    if columns is None:
+    if signs is None:
         return cost
-    product = target[:, columns] @ source[:, columns].T
+    product = target[:, signs.columns] @ source[:, signs.columns].T
     return cost + 2 * float(((plan - coupling.signed_plan(target)) * product).sum())
 
 
@@ -102,7 +94,7 @@ def barycenter_cost(problem: BarycenterProblem, couplings: Sequence[Coupling], s
     Example:
         >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
         >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
-        >>> couplings = (Coupling.identity(2), Coupling(index=torch.tensor([1, 0])))
+        >>> couplings = (Permutation.identity(2), Permutation(torch.tensor([1, 0])))
         >>> barycenter_cost(problem, couplings, torch.tensor([[0.0], [3.0]]))
         0.5
     """
@@ -135,27 +127,21 @@ def in_order_of(couplings: Sequence[Coupling], source: int) -> tuple[Coupling, .
     """Returns the couplings with the fused neurons in the order and signs of one source, where it has a permutation.
 
     Example:
-        >>> couplings = (Coupling(index=torch.tensor([1, 0])), Coupling.identity(2))
-        >>> [coupling.index.tolist() for coupling in in_order_of(couplings, 0)]
+        >>> couplings = (Permutation(torch.tensor([1, 0])), Permutation.identity(2))
+        >>> [coupling.partners().tolist() for coupling in in_order_of(couplings, 0)]
         [[0, 1], [1, 0]]
     """
-    index = couplings[source].index
-    if index is None or couplings[source].is_identity:
-        return tuple(couplings)
-    order = torch.argsort(index)
-    ordered = [coupling.in_order(order) for coupling in couplings]
-    sign = ordered[source].sign
-    return tuple(ordered) if sign is None else tuple(coupling.negated(sign) for coupling in ordered)
+    return couplings[source].in_source_order(couplings)
 
 
 def independent_coupling(target_mass: Float[Tensor, " m"], source_mass: Float[Tensor, " n"]) -> Coupling:
     """Returns the coupling that knows nothing: every target neuron takes from every source neuron.
 
     Example:
-        >>> independent_coupling(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).plan.tolist()
+        >>> independent_coupling(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])).transport_plan().tolist()
         [[0.125, 0.375], [0.125, 0.375]]
     """
-    return Coupling(plan=torch.outer(target_mass, source_mass))
+    return Plan(torch.outer(target_mass, source_mass))
 
 
 def unsolved(problem: BarycenterProblem) -> Barycenter | None:
@@ -169,15 +155,9 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
         >>> unsolved(problem) is None
         True
     """
-    tensors = (tensor for measure in problem.measures for tensor in (measure.support, measure.structure))
-    if all(tensor is None or _is_finite(tensor) for tensor in tensors):
+    if all(_is_finite(measure.support) and _is_finite(measure.structure) for measure in problem.measures):
         return None
-    couplings = problem.initial or tuple(
-        Coupling.identity(problem.size, measure.support.device)
-        if measure.size == problem.size
-        else independent_coupling(uniform_mass(problem.size, measure.mass), measure.mass)
-        for measure in problem.measures
-    )
+    couplings = problem.initial or tuple(_without_looking(problem.size, measure) for measure in problem.measures)
     return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
 
 
@@ -185,50 +165,26 @@ def _squared_sum(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor)) ** 2
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _without_looking(size: int, measure: NeuronMeasure) -> Coupling:
+    if measure.size == size:
+        return Permutation.identity(size, measure.support.device)
+    return independent_coupling(uniform_mass(size, measure.mass), measure.mass)
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
     # The sum settles almost every case without a second array of the tensor's size; it may overflow by itself.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return tensor is None or bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def averaged_support(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor, "m d"]:
-    """Returns a source's support moved to the fused neurons: ``Ā V``, signs included.
+    """Returns a source's support moved to the fused neurons: ``Ā V``, signs included; not to be written to.
 
     Example:
         >>> measure = NeuronMeasure.uniform(torch.tensor([[1.0], [2.0]]))
-        >>> averaged_support(Coupling(index=torch.tensor([1, 0])), measure).tolist()
+        >>> averaged_support(Permutation(torch.tensor([1, 0])), measure).tolist()
         [[2.0], [1.0]]
     """
-    support = at_least_single(measure.support)
-    columns = None if measure.signs is None or coupling.sign is None else measure.signs.columns
-    moved = support[coupling.index] if coupling.index is not None else coupling.average_map(support) @ support
-    if columns is None:
-        return moved
-    if coupling.index is not None:
-        moved[:, columns] *= coupling.sign.to(moved)[:, None]  # type: ignore[union-attr]
-    else:
-        moved[:, columns] = coupling.average_map(support, is_signed=True) @ support[:, columns]
-    return moved
-
-
-def _on_both_axes(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor, "s m m"]:
-    structure = at_least_single(measure.structure)  # type: ignore[arg-type]
-    signs = measure.signs if coupling.sign is not None else None
-    if coupling.index is not None:
-        moved = structure[:, coupling.index][:, :, coupling.index]
-        if signs is not None:
-            sign = coupling.sign.to(moved)  # type: ignore[union-attr]
-            moved *= torch.where(signs.rows[:, None, None], sign[:, None], torch.ones_like(sign)[:, None])
-            moved *= torch.where(signs.readers[:, None, None], sign, torch.ones_like(sign))
-        return moved
-    if signs is None:
-        return coupling.average_map(structure) @ structure @ coupling.split_map(structure)
-    averages = [coupling.average_map(structure, is_signed) for is_signed in (False, True)]
-    splits = [coupling.split_map(structure, is_signed) for is_signed in (False, True)]
-    moved = [
-        averages[int(row)] @ each @ splits[int(reader)]
-        for each, row, reader in zip(structure, signs.rows, signs.readers, strict=True)
-    ]
-    return torch.stack(moved)
+    return coupling.move_support(at_least_single(measure.support), measure.signs)
 
 
 def _structure_slices(problem: BarycenterProblem) -> int:
@@ -239,3 +195,28 @@ def _structure_slices(problem: BarycenterProblem) -> int:
             "A barycenter needs the same structure matrices of every source; give all of them, or none."
         )
     return slices.pop() or 0
+
+
+def support_barycenter(
+    problem: BarycenterProblem, couplings: Sequence[Coupling], trace: Sequence[float] = ()
+) -> Barycenter:
+    """Returns the barycenter that couplings imply where structure has no say: one step of a search that goes on.
+
+    Args:
+        problem: The fusion of a group.
+        couplings: One per source.
+        trace: Objectives of the steps before; that of these couplings is appended, in ``stats["objective"]``.
+
+    Example:
+        >>> measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [2.0]], [[4.0], [0.0]]))
+        >>> problem = BarycenterProblem(measures, (0.5, 0.5), size=2)
+        >>> swapped = Permutation(torch.tensor([1, 0]))
+        >>> support_barycenter(problem, (Permutation.identity(2), swapped), trace=[3.0]).stats["objective"]
+        [3.0, 0.5]
+    """
+    plain = tuple(
+        measure if measure.structure is None else replace(measure, structure=None) for measure in problem.measures
+    )
+    measure = fused_measure(replace(problem, measures=plain), couplings)
+    cost = barycenter_cost(problem, couplings, measure.support)
+    return Barycenter(measure, tuple(couplings), cost, Status.MAX_STEPS, {"objective": [*trace, cost]})

@@ -13,6 +13,8 @@ from torch import Tensor
 from mergekit_ot.errors import SolverError
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.permutation import Permutation
+from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Status
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
@@ -53,16 +55,16 @@ def couple(
         SolverError: The cost is not finite; or the sizes differ and POT is not installed.
 
     Example:
-        >>> couple(torch.tensor([[9.0, 1.0], [4.0, 9.0]])).index.tolist()
+        >>> couple(torch.tensor([[9.0, 1.0], [4.0, 9.0]])).partners().tolist()
         [1, 0]
     """
     if not bool(torch.isfinite(cost).all()):
         raise SolverError(Status.NONFINITE.value)
     if cost.shape[0] != cost.shape[1] or not (_is_uniform(target_mass) and _is_uniform(source_mass)):
-        return Coupling(plan=_exact_plan(cost, target_mass, source_mass))
-    found = Coupling(index=torch.from_numpy(_assignment(_to_numpy(cost))).to(cost.device))
-    for kept in (prefer, Coupling.identity(cost.shape[0], cost.device)):
-        if kept is not None and kept.index is not None and _is_no_worse(kept, found, cost):
+        return Plan(_exact_plan(cost, target_mass, source_mass))
+    found = Permutation(torch.from_numpy(_assignment(_to_numpy(cost))).to(cost.device))
+    for kept in (prefer, Permutation.identity(cost.shape[0], cost.device)):
+        if kept is not None and kept.is_permutation and _is_no_worse(kept, found, cost):
             return kept
     return found
 
@@ -112,7 +114,7 @@ def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | 
 
 def _is_no_worse(kept: Coupling, found: Coupling, cost: Tensor) -> bool:
     rows = torch.arange(cost.shape[0], device=cost.device)
-    kept_cost, found_cost = (float(cost[rows, coupling.index].double().sum()) for coupling in (kept, found))
+    kept_cost, found_cost = (float(cost[rows, coupling.partners()].double().sum()) for coupling in (kept, found))
     slack = 4 * torch.finfo(cost.dtype).eps * float(cost.abs().mean()) * max(cost.shape[0], 1)
     return kept_cost <= found_cost + slack if cost.numel() else True
 
@@ -133,10 +135,20 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def single_precision(tensor: Tensor) -> torch.dtype:
-    """Returns the dtype that costs of a tensor are computed in: its own, and single where it is less."""
+    """Returns the dtype that costs of a tensor are computed in: its own, and single where it is less.
+
+    Example:
+        >>> single_precision(torch.zeros(1, dtype=torch.float16)), single_precision(torch.zeros(1, dtype=torch.float64))
+        (torch.float32, torch.float64)
+    """
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
-    """Returns the tensor in `single_precision`."""
+    """Returns the tensor in `single_precision`.
+
+    Example:
+        >>> at_least_single(torch.ones(1, dtype=torch.bfloat16))
+        tensor([1.])
+    """
     return tensor.to(single_precision(tensor))

@@ -1,4 +1,4 @@
-"""Neuron measures and couplings: what a solver is given, and what it returns."""
+"""Neuron measures: what a solver is given."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ class Signs:
         columns: Per column of the support. Shape ``[d]``.
         rows: Per structure matrix, whether its rows do. Shape ``[s]``.
         readers: Per structure matrix, whether its columns do. Shape ``[s]``.
+
+    Example:
+        >>> yes = torch.ones(1, dtype=torch.bool)
+        >>> Signs(columns=yes, rows=yes, readers=~yes).readers.tolist()
+        [False]
     """
 
     columns: Bool[Tensor, " d"]
@@ -35,6 +40,11 @@ class NeuronMeasure:
         structure: Matrices in which the group refers to itself, asymmetric in general. Shape ``[s, n, n]``.
         signs: What changes sign with a neuron, where the network allows one to be negated (an odd activation) and the
             solver asks for it; None where the sign of a neuron means something.
+
+    Example:
+        >>> measure = NeuronMeasure.uniform(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        >>> measure.size, measure.mass.tolist(), measure.is_uniform
+        (2, [0.5, 0.5], True)
     """
 
     support: Float[Tensor, "n d"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -17,41 +16,27 @@ def mergeot_solvers() -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class GreedySolver(mergeot.AbstractBarycenterSolver):
-    """Pairs the neurons of every source with those of the heaviest source of the fused size, the nearest first.
+    """Pairs neurons with the heaviest source of the fused size, a share greedily, and assigns the others exactly."""
 
-    Attributes:
-        share: Share of the pairs, from the nearest on, that are kept; the neurons of the others are assigned exactly.
-    """
-
-    name: ClassVar[str] = "greedy"
-    summary: ClassVar[str] = "greedy matching with the heaviest source: the nearest neurons are paired first"
-
+    name = "greedy"
+    summary = "greedy matching with the heaviest source: the nearest neurons are paired first"
     share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise mergeot.RecipeError(f"Option share={self.share} of 'greedy' is out of range. Take 0 to 1.")
 
-    def solve(self, problem: mergeot.BarycenterProblem) -> mergeot.Barycenter:
-        """Returns the mean of the coupled sources, or of the couplings in force where those cost no more."""
-        if (failure := mergeot.unsolved(problem)) is not None:  # a row that holds NaN or infinity
-            return failure
-        fitting = [place for place, measure in enumerate(problem.measures) if measure.size == problem.size]
-        if not fitting:
+    def find(self, problem: mergeot.BarycenterProblem) -> list[mergeot.Coupling]:
+        """Returns one coupling per source."""
+        if not problem.fitting:
             raise mergeot.SolverError(f"'greedy' needs a source of {problem.size} neurons. Take the solver 'wb'.")
-        target = problem.measures[max(fitting, key=lambda place: problem.model_weights[place])].support
-        found = tuple(self._coupled(target, source) for source in problem.measures)
-        candidates = [found] if problem.initial is None else [problem.initial, found]
-        measures = [mergeot.fused_measure(problem, couplings) for couplings in candidates]
-        costs = [mergeot.barycenter_cost(problem, c, m.support) for c, m in zip(candidates, measures, strict=True)]
-        best = costs.index(min(costs))
-        return mergeot.Barycenter(measures[best], candidates[best], costs[best], mergeot.Status.CONVERGED)
+        target = problem.measures[max(problem.fitting, key=lambda place: problem.model_weights[place])].support
+        return [self._coupled(target, source) for source in problem.measures]
 
     def _coupled(self, target: torch.Tensor, source: mergeot.NeuronMeasure) -> mergeot.Coupling:
         cost = mergeot.ground_cost(target, source.support)  # [fused neuron, source neuron]
-        if cost.shape[0] != cost.shape[1] or not (source.is_uniform and cost.isfinite().all()):
-            # Pairs cannot have these masses, a transport plan can. A cost that is not finite is refused there.
-            return mergeot.couple(cost, None, source.mass)
+        if cost.shape[0] != cost.shape[1] or not source.is_uniform:
+            return mergeot.couple(cost, None, source.mass)  # pairs cannot have these masses, a transport plan can
         order = torch.arange(len(cost), device=cost.device)
         index, rows, columns, remaining = order.clone(), order, order, cost
         while len(rows):
@@ -61,5 +46,5 @@ class GreedySolver(mergeot.AbstractBarycenterSolver):
             index[rows[~is_open]] = columns[nearest[~is_open]]
             rows, columns, remaining = rows[is_open], columns[is_free], remaining[is_open][:, is_free]
         late = cost.gather(1, index[:, None])[:, 0].argsort()[round(self.share * len(index)) :]
-        index[late] = index[late][mergeot.couple(cost[late][:, index[late]]).index]
-        return mergeot.Coupling(index=index)
+        index[late] = index[late][mergeot.couple(cost[late][:, index[late]]).partners()]
+        return mergeot.Permutation(index)

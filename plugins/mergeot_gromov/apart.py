@@ -35,4 +35,5 @@ def kept_apart(problem: BarycenterProblem, search: Search) -> tuple[Coupling, ..
         factor = own * total[occupied] / (own + total[occupied]) if own > 0 else torch.ones_like(total[occupied])
         return found * factor[:, None], sign
 
-    return couple_apart([measure.size for measure in problem.measures], problem.size, cost)
+    couplings = couple_apart([measure.size for measure in problem.measures], problem.size, cost)
+    return tuple(coupling.to(problem.measures[0].support) for coupling in couplings)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, NeuronMeasure, Signs, couple, ground_cost, independent_coupling
+from mergekit_ot import Coupling, NeuronMeasure, Plan, Signs, couple, ground_cost, independent_coupling
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Point:
     signed: Float[Tensor, "m n"]
     forward: Slope
     backward: Slope
+
+    def as_coupling(self) -> Coupling:
+        """Returns the coupling that the point is; a plan, where it lies between others."""
+        return Plan(self.plan) if self.coupling is None else self.coupling
 
     def mixed(self, other: Point, step: float) -> Point:
         """Returns the point at `step` of the way to `other`."""
@@ -115,8 +119,8 @@ class FusedGromov:
 
     def uniform(self) -> Point:
         """Returns the independent coupling, in which both signs are as likely."""
-        plan = independent_coupling(self.target_mass, self.source_mass).plan
-        return self.between(plan, torch.zeros_like(plan) if self.has_signs else plan)  # type: ignore[arg-type]
+        plan = independent_coupling(self.target_mass, self.source_mass).transport_plan()
+        return self.between(plan, torch.zeros_like(plan) if self.has_signs else plan)
 
     def at(self, coupling: Coupling) -> Point:
         """Returns the point of a coupling; a permutation is applied by gather."""
@@ -162,12 +166,8 @@ class FusedGromov:
         """Returns the vertex of the transport polytope that is cheapest, each pair of neurons at its better sign."""
         if slope.odd is None:
             return self.at(couple(slope.even, self.target_mass, self.source_mass, prefer))
-        found = couple(slope.even - slope.odd.abs(), self.target_mass, self.source_mass, prefer)
-        sign = torch.where(slope.odd > 0, -1.0, 1.0).to(slope.odd)
-        if found.index is None:
-            return self.at(Coupling(plan=found.plan, sign=torch.where(found.plan > 0, sign, torch.ones_like(sign))))  # type: ignore[operator]
-        rows = torch.arange(found.index.numel(), device=sign.device)
-        return self.at(Coupling(index=found.index, sign=sign[rows, found.index]))
+        coupling = couple(slope.even - slope.odd.abs(), self.target_mass, self.source_mass, prefer)
+        return self.at(coupling.with_signs(torch.where(slope.odd > 0, -1.0, 1.0).to(slope.odd)))
 
     def line(self, start: Point, end: Point) -> tuple[float, float]:
         """Returns slope and curvature of the objective on the way from one point to another."""
@@ -196,10 +196,7 @@ class FusedGromov:
 
     def _product(self, coupling: Coupling | None, plan: Tensor, target: Tensor, source: Tensor) -> Float[Tensor, "m n"]:
         # [s, m, n]: row j of Π Fᵀ gathers the columns of F that j is coupled with
-        if coupling is not None and coupling.index is not None:
-            carried = source[:, :, coupling.index].transpose(1, 2) / coupling.target_size
-        else:
-            carried = plan @ source.transpose(1, 2)
+        carried = plan @ source.transpose(1, 2) if coupling is None else coupling.times_transposed(source)
         return (target @ carried).sum(0)
 
     def _signed_product(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
-from mergekit_ot import Barycenter, BarycenterProblem, Start, fused_measure, in_order_of, unsolved
-from mergeot_gromov.solver import GromovBarycenterSolver
+from mergekit_ot import BarycenterProblem, Solution, Start
+from mergeot_gromov.descent import AbstractGromovSolver
 
 
 @dataclass(frozen=True)
-class RefinementSolver(GromovBarycenterSolver):
+class RefinementSolver(AbstractGromovSolver):
     """Improves the couplings in force, one group after the other in random order, until a sweep changes nothing.
 
     Each source is realigned with the mean of the others, seen by every tensor that touches the group; where the
@@ -18,25 +17,17 @@ class RefinementSolver(GromovBarycenterSolver):
     the identity it is the weight matching of arXiv:2209.04836 with the quadratic term of recurrent layers.
     """
 
-    name: ClassVar[str] = "refinement"
-    summary: ClassVar[str] = "weight matching with recurrent weights and signs, from the couplings in force (--refine)"
-    wants_structure: ClassVar[bool] = False
-    start: ClassVar[Start] = Start.IDENTITY
-    is_order_random: ClassVar[bool] = True
+    name = "refinement"
+    summary = "weight matching with recurrent weights and signs, from the couplings in force (--refine)"
+    refines = True
+    start = Start.IDENTITY
+    is_order_random = True
 
     alpha: float = 1.0
     max_sweeps: int = 100
 
-    def solve(self, problem: BarycenterProblem) -> Barycenter:
+    def find(self, problem: BarycenterProblem) -> Solution:
         """Returns the couplings in force, improved; a solution from scratch where there are none."""
         if problem.initial is None:
-            return super().solve(problem)
-        failure = unsolved(problem)
-        if failure is not None:
-            return failure
-        counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
-        best = self._descend(problem, self._barycenter(problem, problem.initial, []), counting)
-        if all(new is old for new, old in zip(best.couplings, problem.initial, strict=True)):
-            return best
-        couplings = in_order_of(self._complete(problem, best, counting), counting[0])
-        return replace(best, couplings=couplings, measure=fused_measure(problem, couplings))
+            return self.from_all_starts(problem)
+        return self.solution(problem, self.descend(problem, problem.initial), {})

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from mergekit_ot import (
-    AbstractBarycenterSolver,
-    Barycenter,
-    BarycenterProblem,
-    Coupling,
-    SolverError,
-    Start,
-    Status,
-    barycenter_cost,
-    fused_measure,
-    unsolved,
-)
+from mergekit_ot import AbstractBarycenterSolver, BarycenterProblem, Permutation, SolverError, Start
 
 
 @dataclass(frozen=True)
 class AverageSolver(AbstractBarycenterSolver):
     """Couples every source with the fused group by the identity; the baseline of every other solver."""
 
-    name: ClassVar[str] = "average"
-    summary: ClassVar[str] = "vanilla averaging: no alignment"
-    start: ClassVar[Start] = Start.IDENTITY
-    max_sweeps: ClassVar[int] = 0
+    name = "average"
+    summary = "vanilla averaging: no alignment"
+    start = Start.IDENTITY
+    max_sweeps = 0
 
-    def solve(self, problem: BarycenterProblem) -> Barycenter:
-        """Returns the weighted mean of the measures as they stand.
+    def find(self, problem: BarycenterProblem) -> tuple[Permutation, ...]:
+        """Returns identities.
 
         Raises:
             SolverError: The sizes differ.
@@ -40,10 +28,4 @@ class AverageSolver(AbstractBarycenterSolver):
                 f"Vanilla averaging needs groups of equal size; the sources have {sizes} neurons and the fused group "
                 f"{problem.size}. Take a solver that couples different sizes, such as 'wb'."
             )
-        failure = unsolved(problem)
-        if failure is not None:
-            return failure
-        couplings = tuple(Coupling.identity(problem.size, measure.support.device) for measure in problem.measures)
-        measure = fused_measure(problem, couplings)
-        cost = barycenter_cost(problem, couplings, measure.support)
-        return Barycenter(measure, couplings, cost, Status.CONVERGED, {"objective": [cost]})
+        return tuple(Permutation.identity(problem.size, measure.support.device) for measure in problem.measures)

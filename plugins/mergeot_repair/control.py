@@ -26,7 +26,7 @@ def check_control(
     """
     heaviest = max(range(len(context.model_weights)), key=context.model_weights.__getitem__)
     source, aligned = context.sources[heaviest], context.aligned[heaviest]
-    if not all(couplings[heaviest].is_permutation for couplings in source.alignment.couplings.values()):
+    if not all(couplings[heaviest].is_exact for couplings in source.alignment.couplings.values()):
         return
     batches = list(context.batches)[:_BATCHES]
     control = replace(

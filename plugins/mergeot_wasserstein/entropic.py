@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, NeuronMeasure, couple, ground_cost, uniform_mass
+from mergekit_ot import Coupling, NeuronMeasure, Plan, couple, ground_cost, uniform_mass
 
 _TOLERANCE = 1e-6
 # A round is one step on logarithms, and so many scalings by products with the same kernel.
@@ -30,7 +30,7 @@ def couple_by(
     mass = uniform_mass(cost.shape[0], source.mass)
     if epsilon == 0:
         return couple(cost, mass, source.mass, prefer)
-    return Coupling(plan=sinkhorn(cost, mass, source.mass, epsilon).to(source.support.dtype))
+    return Plan(sinkhorn(cost, mass, source.mass, epsilon).to(source.support.dtype))
 
 
 def sinkhorn(

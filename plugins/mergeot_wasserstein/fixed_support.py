@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,17 +11,12 @@ from torch.nn import functional
 
 from mergekit_ot import (
     AbstractBarycenterSolver,
-    Barycenter,
     BarycenterProblem,
-    Coupling,
+    Permutation,
     RecipeError,
-    SolverError,
-    Status,
+    Solution,
     barycenter_cost,
-    fused_measure,
     ground_cost,
-    rounding_error,
-    unsolved,
 )
 from mergeot_wasserstein.entropic import couple_by
 
@@ -39,8 +33,8 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         normalised: Whether neurons are compared by the directions of their weights alone.
     """
 
-    name: ClassVar[str] = "otfusion"
-    summary: ClassVar[str] = "couplings of every source with the first one (OTFusion, arXiv:1910.05653)"
+    name = "otfusion"
+    summary = "couplings of every source with the first one (OTFusion, arXiv:1910.05653)"
 
     epsilon: float = 0.0
     members: str = "all"
@@ -52,53 +46,32 @@ class FixedSupportSolver(AbstractBarycenterSolver):
         if self.ground not in ("euclidean", "square"):
             raise RecipeError(f"Option 'ground' of 'otfusion' is '{self.ground}'. Take 'euclidean' or 'square'.")
 
-    def solve(self, problem: BarycenterProblem) -> Barycenter:
-        """Returns the barycenter whose couplings lead to the fixed support.
+    def find(self, problem: BarycenterProblem) -> Solution:
+        """Returns couplings with the fixed support.
 
-        ``cost`` is the transport cost to that support, not to the fused one, by the squared distance, so that it can be
-        compared with other solvers'.
+        The objective is the transport cost to that support, not to the fused one, by the squared distance, so that it
+        can be compared with other solvers'.
 
         Raises:
             SolverError: No source has the size of the fused group.
         """
-        failure = unsolved(problem)
-        if failure is not None:
-            return failure
-        sizes = [measure.size for measure in problem.measures]
-        if problem.size not in sizes:
-            raise SolverError(
-                f"The fused group has {problem.size} neurons and the sources have {sizes}: 'otfusion' keeps the "
-                "support of a source, so one must have that size. Choose another target, or the solver 'wb'."
-            )
-        fixed = sizes.index(problem.size)
+        fixed = problem.first_fitting(
+            "'otfusion' keeps the support of a source, so one must have that size. Choose another target, or the "
+            "solver 'wb'."
+        )
         support = problem.measures[fixed].support
         # A source that is alone has nothing to be blended with, and a soft coupling would only blur it.
         epsilon = 0.0 if max(problem.model_weights) == sum(problem.model_weights) else self.epsilon
         couplings = tuple(
-            Coupling.identity(problem.size, support.device)
+            Permutation.identity(problem.size, support.device)
             if place == fixed and measure.is_uniform
             else couple_by(self._cost(support, measure.support), measure, epsilon)
             for place, measure in enumerate(problem.measures)
         )
-        if problem.initial is not None:
-            before, after = (self._objective(problem, found, support) for found in (problem.initial, couplings))
-            if before <= after + rounding_error(problem):
-                couplings = problem.initial
-        cost = barycenter_cost(problem, couplings, support)
-        return Barycenter(fused_measure(problem, couplings), couplings, cost, Status.CONVERGED, {"objective": [cost]})
+        return Solution(couplings, objective=partial(barycenter_cost, problem, support=support), reference=fixed)
 
     def _cost(self, target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
         if self.normalised:
             target, source = functional.normalize(target, dim=1), functional.normalize(source, dim=1)
         cost = ground_cost(target, source)
         return cost if self.ground == "square" else cost.sqrt()
-
-    def _objective(
-        self, problem: BarycenterProblem, couplings: Sequence[Coupling], support: Float[Tensor, "m d"]
-    ) -> float:
-        """Returns the mean transport cost by the solver's own ground cost."""
-        return sum(
-            weight * float((coupling.transport_plan(support) * self._cost(support, measure.support)).sum())
-            for weight, coupling, measure in zip(problem.model_weights, couplings, problem.measures, strict=True)
-            if weight > 0
-        )

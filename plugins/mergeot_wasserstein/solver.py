@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,18 +14,15 @@ from mergekit_ot import (
     Barycenter,
     BarycenterProblem,
     Coupling,
-    NeuronMeasure,
+    Permutation,
     RecipeError,
-    SolverError,
+    Solution,
     Status,
-    barycenter_cost,
     couple_apart,
-    fused_measure,
     has_room,
-    in_order_of,
     rounding_error,
+    support_barycenter,
     support_merge_cost,
-    unsolved,
 )
 from mergeot_wasserstein.entropic import couple_measure
 
@@ -57,8 +53,8 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
-    name: ClassVar[str] = "wb"
-    summary: ClassVar[str] = "free-support Wasserstein barycenter of incoming weights (arXiv:2210.06671)"
+    name = "wb"
+    summary = "free-support Wasserstein barycenter of incoming weights (arXiv:2210.06671)"
 
     epsilon: float = 0.0
     max_steps: int = 100
@@ -75,64 +71,49 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
                 "Take epsilon >= 0, starts >= 0, max_steps >= 1, max_sweeps >= 1."
             )
 
-    def solve(self, problem: BarycenterProblem) -> Barycenter:
-        """Returns the best barycenter over all starts, its neurons in the order of the first source that counts."""
-        failure = unsolved(problem)
-        if failure is not None:
-            return failure
+    def find(self, problem: BarycenterProblem) -> Solution:
+        """Returns the best couplings over all starts."""
         if self.keep_apart and has_room(problem):
-            return _kept_apart(problem)
-        counting = [place for place, weight in enumerate(problem.model_weights) if weight > 0]
-        starts = list(_starts(problem, counting))
-        best: Barycenter | None = None
-        if problem.initial is not None:
-            best = _barycenter(problem, problem.initial, [], Status.CONVERGED)
-            if not (problem.is_assignment and len(counting) <= 2):
-                starts.insert(0, _Start(best.measure.support))
+            return Solution(_kept_apart(problem))
+        starts = list(_starts(problem))
+        if problem.initial is not None and not _is_pair(problem):
+            starts.insert(0, _Start(support_barycenter(problem, problem.initial).measure.support))
         limit = self.starts or len(starts)
-        for start in starts[:limit]:
-            found = self._descend(problem, start, counting)
-            if best is None or found.cost < best.cost - rounding_error(problem):
-                best = found
-        if best is None:
-            raise SolverError(
-                "No source has a positive model weight, so there is nothing to fuse. Give weights that sum to one."
-            )
-        couplings = best.couplings
-        if couplings is not problem.initial:
-            couplings = in_order_of(self._complete(problem, best, counting), counting[0])
-        is_same = not problem.has_structure and all(map(_is_same, couplings, best.couplings))
-        measure = best.measure if is_same else fused_measure(problem, couplings)
-        stats = {**best.stats, "starts": min(limit, len(starts)), "steps": len(best.stats["objective"])}  # type: ignore[arg-type]
-        return replace(best, measure=measure, couplings=couplings, stats=stats)
+        descents = (self._descend(problem, start) for start in starts[:limit])
+        best = next(descents)
+        for descent in descents:
+            if descent.cost < best.cost - rounding_error(problem):
+                best = descent
+        trace = best.stats["objective"]
+        stats = {"objective": trace, "starts": min(limit, len(starts)), "steps": len(trace)}
+        return Solution(self._complete(problem, best), best.status, stats)
 
-    def _descend(self, problem: BarycenterProblem, start: _Start, counting: Sequence[int]) -> Barycenter:
-        couplings = self._couple(problem, start, counting, None)
-        best = _barycenter(problem, couplings, [], Status.MAX_STEPS)
-        if start.anchor is not None and self._is_final(problem, counting):
+    def _descend(self, problem: BarycenterProblem, start: _Start) -> Barycenter:
+        best = support_barycenter(problem, self._couple(problem, start, None))
+        if start.anchor is not None and self._is_final(problem):
             return replace(best, status=Status.CONVERGED)
         for _ in range(self.max_steps - 1):
-            couplings = self._couple(problem, _Start(best.measure.support), counting, best.couplings)
-            if all(_is_same(*pair) for pair in zip(couplings, best.couplings, strict=True)):
+            couplings = self._couple(problem, _Start(best.measure.support), best.couplings)
+            if all(new.is_same(old) for new, old in zip(couplings, best.couplings, strict=True)):
                 return replace(best, status=Status.CONVERGED)
-            found = _barycenter(problem, couplings, best.stats["objective"], Status.MAX_STEPS)  # type: ignore[arg-type]
-            if not found.cost < best.cost - rounding_error(problem):
+            step = support_barycenter(problem, couplings, best.stats["objective"])
+            if not step.cost < best.cost - rounding_error(problem):
                 return replace(best, status=Status.CONVERGED)
-            best = found
+            best = step
         return best
 
-    def _is_final(self, problem: BarycenterProblem, counting: Sequence[int]) -> bool:
-        if not problem.is_assignment or len(counting) > 2:
-            return False
-        return self.epsilon == 0 or len(counting) == 1
+    def _is_final(self, problem: BarycenterProblem) -> bool:
+        return _is_pair(problem) and (self.epsilon == 0 or len(problem.counting) == 1)
 
     def _couple(
-        self, problem: BarycenterProblem, start: _Start, counting: Sequence[int], current: Sequence[Coupling] | None
+        self, problem: BarycenterProblem, start: _Start, current: Sequence[Coupling] | None
     ) -> tuple[Coupling, ...]:
         """Returns couplings with the sources that count; the others keep what they have, or a placeholder."""
-        placeholder = Coupling.identity(problem.size, start.support.device)
-        couplings = list(current) if current is not None else [placeholder] * len(problem.measures)
-        for place in counting:
+        placeholders: list[Coupling] = [Permutation.identity(problem.size, start.support.device)] * len(
+            problem.measures
+        )
+        couplings = list(current) if current is not None else placeholders
+        for place in problem.counting:
             measure = problem.measures[place]
             if place == start.anchor and measure.is_uniform:
                 continue
@@ -140,61 +121,37 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
             couplings[place] = couple_measure(start.support, measure, self.epsilon, prefer)
         return tuple(couplings)
 
-    def _complete(self, problem: BarycenterProblem, best: Barycenter, counting: Sequence[int]) -> tuple[Coupling, ...]:
+    def _complete(self, problem: BarycenterProblem, best: Barycenter) -> tuple[Coupling, ...]:
         """Returns the couplings with those sources coupled that have no weight, and so played no part."""
-        return tuple(
-            coupling if place in counting else couple_measure(best.measure.support, measure, self.epsilon)
-            for place, (coupling, measure) in enumerate(zip(best.couplings, problem.measures, strict=True))
-        )
+        couplings = list(best.couplings)
+        for place in set(range(len(couplings))) - set(problem.counting):
+            couplings[place] = couple_measure(best.measure.support, problem.measures[place], self.epsilon)
+        return tuple(couplings)
 
 
-def _kept_apart(problem: BarycenterProblem) -> Barycenter:
+def _is_pair(problem: BarycenterProblem) -> bool:
+    """Whether at most two sources count, of the fused size: one assignment couples them, from whichever end."""
+    return problem.is_assignment and len(problem.counting) <= 2
+
+
+def _kept_apart(problem: BarycenterProblem) -> tuple[Coupling, ...]:
     sizes = [measure.size for measure in problem.measures]
     couplings = couple_apart(sizes, problem.size, support_merge_cost(problem))
-    if problem.measures[0].support.device.type != "cpu" or problem.measures[0].support.dtype != torch.float32:
-        like = problem.measures[0].support
-        couplings = tuple(Coupling(plan=coupling.transport_plan(like)) for coupling in couplings)
-    best = _barycenter(problem, couplings, [], Status.CONVERGED)
-    if problem.initial is not None:
-        in_force = _barycenter(problem, problem.initial, [], Status.CONVERGED)
-        best = in_force if in_force.cost <= best.cost + rounding_error(problem) else best
-    return replace(best, measure=fused_measure(problem, best.couplings))
+    return tuple(coupling.to(problem.measures[0].support) for coupling in couplings)
 
 
-def _barycenter(
-    problem: BarycenterProblem, couplings: tuple[Coupling, ...], trace: Sequence[float], status: Status
-) -> Barycenter:
-    measure = fused_measure(replace(problem, measures=tuple(map(_without_structure, problem.measures))), couplings)
-    cost = barycenter_cost(problem, couplings, measure.support)
-    return Barycenter(measure, couplings, cost, status, {"objective": [*trace, cost]})
-
-
-def _starts(problem: BarycenterProblem, counting: Sequence[int]) -> Iterator[_Start]:
+def _starts(problem: BarycenterProblem) -> Iterator[_Start]:
     """Yields supports to start from: the sources of the right size, or else resampled ones and a random one."""
-    fitting = [place for place in counting if problem.measures[place].size == problem.size]
+    fitting = [place for place in problem.counting if place in problem.fitting]
     if fitting:
-        # Two sources: the pair has one optimal coupling, from whichever end it is looked for.
-        final = problem.is_assignment and len(counting) <= 2
-        for place in fitting[:1] if final else fitting:
+        for place in fitting[:1] if _is_pair(problem) else fitting:
             yield _Start(problem.measures[place].support, place)
         return
-    for place in sorted(counting, key=lambda place: abs(problem.measures[place].size - problem.size)):
+    for place in sorted(problem.counting, key=lambda place: abs(problem.measures[place].size - problem.size)):
         support = problem.measures[place].support
         yield _Start(support[torch.arange(problem.size, device=support.device) * support.shape[0] // problem.size])
     generator = torch.Generator().manual_seed(problem.seed)
-    pool = torch.cat([problem.measures[place].support for place in counting])
+    pool = torch.cat([problem.measures[place].support for place in problem.counting])
     repeats = -(-problem.size // pool.shape[0])
     drawn = torch.cat([torch.randperm(pool.shape[0], generator=generator) for _ in range(repeats)])
     yield _Start(pool[drawn[: problem.size].to(pool.device)])
-
-
-def _without_structure(measure: NeuronMeasure) -> NeuronMeasure:
-    return measure if measure.structure is None else NeuronMeasure(measure.support, measure.mass)
-
-
-def _is_same(first: Coupling, second: Coupling) -> bool:
-    if (first.index is None) != (second.index is None):
-        return False
-    if first.index is not None and second.index is not None:
-        return torch.equal(first.index, second.index)
-    return torch.equal(first.transport_plan(), second.transport_plan())

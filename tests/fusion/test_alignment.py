@@ -7,9 +7,9 @@ import torch
 from nets import Grouped
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, trace_model
+from mergekit_ot import Coupling, Permutation, Plan, trace_model
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.moving import apply_coupling, transport_parameter
+from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.graph.layouts import IN, OUT
 
 INPUTS = torch.randn(2, 2, 8, 8, dtype=torch.float64)
@@ -42,9 +42,7 @@ def grouped_pair() -> tuple[nn.Module, nn.Module, dict[str, dict[int, Tensor]]]:
 
 def families(inside: dict[int, Tensor]) -> FamilyCoupling:
     """Member (fused group, source group): where the neurons of the fused group stand in the copy."""
-    return FamilyCoupling(
-        {((int(COPY_OF[k]), k),): Coupling(index=torch.argsort(inside[k])) for k in range(len(COPY_OF))}
-    )
+    return FamilyCoupling({((int(COPY_OF[k]), k),): Permutation(torch.argsort(inside[k])) for k in range(len(COPY_OF))})
 
 
 @pytest.mark.parametrize("sources", ["small first", "large first"])
@@ -62,11 +60,11 @@ def test_copies_of_whole_groups_fuse_back_exactly(sources: str) -> None:
     for number, model in enumerate(models):
         for key, group in target.free_groups.items():
             if model is large:
-                mine = families(inside["a" if group.size == 4 else "b"]) if group.context else Coupling(plan=plan)
+                mine = families(inside["a" if group.size == 4 else "b"]) if group.context else Plan(plan)
             elif group.context:
-                mine = FamilyCoupling({((j, j),): Coupling.identity(group.size) for j in range(3)})
+                mine = FamilyCoupling({((j, j),): Permutation.identity(group.size) for j in range(3)})
             else:
-                mine = Coupling.identity(3)
+                mine = Permutation.identity(3)
             found[number][key] = mine
     couplings = {key: (found[0][key], found[1][key]) for key in target.free_groups}
     assert outer in couplings
@@ -80,16 +78,16 @@ def test_copies_of_whole_groups_fuse_back_exactly(sources: str) -> None:
 
 def test_owners_are_averaged_and_readers_split() -> None:
     """Two source neurons go to the first fused one, one to the second."""
-    coupling = Coupling(plan=torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]) / 3)
+    coupling = Plan(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]) / 3)
     tensor = torch.tensor([2.0, 4.0, 7.0])
-    assert torch.allclose(apply_coupling(tensor, 0, coupling, OUT), torch.tensor([3.0, 7.0]))
-    assert torch.allclose(apply_coupling(tensor, 0, coupling, IN), torch.tensor([6.0, 7.0]))
+    assert torch.allclose(coupling.move(tensor, 0, reads=False), torch.tensor([3.0, 7.0]))
+    assert torch.allclose(coupling.move(tensor, 0, reads=True), torch.tensor([6.0, 7.0]))
 
 
 @pytest.mark.parametrize("role", [IN, OUT])
 def test_a_permutation_is_a_gather_along_its_dimension(role: str) -> None:
     tensor, order = torch.randn(2, 4, 3), torch.tensor([2, 0, 3, 1])
-    moved = apply_coupling(tensor, 1, Coupling(index=order), role)
+    moved = Permutation(order).move(tensor, 1, role == IN)
     assert torch.equal(moved, tensor[:, order])
-    plan = Coupling(plan=Coupling(index=order).transport_plan())
-    torch.testing.assert_close(apply_coupling(tensor, 1, plan, role), moved)
+    plan = Plan(Permutation(order).transport_plan())
+    torch.testing.assert_close(plan.move(tensor, 1, role == IN), moved)

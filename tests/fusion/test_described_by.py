@@ -10,7 +10,7 @@ from nets import Mlp, ResNet
 from signed import ROWS, TanhStream, randomised, trace_once, traced_once
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, FusionResult, GroupView, NeuronMeasure, Scope, fuse
+from mergekit_ot import Coupling, FusionResult, GroupView, NeuronMeasure, Permutation, Plan, Scope, fuse
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.hooks.manager import default_manager
 
@@ -51,7 +51,7 @@ def test_of_several_convolutions_the_first_describes_a_stream() -> None:
     model = randomised(ResNet(), 0)
     graph = trace_once(model, torch.randn(2, 3, 8, 8))
     key = next(key for key, group in graph.free_groups.items() if group.members[0].parameter == "conv1.weight")
-    others = {k: (Coupling.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
+    others = {k: (Permutation.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
     state = model.state_dict()
     alignment = Alignment((graph,), graph, others)
 
@@ -104,7 +104,7 @@ def test_the_layer_behind_is_compared_in_the_same_scaling(scaling: str) -> None:
     models = [randomised(Mlp((6, width, 4, 3)), width) for width in (5, 8)]
     graphs = tuple(trace_once(model, VECTORS) for model in models)
     plan = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
-    given = {"layers.0.weight:0": (Coupling.identity(5), Coupling(plan=plan / plan.sum()))}
+    given = {"layers.0.weight:0": (Permutation.identity(5), Plan(plan / plan.sum()))}
     states = [model.state_dict() for model in models]
     alignment = Alignment(graphs, graphs[0], given, scaling=scaling)
     view = GroupView("layers.1.weight:0", alignment, Scope.INCOMING, lambda source, name: states[source][name])

@@ -9,7 +9,7 @@ import torch
 from nets import Mlp, ResNet
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, GroupView, Scope, trace_model
+from mergekit_ot import Coupling, GroupView, Permutation, Scope, trace_model
 from mergekit_ot.fusion.alignment import Alignment
 
 FIRST, SECOND = "layers.0.weight:0", "layers.1.weight:0"
@@ -24,7 +24,7 @@ def view_of(
 
 
 def identity(size: int, count: int = 1) -> tuple[Coupling, ...]:
-    return (Coupling.identity(size),) * count
+    return (Permutation.identity(size),) * count
 
 
 def test_in_incoming_scope_readers_say_nothing_even_where_they_are_aligned() -> None:
@@ -51,7 +51,7 @@ def test_a_tensor_takes_part_when_its_other_axes_are_aligned(scope: Scope) -> No
 def test_rows_are_expressed_in_the_fused_order_of_the_group_behind() -> None:
     model = Mlp((6, 8, 5, 3))
     order = torch.tensor([3, 1, 0, 2, 7, 4, 6, 5])
-    aligned = {FIRST: (Coupling.identity(8), Coupling(index=order))}
+    aligned = {FIRST: (Permutation.identity(8), Permutation(order))}
     view = view_of([model, model], SECOND, Scope.INCOMING, aligned, torch.randn(2, 6))
     assert torch.equal(view.weights(1)[:, :8], model.layers[1].weight[:, order])
 

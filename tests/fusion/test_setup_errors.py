@@ -16,6 +16,7 @@ from mergekit_ot import (
     CheckpointError,
     DataError,
     MergeotError,
+    Permutation,
     RecipeError,
     SolverError,
     SourceModel,
@@ -211,10 +212,8 @@ def test_a_solver_that_returns_couplings_of_other_sizes_is_blamed() -> None:
     class Broken(AbstractBarycenterSolver):
         name = "broken"
 
-        def solve(self, problem):
-            from mergekit_ot import Barycenter, Coupling, Status
-
-            return Barycenter(problem.measures[0], (Coupling.identity(3),) * 2, 0.0, Status.CONVERGED)
+        def find(self, problem):
+            return (Permutation.identity(3),) * 2
 
     message = assert_refused(
         SolverError, r"Solver 'broken' returned couplings of sizes \[\(3, 3\), \(3, 3\)\]", solver=Broken()

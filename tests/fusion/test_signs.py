@@ -28,7 +28,18 @@ from signed import (
 )
 from torch import Tensor, nn
 
-from mergekit_ot import BarycenterProblem, Coupling, GroupView, Scope, Sign, fuse, fused_measure, load_checkpoint
+from mergekit_ot import (
+    BarycenterProblem,
+    Coupling,
+    GroupView,
+    Permutation,
+    Plan,
+    Scope,
+    Sign,
+    fuse,
+    fused_measure,
+    load_checkpoint,
+)
 from mergekit_ot.cli.app import main
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
@@ -61,7 +72,7 @@ def planted_pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def is_signed(couplings: tuple[object, ...]) -> bool:
-    return any(isinstance(coupling, Coupling) and coupling.sign is not None for coupling in couplings)
+    return any(isinstance(coupling, Permutation | Plan) and coupling.sign is not None for coupling in couplings)
 
 
 def parameter_of(model: nn.Module, _: int, name: str) -> Tensor:
@@ -76,7 +87,7 @@ def test_what_a_moved_group_is_seen_by_is_what_its_measure_becomes(name: str, sc
     model = randomised(make(), 12)
     graph, signs = traced(make, inputs)
     for key, coupling in random_couplings(graph, signs, 0).items():
-        others = {k: (Coupling.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
+        others = {k: (Permutation.identity(g.size),) for k, g in graph.free_groups.items() if k != key}
         alignment = Alignment((graph,), graph, others, {Sign.name: signs})
         plain, expected = (
             WeightsMeasure().measure(GroupView(key, alignment, scope, partial(parameter_of, each), True))[0]
@@ -166,7 +177,7 @@ def duplicated(name: str, model: nn.Module) -> nn.Module:
         order = torch.randperm(2 * group.size, generator=generator)
         plan = torch.eye(group.size).repeat(2, 1)[order] / (2 * group.size)
         sign = torch.ones(2 * group.size).where(order < group.size, torch.tensor(-1.0))
-        couplings[key] = (Coupling(plan=plan, sign=sign[:, None].expand_as(plan).clone()),)
+        couplings[key] = (Plan(plan, sign=sign[:, None].expand_as(plan).clone()),)
     alignment = Alignment((graph,), wide, couplings, {Sign.name: signs})
     double = make(2).eval()
     double.load_state_dict({k: transport_parameter(v, k, alignment, 0) for k, v in model.state_dict().items()})
@@ -195,7 +206,7 @@ def test_recurrent_layers_of_different_width_fuse_with_signs(target: int) -> Non
     (couplings,) = result.alignment.couplings.values()
     soft = couplings[1 - target]
     assert isinstance(soft, Coupling)
-    assert soft.plan is not None
+    assert isinstance(soft, Plan)
     assert soft.sign is not None
     assert set(soft.sign.unique().tolist()) == {-1.0, 1.0}
     torch.testing.assert_close(soft.source_marginal(), torch.full((soft.source_size,), 1 / soft.source_size))

@@ -26,7 +26,7 @@ from signed import (
 )
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, ModelGraph, Places
+from mergekit_ot import ModelGraph, Permutation, Places
 
 YES, NO = (True,), (False,)
 LSTM, GRU = (False, False, True, False), (False, False, True)
@@ -139,7 +139,7 @@ def test_negating_one_place_without_the_others_changes_the_function(name: str) -
     others = [torch.randn(x.shape, dtype=torch.float64) for x in inputs_of(name)]
     for key, places in signs.items():
         size = graph.groups[key].size
-        couplings = {key: Coupling(index=torch.arange(size), sign=-torch.ones(size))}
+        couplings = {key: Permutation(torch.arange(size), sign=-torch.ones(size))}
         for place, answers in places.items():
             alone = moved(model, graph, couplings, {key: {place: answers}})
             if any(answers):

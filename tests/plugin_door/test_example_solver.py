@@ -212,7 +212,7 @@ def test_it_takes_public_names_only():
         for node in ast.walk(ast.parse((EXAMPLE / f"{MODULE}.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mergeot"
     }
-    assert len(taken) > 10
+    assert len(taken) >= 10
     assert taken <= set(mergekit_ot.__all__)
 
 
@@ -271,7 +271,9 @@ def _loaded(code: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_contract_names_the_clause_as_the_page_says(monkeypatch):
     (shown,) = [text.strip() for _, _, text in _blocks() if "breaks its contract" in text]
-    code, count = re.subn("candidates = .*", "candidates = [found]", _file(f"{MODULE}.py"))
+    code, count = re.subn(
+        r"mergeot\.Permutation\(index\)", "mergeot.Permutation(index.argsort())", _file(f"{MODULE}.py")
+    )
     assert count == 1
     with pytest.raises(SolverError) as raised:
         check_solver(_loaded(code, monkeypatch).GreedySolver())

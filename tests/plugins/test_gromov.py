@@ -18,10 +18,10 @@ from mergeot_gromov.refinement import RefinementSolver
 from mergeot_gromov.search import frank_wolfe, polish, starting_points
 from mergeot_gromov.solver import GromovBarycenterSolver
 
+from mergekit_ot import Permutation, Plan
 from mergekit_ot.errors import MergeotError
 from mergekit_ot.testing import check_solver, permuted, random_problem
 from mergekit_ot.transport.barycenter import independent_coupling
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
 from mergekit_ot.transport.problem import BarycenterProblem, Status
@@ -129,7 +129,7 @@ def test_objective_and_gradient_are_those_of_the_four_index_form(sizes, is_symme
     plan.requires_grad_()
     value = four_index(measures[0], measures[1], plan, 0.7)
     (gradient,) = torch.autograd.grad(value, plan)
-    point = pair.at(Coupling(plan=plan.detach()))
+    point = pair.at(Plan(plan.detach()))
     assert pair.objective(point) == pytest.approx(float(value.detach()))
     # equal on the transport polytope: up to a function of the row plus one of the column
     difference = pair.gradient(point).even - gradient
@@ -146,7 +146,7 @@ def test_a_permutation_is_the_squared_frobenius_difference():
     expected = (
         float((first.support - moved.support).square().sum() + (first.structure - moved.structure).square().sum()) / 6
     )
-    assert pair.objective(pair.at(Coupling(index=index))) == pytest.approx(expected)
+    assert pair.objective(pair.at(Permutation(index))) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("is_half", [False, True])
@@ -213,7 +213,7 @@ def test_without_structure_it_is_the_wasserstein_coupling():
 
 def test_couplings_in_force_that_are_better_are_kept():
     problem, order = planted(16, 0.5, dimension=2)
-    best = (Coupling.identity(16), Coupling(index=order))
+    best = (Permutation.identity(16), Permutation(order))
     found = plain(epsilon=0.0, max_steps=1).solve(replace(problem, initial=best))
     assert found.cost <= permutation_cost(problem, order) + 1e-6
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mergeot_gromov.pairwise import FusedGromov
 from mergeot_gromov.solver import GromovBarycenterSolver
 
-from mergekit_ot import BarycenterProblem, Coupling, Signs
+from mergekit_ot import BarycenterProblem, Permutation, Signs
 
 LAW = settings(deadline=None, max_examples=30)
 SEEDS = st.integers(0, 10_000)
@@ -70,7 +70,7 @@ def test_the_line_between_two_couplings_is_that_of_the_objective(size, slices, s
     draw = Draw(seed)
     signs = draw.signs(2, slices)
     pair = FusedGromov(*(draw.measure(size, 2, slices, signs) for _ in range(2)), alpha=1.3, is_half=False)
-    ends = [Coupling(index=torch.randperm(size, generator=draw.generator), sign=draw.sign(size)) for _ in range(2)]
+    ends = [Permutation(torch.randperm(size, generator=draw.generator), sign=draw.sign(size)) for _ in range(2)]
     start, end = map(pair.at, ends)
     slope, curvature = pair.line(start, end)
     for step in (0.0, 0.3, 1.0):
@@ -103,7 +103,7 @@ def test_the_optimum_over_all_signed_permutations_is_found(size, least_hits, alp
         problem = BarycenterProblem(tuple(draw.measure(size, 3, 1, signs) for _ in range(2)), (0.4, 0.6), size)
         best = min(
             signed_permutation_cost(
-                problem, Coupling(index=torch.tensor(order), sign=torch.tensor(sign, dtype=torch.float64)), alpha
+                problem, Permutation(torch.tensor(order), sign=torch.tensor(sign, dtype=torch.float64)), alpha
             )
             for order in itertools.permutations(range(size))
             for sign in itertools.product((1.0, -1.0), repeat=size)

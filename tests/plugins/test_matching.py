@@ -15,10 +15,10 @@ from mergeot_matching import mergeot_solvers
 from mergeot_matching.average import AverageSolver
 from mergeot_matching.solver import ActivationMatchingSolver, WeightMatchingSolver
 
+from mergekit_ot import Permutation
 from mergekit_ot.errors import MergeotError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
 from mergekit_ot.transport.problem import BarycenterProblem, Status
@@ -51,7 +51,7 @@ def test_two_sources_reach_the_optimum_over_all_permutations(size, seed):
     best = min(
         barycenter_cost(problem, couplings, fused_measure(problem, couplings).support)
         for order in itertools.permutations(range(size))
-        for couplings in [(Coupling.identity(size), Coupling(index=torch.tensor(order)))]
+        for couplings in [(Permutation.identity(size), Permutation(torch.tensor(order)))]
     )
     assert found.cost == pytest.approx(best, abs=1e-9)
     assert found.couplings[0].is_identity
@@ -64,7 +64,7 @@ def test_the_objective_never_rises_and_never_exceeds_that_in_force(count, size, 
     bound = math.inf
     if has_initial:
         generator = torch.Generator().manual_seed(seed)
-        initial = [Coupling(index=torch.randperm(size, generator=generator)) for _ in range(count)]
+        initial = [Permutation(torch.randperm(size, generator=generator)) for _ in range(count)]
         problem = replace(problem, initial=tuple(initial))
         bound = barycenter_cost(problem, initial, fused_measure(problem, initial).support)
     found = WeightMatchingSolver().solve(problem)
@@ -118,7 +118,7 @@ def test_two_sources_of_equal_width_take_one_product_and_one_assignment(monkeypa
         )
     problem = random_problem((6, 6))
     if has_initial:
-        problem = replace(problem, initial=(Coupling.identity(6), Coupling.identity(6)))
+        problem = replace(problem, initial=(Permutation.identity(6), Permutation.identity(6)))
     WeightMatchingSolver().solve(problem)
     assert sorted(calls) == ["couple", "ground_cost"]
 

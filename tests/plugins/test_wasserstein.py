@@ -18,10 +18,10 @@ from mergeot_wasserstein.entropic import round_to_marginals, sinkhorn
 from mergeot_wasserstein.fixed_support import FixedSupportSolver
 from mergeot_wasserstein.solver import WassersteinBarycenterSolver
 
+from mergekit_ot import Permutation
 from mergekit_ot.errors import MergeotError, RecipeError, SolverError
 from mergekit_ot.testing import check_solver, permuted, random_problem
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, transport_cost
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
 from mergekit_ot.transport.problem import BarycenterProblem, Status
@@ -178,7 +178,7 @@ def test_two_sources_of_equal_width_take_one_product_and_one_assignment(monkeypa
         monkeypatch.setattr(entropic, name, lambda *args, real=real, name=name: (calls.append(name), real(*args))[1])
     problem = random_problem((6, 6))
     if has_initial:
-        problem = replace(problem, initial=(Coupling.identity(6), Coupling.identity(6)))
+        problem = replace(problem, initial=(Permutation.identity(6), Permutation.identity(6)))
     WassersteinBarycenterSolver().solve(problem)
     assert calls == ["ground_cost", "couple"]
 
@@ -288,6 +288,6 @@ def brute_force(problem):
     orders = [torch.tensor(order) for order in itertools.permutations(range(size))]
     best = math.inf
     for chosen in itertools.product(orders, repeat=len(problem.measures) - 1):
-        couplings = [Coupling.identity(size), *(Coupling(index=order) for order in chosen)]
+        couplings = [Permutation.identity(size), *(Permutation(order) for order in chosen)]
         best = min(best, barycenter_cost(problem, couplings, fused_measure(problem, couplings).support))
     return best

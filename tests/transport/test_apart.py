@@ -19,6 +19,8 @@ from mergekit_ot import (
     BarycenterProblem,
     Coupling,
     NeuronMeasure,
+    Permutation,
+    Plan,
     couple_apart,
     fuse,
     placed_measure,
@@ -101,7 +103,7 @@ def test_a_source_goes_where_it_costs_least_in_a_group_that_the_other_fills() ->
 
 def test_the_mean_of_the_sources_placed_is_a_mean() -> None:
     problem = problem_of([3, 2], 3, 0)
-    fused, weight = placed_measure(problem, [Coupling.identity(3), None])
+    fused, weight = placed_measure(problem, [Permutation.identity(3), None])
     torch.testing.assert_close(fused.support, problem.measures[0].support)
     torch.testing.assert_close(weight, torch.full_like(weight, problem.model_weights[0]))
 
@@ -110,7 +112,7 @@ def test_the_mean_of_the_sources_placed_is_a_mean() -> None:
 @given(SEEDS)
 def test_what_sharing_costs_is_what_it_adds_to_the_spread(seed: int) -> None:
     problem = problem_of([3, 2, 2], 4, seed)
-    first, second = (Coupling(plan=torch.eye(4)[:, places] / len(places)) for places in ([0, 1, 2], [3, 0]))
+    first, second = (Plan(torch.eye(4)[:, places] / len(places)) for places in ([0, 1, 2], [3, 0]))
     cost, sign = support_merge_cost(problem)([first, second, None], 2, torch.arange(4))
     assert sign is None
     before = spread(problem, [[0, 1, 2], [3, 0], []])

@@ -25,9 +25,10 @@ from mergekit_ot.transport.barycenter import (
     transport_cost,
     unsolved,
 )
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import NeuronMeasure
+from mergekit_ot.transport.permutation import Permutation
+from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Status
 
 SEEDS = st.integers(0, 10_000)
@@ -54,7 +55,7 @@ def test_ground_cost_with_an_inherited_coupling_is_the_four_index_form():
     plan = torch.from_numpy(ot.emd(ot.unif(width), ot.unif(source_width), np.random.default_rng(0).random((4, 6))))
     densities = width * target, source_width * source
     four_index = torch.einsum("jqks,qs->jk", (densities[0][:, :, None, None] - densities[1]).square(), plan) / width
-    moved = source @ Coupling(plan=plan).split_map(plan)
+    moved = source @ Plan(plan).split_map(plan)
     difference = ground_cost(target, moved) - four_index
     # rank one: a function of the row alone plus a function of the column alone
     centred = difference - difference.mean(0) - difference.mean(1, keepdim=True) + difference.mean()
@@ -111,7 +112,7 @@ def test_unequal_sizes_without_pot_say_what_to_install(monkeypatch):
 def test_ties_keep_the_identity_and_the_preferred_permutation():
     cost = torch.zeros(5, 5)
     assert couple(cost).is_identity
-    preferred = Coupling(index=torch.tensor([1, 0, 2, 4, 3]))
+    preferred = Permutation(torch.tensor([1, 0, 2, 4, 3]))
     assert couple(cost, prefer=preferred) is preferred
     # a preference is no licence to be worse
     assert couple(1 - torch.eye(5), prefer=preferred).is_identity
@@ -131,7 +132,7 @@ def test_fused_measure_is_the_minimiser_for_its_couplings(seed, is_square):
     sizes = (4, 4) if is_square else (6, 5)
     problem = random_problem(sizes, size=4, seed=seed, model_weights=(0.3, 0.7))
     plans = [torch.from_numpy(ot.emd(ot.unif(4), ot.unif(n), gaussian(4, n, seed=seed).numpy())) for n in sizes]
-    couplings = [Coupling(plan=plan) for plan in plans]
+    couplings = [Plan(plan) for plan in plans]
     support = fused_measure(problem, couplings).support.requires_grad_()
     total = sum(
         weight * (plan * (support[:, None] - measure.support).square().sum(2)).sum()
@@ -145,8 +146,8 @@ def test_fused_measure_is_the_minimiser_for_its_couplings(seed, is_square):
 def test_permutations_and_their_plans_fuse_to_the_same_measure():
     problem = random_problem((5, 5), slices=2)
     index = torch.tensor([2, 0, 1, 4, 3])
-    by_index = [Coupling.identity(5), Coupling(index=index)]
-    by_plan = [Coupling(plan=coupling.transport_plan(problem.measures[0].mass)) for coupling in by_index]
+    by_index = [Permutation.identity(5), Permutation(index)]
+    by_plan = [Plan(coupling.transport_plan(problem.measures[0].mass)) for coupling in by_index]
     first, second = fused_measure(problem, by_index), fused_measure(problem, by_plan)
     torch.testing.assert_close(first.support, second.support)
     torch.testing.assert_close(first.structure, second.structure)
@@ -158,7 +159,7 @@ def test_sources_of_zero_weight_do_not_enter_even_when_infinite():
     problem = random_problem((4, 4), model_weights=(1.0, 0.0))
     broken = NeuronMeasure.uniform(torch.full((4, 5), math.inf, dtype=torch.float64))
     problem = replace(problem, measures=(problem.measures[0], broken))
-    identity = [Coupling.identity(4)] * 2
+    identity = [Permutation.identity(4)] * 2
     assert torch.equal(fused_measure(problem, identity).support, problem.measures[0].support)
     assert barycenter_cost(problem, identity, problem.measures[0].support) == 0
 
@@ -167,20 +168,20 @@ def test_structure_given_for_only_some_sources_is_refused():
     problem = random_problem((4, 4), slices=1)
     problem = replace(problem, measures=(problem.measures[0], NeuronMeasure.uniform(problem.measures[1].support)))
     with pytest.raises(SolverError, match="structures do not match"):
-        fused_measure(problem, [Coupling.identity(4)] * 2)
+        fused_measure(problem, [Permutation.identity(4)] * 2)
 
 
 @LAW
 @given(SEEDS)
 def test_transport_cost_does_not_depend_on_how_a_coupling_is_stored(seed):
     target, source = gaussian(6, 3, seed=seed), gaussian(6, 3, seed=seed + 1)
-    coupling = Coupling(index=torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
-    dense = Coupling(plan=coupling.transport_plan(target))
+    coupling = Permutation(torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
+    dense = Plan(coupling.transport_plan(target))
     assert transport_cost(coupling, target, source) == pytest.approx(transport_cost(dense, target, source))
 
 
 def test_in_order_of_gives_the_identity_and_keeps_the_pairs():
-    couplings = [Coupling(index=torch.tensor([2, 0, 1])), Coupling(index=torch.tensor([1, 2, 0]))]
+    couplings = [Permutation(torch.tensor([2, 0, 1])), Permutation(torch.tensor([1, 2, 0]))]
     first, second = in_order_of(couplings, 0)
     assert first.is_identity
     pairs = set(zip(couplings[0].index.tolist(), couplings[1].index.tolist(), strict=True))

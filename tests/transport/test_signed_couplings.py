@@ -11,9 +11,7 @@ from draws import Draw, pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mergekit_ot import BarycenterProblem, Coupling, NeuronMeasure
-from mergekit_ot.fusion.moving import apply_coupling
-from mergekit_ot.graph.layouts import IN, OUT
+from mergekit_ot import BarycenterProblem, NeuronMeasure, Permutation, Plan
 from mergekit_ot.transport.barycenter import (
     averaged_support,
     barycenter_cost,
@@ -49,10 +47,10 @@ def test_maps_are_those_of_the_pairs(rows, columns, seed):
     torch.testing.assert_close(coupling.average_map(like), average.abs())
     torch.testing.assert_close(coupling.split_map(like), split.abs())
     tensor = Draw(seed + 1).gaussian(2, columns, 3)
-    for role, weights in ((OUT, average), (IN, split.T)):
-        moved = apply_coupling(tensor, 1, coupling, role, is_signed=True)
+    for reads, weights in ((False, average), (True, split.T)):
+        moved = coupling.move(tensor, 1, reads, is_odd=True)
         torch.testing.assert_close(moved, torch.einsum("jk,akb->ajb", weights, tensor))
-        moved = apply_coupling(tensor, 1, coupling, role)
+        moved = coupling.move(tensor, 1, reads)
         torch.testing.assert_close(moved, torch.einsum("jk,akb->ajb", weights.abs(), tensor))
 
 
@@ -71,7 +69,7 @@ def test_targets_in_another_order_and_negated(rows, columns, seed):
 
 @pytest.mark.parametrize("columns", [1, 2, 4])
 def test_a_plan_without_signs_is_negated(columns):
-    coupling = Coupling(plan=torch.full((3, columns), 1 / (3 * columns)))
+    coupling = Plan(torch.full((3, columns), 1 / (3 * columns)))
     sign = torch.tensor([1.0, -1.0, -1.0])
     negated = coupling.negated(sign)
     torch.testing.assert_close(negated.signed_plan(), sign[:, None] * coupling.transport_plan())
@@ -82,7 +80,7 @@ def test_a_plan_without_signs_is_negated(columns):
 @given(SIZES, st.integers(2, 4), SEEDS)
 def test_in_the_order_and_signs_of_one_source(size, count, seed):
     draw = Draw(seed)
-    reference = Coupling(index=torch.randperm(size, generator=draw.generator), sign=draw.sign(size))
+    reference = Permutation(torch.randperm(size, generator=draw.generator), sign=draw.sign(size))
     couplings = [reference, *(draw.coupling(size, size) for _ in range(count - 1))]
     ordered = in_order_of(couplings, 0)
     assert ordered[0].is_identity
@@ -94,9 +92,9 @@ def test_in_the_order_and_signs_of_one_source(size, count, seed):
 
 
 def test_signs_that_negate_nothing_are_none():
-    assert Coupling(index=torch.tensor([1, 0]), sign=torch.ones(2)).sign is None
-    assert Coupling(index=torch.arange(2), sign=torch.ones(2)).is_identity
-    assert not Coupling(index=torch.arange(2), sign=torch.tensor([1.0, -1.0])).is_identity
+    assert Permutation(torch.tensor([1, 0]), sign=torch.ones(2)).sign is None
+    assert Permutation(torch.arange(2), sign=torch.ones(2)).is_identity
+    assert not Permutation(torch.arange(2), sign=torch.tensor([1.0, -1.0])).is_identity
 
 
 def loops(problem, couplings):
@@ -160,7 +158,7 @@ def test_a_neuron_without_a_partner_in_one_source_is_that_of_the_others():
     measures = tuple(NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[2.0], [4.0]], [[8.0]], [[16.0]]))
     plans = ([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]], [[0.0], [1.0], [0.0]], [[0.0], [0.0], [1.0]])
     problem = BarycenterProblem(measures, (0.5, 0.25, 0.25), size=3)
-    fused = fused_measure(problem, [Coupling(plan=torch.tensor(plan)) for plan in plans])
+    fused = fused_measure(problem, [Plan(torch.tensor(plan)) for plan in plans])
     torch.testing.assert_close(fused.support, torch.tensor([[2.0], [(0.5 * 4 + 0.25 * 8) / 0.75], [16.0]]))
 
 
@@ -192,7 +190,7 @@ def test_the_fused_support_is_the_best_for_its_couplings(size, sizes, seed):
     )
     plans = [draw.coupling(size, count) for count in sizes]
     # The closed form holds where every fused neuron has mass one over their number.
-    plans = [c if c.plan is None else replace(c, plan=c.plan / c.plan.sum(1, keepdim=True) / size) for c in plans]
+    plans = [c if isinstance(c, Permutation) else replace(c, matrix=c.average_map() / size) for c in plans]
     fused = fused_measure(problem, plans).support
     cost = barycenter_cost(problem, plans, fused)
     for _ in range(3):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mergeot_wasserstein.solver import WassersteinBarycenterSolver
 
 from mergekit_ot import (
     AbstractBarycenterSolver,
     AbstractNodeMeasure,
-    Barycenter,
     BarycenterProblem,
     GroupView,
     NeuronMeasure,
+    Solution,
 )
 
 
@@ -29,10 +28,10 @@ class LoopbackMeasure(AbstractNodeMeasure):
 class LoopbackSolver(AbstractBarycenterSolver):
     """The Wasserstein barycenter under another name."""
 
-    name: ClassVar[str] = "loopback"
-    summary: ClassVar[str] = "hands on to 'wb'"
-    measure: ClassVar[str] = "loopback-weights"
+    name = "loopback"
+    summary = "hands on to 'wb'"
+    measure = "loopback-weights"
 
-    def solve(self, problem: BarycenterProblem) -> Barycenter:
-        """Returns what the Wasserstein barycenter is."""
-        return WassersteinBarycenterSolver().solve(problem)
+    def find(self, problem: BarycenterProblem) -> Solution:
+        """Returns what the Wasserstein barycenter finds."""
+        return WassersteinBarycenterSolver().find(problem)

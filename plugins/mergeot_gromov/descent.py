@@ -1,0 +1,227 @@
+"""What the solvers of this package share: couplings by the fused Gromov-Wasserstein objective, and their descent."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mergekit_ot import (
+    AbstractBarycenterSolver,
+    Barycenter,
+    BarycenterProblem,
+    Coupling,
+    NeuronMeasure,
+    Permutation,
+    RecipeError,
+    Scope,
+    Solution,
+    Status,
+    fused_measure,
+    has_room,
+)
+from mergeot_gromov.apart import kept_apart
+from mergeot_gromov.pairwise import FusedGromov
+from mergeot_gromov.search import alternating_gradient, frank_wolfe, polish, starting_points
+from mergeot_gromov.starts import starting_measures
+
+
+@dataclass(frozen=True)
+class AbstractGromovSolver(AbstractBarycenterSolver):
+    """Alternates fused Gromov-Wasserstein couplings with the support and structure they imply.
+
+    The structure is an arbitrary, asymmetric matrix (recurrent weights), or the distances between the neurons' own
+    weight vectors where a group does not refer to itself. The objective never rises.
+
+    Where the network allows neurons to be negated (tanh, and the cells of RNN, LSTM and GRU), each is coupled at its
+    better sign.
+
+    Attributes:
+        alpha: Weight of the structure. 1 is plain squared Frobenius matching; 2 counts a recurrent weight at both of
+            the neurons that it connects; about 4 is what the authors of arXiv:2210.06671 take.
+        gradient: ``full``, or ``half`` for only the first of its two terms, as the paper's authors use.
+        epsilon: Regularisation of the BAPG start, relative to a typical entry of the gradient; 0 leaves it out.
+        max_steps: Steps at most, of the barycenter and of each Frank-Wolfe run in it.
+        random_starts: Random starting points beside the others, for asymmetric structure.
+        starts: How many sources to start from, the best is kept; 0 tries each in turn.
+        keep_apart: Whether neurons without a partner are kept apart where the fused group has room.
+        signs: Whether neurons may be negated where the network allows it.
+        outgoing: Whether a neuron is seen by what reads it too, where that is aligned (the outputs, in one sweep).
+        max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
+        members: Which layers of a residual stream describe its neurons: ``all``, or the ``first`` (the authors').
+        scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
+    """
+
+    alpha: float = 2.0
+    gradient: str = "full"
+    epsilon: float = 0.1
+    max_steps: int = 100
+    random_starts: int = 8
+    starts: int = 0
+    keep_apart: bool = True
+    signs: bool = True
+    outgoing: bool = True
+    max_sweeps: int = 1
+    members: str = "all"
+    scaling: str = "density"
+
+    def __post_init__(self) -> None:
+        if self.gradient not in ("full", "half"):
+            raise RecipeError(f"Option gradient='{self.gradient}' of '{self.name}' is unknown. Take 'full' or 'half'.")
+        if (
+            min(self.alpha, self.epsilon, self.starts, self.random_starts) < 0
+            or min(self.max_steps, self.max_sweeps) < 1
+        ):
+            raise RecipeError(
+                f"Options of '{self.name}' are out of range: {self}. Take none below 0, max_steps and max_sweeps >= 1."
+            )
+        object.__setattr__(self, "scope", Scope.INCIDENT if self.outgoing else Scope.INCOMING)
+        object.__setattr__(self, "structure_weight", self.alpha)
+        object.__setattr__(self, "uses_signs", self.signs)
+
+    def from_all_starts(self, problem: BarycenterProblem) -> Solution:
+        """Returns the best couplings over all starts; a descent from those in force is one of them."""
+        if self.keep_apart and has_room(problem):
+            return Solution(kept_apart(problem, self._paired))
+        starts = list(starting_measures(problem))
+        limit = self.starts or len(starts)
+        from_starts = (self._from_start(problem, target, anchor) for target, anchor in starts[:limit])
+        in_force = () if problem.initial is None else (problem.initial,)
+        descents = itertools.chain((self.descend(problem, couplings) for couplings in in_force), from_starts)
+        best = next(descents)
+        for descent in descents:
+            if descent.cost < best.cost - _slack(descent):
+                best = descent
+        trace = best.stats["objective"]
+        return self.solution(problem, best, {"starts": min(limit, len(starts)), "steps": len(trace)})
+
+    def solution(self, problem: BarycenterProblem, best: Barycenter, stats: Mapping[str, int]) -> Solution:
+        """Returns the couplings of a barycenter, with those sources coupled that have no weight, and so had no part."""
+        couplings = list(best.couplings)
+        is_new = problem.initial is None or any(
+            new is not old for new, old in zip(couplings, problem.initial, strict=True)
+        )
+        for place in set(range(len(couplings))) - set(problem.counting) if is_new else ():
+            couplings[place] = self._search(best.measure, problem.measures[place])
+        objective = functools.partial(self.objective, problem)
+        return Solution(tuple(couplings), best.status, {**best.stats, **stats}, objective)
+
+    def objective(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> float:
+        """Returns the fused cost ``Σ_i λ_i J(Π_i)`` against the barycenter that the couplings imply."""
+        return self._barycenter(problem, couplings).cost
+
+    def descend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
+        """Improves each coupling against the current barycenter, from where it is, until none improves."""
+        best = self._barycenter(problem, couplings)
+        for _ in range(self.max_steps - 1):
+            current = list(best.couplings)
+            for place in problem.counting:
+                target = self._target(problem, current, place, best)
+                current[place] = self._improved(self._pair(target, problem.measures[place]), current[place])
+            step = self._barycenter(problem, current, best.stats["objective"])
+            if not step.cost < best.cost - _slack(best):
+                return replace(best, status=Status.CONVERGED)
+            best = step
+        return best
+
+    def _from_start(self, problem: BarycenterProblem, target: NeuronMeasure, anchor: int | None) -> Barycenter:
+        placeholder = Permutation.identity(problem.size, target.support.device)
+        couplings: list[Coupling] = [placeholder] * len(problem.measures)
+        for place in problem.counting:
+            if place != anchor:
+                couplings[place] = self._search(target, problem.measures[place])
+        if anchor is not None and problem.is_assignment and len(problem.counting) <= 2:
+            # Two sources: eliminating the barycenter leaves the problem of coupling them, which is solved.
+            return replace(self._barycenter(problem, couplings), status=Status.CONVERGED)
+        return self.descend(problem, couplings)
+
+    def _target(
+        self, problem: BarycenterProblem, couplings: Sequence[Coupling], place: int, best: Barycenter
+    ) -> NeuronMeasure:
+        """Returns what a source is coupled with: the barycenter, or of permutations the mean of the other sources.
+
+        The barycenter is drawn to where the source lies already. For permutations, leaving the source out changes the
+        objective by a constant and a factor only, and lets it move.
+        """
+        others = [1.0 * (other != place) * weight for other, weight in enumerate(problem.model_weights)]
+        total = sum(others)
+        if total == 0 or not all(coupling.is_permutation for coupling in couplings):
+            return best.measure
+        return fused_measure(replace(problem, model_weights=tuple(each / total for each in others)), couplings)
+
+    def _paired(self, target: NeuronMeasure, source: NeuronMeasure) -> tuple[FusedGromov, Coupling]:
+        return self._pair(target, source), self._search(target, source)
+
+    def _search(self, target: NeuronMeasure, source: NeuronMeasure) -> Coupling:
+        """Returns the best coupling from all starting points; the identity where none is better."""
+        pair = self._pair(target, source)
+        is_assignment = target.size == source.size and source.is_uniform
+        identity = Permutation.identity(target.size, source.support.device) if is_assignment else None
+        if not pair.has_structure:
+            return pair.corner(pair.linear, identity).as_coupling()
+        runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair, self.random_starts)]
+        if self.epsilon > 0:
+            # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
+            near = alternating_gradient(pair, self.epsilon)
+            runs.append(pair.corner(pair.gradient(near)))
+        needs_vertex = pair.has_signs or is_assignment
+        ends = (polish(pair, run, self.max_steps, needs_vertex) for run in runs)
+        best = next(ends) if identity is None else pair.at(identity)
+        value = pair.objective(best)
+        for end in ends:
+            lower = pair.objective(end)
+            if lower < value - pair.slack:
+                best, value = end, lower
+        return best.as_coupling()
+
+    def _improved(self, pair: FusedGromov, coupling: Coupling) -> Coupling:
+        start = pair.at(coupling)
+        if not pair.has_structure:
+            end = pair.corner(pair.linear, coupling)
+        else:
+            needs_vertex = coupling.is_permutation or pair.has_signs
+            end = polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
+        return end.as_coupling() if pair.objective(end) < pair.objective(start) - pair.slack else coupling
+
+    def _pair(self, target: NeuronMeasure, source: NeuronMeasure) -> FusedGromov:
+        return FusedGromov(target, source, self.alpha, self.gradient == "half")
+
+    def _barycenter(
+        self, problem: BarycenterProblem, couplings: Sequence[Coupling], trace: Sequence[float] = ()
+    ) -> Barycenter:
+        measure = fused_measure(problem, couplings)
+        cost = sum(
+            weight * self._cost(coupling, measure, source)
+            for weight, coupling, source in zip(problem.model_weights, couplings, problem.measures, strict=True)
+            if weight > 0
+        )
+        return Barycenter(measure, tuple(couplings), cost, Status.MAX_STEPS, {"objective": [*trace, cost]})
+
+    def _cost(self, coupling: Coupling, target: NeuronMeasure, source: NeuronMeasure) -> float:
+        """Returns the fused cost of one coupling; summed as differences where it is exact, to keep digits."""
+        if not coupling.is_exact:
+            pair = self._pair(target, source)
+            return pair.objective(pair.at(coupling))
+        moved = fused_measure(BarycenterProblem((source,), (1.0,), target.size), (coupling,))
+        cost = _squared_distance(target.support, moved.support)
+        if self.alpha > 0 and target.structure is not None and moved.structure is not None:
+            cost += self.alpha * _squared_distance(target.structure, moved.structure)
+        return cost / max(target.size, 1)
+
+
+def _squared_distance(one: Tensor, other: Tensor) -> float:
+    dtype = torch.promote_types(one.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(one.to(dtype) - other.to(dtype))) ** 2
+
+
+def _slack(barycenter: Barycenter) -> float:
+    epsilon = torch.finfo(torch.promote_types(barycenter.measure.support.dtype, torch.float32)).eps
+    measure = barycenter.measure
+    moment = float(measure.support.square().sum())
+    if measure.structure is not None:
+        moment += float(measure.structure.square().sum())
+    return 8 * epsilon * (moment / max(measure.size, 1) + barycenter.cost)

@@ -1,0 +1,37 @@
+"""Measures that a search for a barycenter starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from mergekit_ot import BarycenterProblem, NeuronMeasure
+
+
+def starting_measures(problem: BarycenterProblem) -> Iterator[tuple[NeuronMeasure, int | None]]:
+    """Yields targets to start from, each with the source that it equals (None where it was resampled)."""
+    fitting = [place for place in problem.counting if place in problem.fitting]
+    if fitting:
+        if problem.is_assignment and len(problem.counting) <= 2:
+            # Which of two starts makes no difference to the problem, only to the search: choose by content, so that
+            # the result does not depend on the order in which the sources are given.
+            fitting = [max(fitting, key=lambda place: float(problem.measures[place].support.square().sum()))]
+        for place in fitting:
+            measure = problem.measures[place]
+            yield (
+                NeuronMeasure.uniform(measure.support, measure.structure, measure.signs),
+                place if measure.is_uniform else None,
+            )
+        return
+    for place in sorted(problem.counting, key=lambda place: abs(problem.measures[place].size - problem.size)):
+        yield _resampled(problem.measures[place], problem.size), None
+
+
+def _resampled(measure: NeuronMeasure, size: int) -> NeuronMeasure:
+    rows = torch.arange(size, device=measure.support.device) * measure.size // size
+    structure = measure.structure
+    if structure is not None:
+        # Columns are read, so the sum over them is kept.
+        structure = structure[:, rows][:, :, rows] * (measure.size / size)
+    return NeuronMeasure.uniform(measure.support[rows], structure, measure.signs)
