@@ -10,9 +10,6 @@ from mergekit_ot.errors import RecipeError, unknown_name
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
-# The registered solver that sweeps on from couplings in force.
-REFINEMENT = "refinement"
-
 
 def build_solver(
     solver: str | AbstractBarycenterSolver, options: Mapping[str, object], manager: PluginManager
@@ -48,17 +45,36 @@ def checked_solver(solver: AbstractBarycenterSolver) -> AbstractBarycenterSolver
     return solver
 
 
+def refining_solver(manager: PluginManager) -> type[AbstractBarycenterSolver]:
+    """Returns the registered solver that sweeps on from couplings in force (``refines``).
+
+    Raises:
+        RecipeError: No plugin brings one, or several do.
+    """
+    kinds = {name: entry.load() for name, entry in manager.solvers.items()}
+    names = [name for name, kind in kinds.items() if kind.refines]
+    if len(names) != 1:
+        have = f"There are several: {', '.join(names)}." if names else "No installed plugin brings one."
+        raise RecipeError(
+            f"--refine needs one solver that sweeps on from couplings in force. {have} Choose plugins with "
+            "MERGEOT_PLUGINS; 'mergeot plugins' lists them."
+        )
+    return kinds[names[0]]
+
+
 def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -> AbstractBarycenterSolver:
     """Returns the solver that refines what `solver` found, with the options that the two share.
 
     Raises:
-        RecipeError: No plugin brings a solver named ``refinement``.
+        RecipeError: No plugin brings such a solver, or several do.
     """
-    kind = manager.get("solver", REFINEMENT)
-    own = {"max_sweeps", "outgoing", "starts", "max_steps"}
-    shared = {field.name for field in dataclasses.fields(kind)} - own
-    given = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
-    return kind(**{field.name: getattr(solver, field.name) for field in given if field.name in shared})
+    kind = refining_solver(manager)
+    shared = {field.name for field in _options(kind)} - kind.own_options
+    return kind(**{field.name: getattr(solver, field.name) for field in _options(solver) if field.name in shared})
+
+
+def _options(solver: object) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
 
 
 def _like_default(default: object, value: object) -> object:

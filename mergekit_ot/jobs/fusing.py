@@ -12,7 +12,7 @@ from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import REFINEMENT
+from mergekit_ot.hooks.methods import refining_solver
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
@@ -90,7 +90,7 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
     choose_device(recipe.device)
     manager.get("solver", recipe.solver)
     if recipe.refine:
-        manager.get("solver", REFINEMENT)
+        refining_solver(manager)
     if recipe.measure is not None:
         manager.get("measure", recipe.measure)
     if recipe.repair != NO_REPAIR:

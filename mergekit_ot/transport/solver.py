@@ -58,6 +58,7 @@ class AbstractBarycenterSolver(abc.ABC):
         summary: One line for ``mergeot plugins``.
         measure: Name of the node measure used where the user names none.
         refines: Whether the solver sweeps on from couplings in force, as ``--refine`` asks for.
+        own_options: Options that a refining solver does not take over from the solver that it follows.
 
     What the engine asks an instance. A subclass assigns another value (``scope = Scope.INCIDENT``), or makes it a
     field, and so an option of the user (``max_sweeps: int = 1``); what follows from other options is set in
@@ -94,6 +95,7 @@ class AbstractBarycenterSolver(abc.ABC):
     summary: ClassVar[str] = ""
     measure: ClassVar[str] = "weights"
     refines: ClassVar[bool] = False
+    own_options: ClassVar[frozenset[str]] = frozenset()
 
     scope: Scope = Scope.INCOMING
     start: Start = Start.NOTHING

@@ -20,6 +20,7 @@ class RefinementSolver(AbstractGromovSolver):
     name = "refinement"
     summary = "weight matching with recurrent weights and signs, from the couplings in force (--refine)"
     refines = True
+    own_options = frozenset({"max_sweeps", "outgoing", "starts", "max_steps"})
     start = Start.IDENTITY
     is_order_random = True
 
