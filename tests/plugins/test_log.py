@@ -55,7 +55,7 @@ def test_every_step_of_every_sweep_is_logged_with_its_cost_and_status(caplog):
 
 
 def test_groups_without_a_cost_and_other_statuses_are_told(caplog):
-    groups = (GroupReport("a:0", 3, None, Status.CONVERGED), GroupReport("b:0", 4, 0.5, Status.MAX_STEPS))
+    groups = (GroupReport("a:0", 3, None, Status.CONVERGED, "wb"), GroupReport("b:0", 4, 0.5, Status.MAX_STEPS, "wb"))
     with caplog.at_level(logging.DEBUG, "mergeot"):
         mergeot_log.mergeot_step_done(StepReport(1, 4, 2, groups))
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
