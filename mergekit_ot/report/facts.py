@@ -67,7 +67,7 @@ class Report:
         recipe_command: The command that repeats it from the recipe in the report's folder.
         device: The device that it ran on.
         versions: What it ran with, by name.
-        made: When the report was made.
+        made_at: When the report was made.
     """
 
     recipe: FusionRecipe
@@ -80,7 +80,7 @@ class Report:
     recipe_command: str
     device: str
     versions: dict[str, str]
-    made: str
+    made_at: str
 
     @property
     def is_exact(self) -> bool:

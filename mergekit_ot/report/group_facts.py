@@ -55,6 +55,16 @@ class GroupFacts:
         """Whether neurons of all sources are only reordered."""
         return all(fact.is_permutation for fact in self.facts)
 
+    @property
+    def negated(self) -> int:
+        """How many neurons arrive negated, of all sources."""
+        return sum(fact.negated for fact in self.facts)
+
+    @property
+    def alone(self) -> int:
+        """How many places have no partner, in all sources."""
+        return sum(fact.alone for fact in self.facts)
+
 
 def describe_groups(result: FusionResult) -> list[GroupFacts]:
     """Returns one record per group that was fused, in the order of the plan: about that of the layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from mergekit_ot.report.facts import Report
@@ -9,6 +10,7 @@ from mergekit_ot.report.group_facts import CouplingFacts, GroupFacts
 from mergekit_ot.report.markup import Markup, join, tag
 from mergekit_ot.report.rasters import coupling_picture
 from mergekit_ot.report.scores_section import number_text, scrolled
+from mergekit_ot.transport.problem import Status
 
 # Heading, class and content of a column.
 _Column = tuple[str, str | None, Callable[[GroupFacts], str]]
@@ -50,26 +52,27 @@ def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
 
 def _summary(report: Report) -> str:
     neurons = sum(group.report.size * group.orders for group in report.groups)
-    facts = [fact for group in report.groups for fact in group.facts]
-    negated, alone = sum(fact.negated for fact in facts), sum(fact.alone for fact in facts)
+    negated, alone = sum(group.negated for group in report.groups), sum(group.alone for group in report.groups)
     soft = sum(not group.is_permutation for group in report.groups)
-    parts = [f"{len(report.groups)} groups with {neurons:,} neurons in the fused model"]
-    parts.append(f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations")
-    parts.append(f"{negated:,} neurons arrive negated" if negated else "no neuron negated")
-    parts.append(f"{alone:,} places kept apart without a partner" if alone else "none without a partner")
-    return "; ".join(parts) + "."
+    clauses = (
+        f"{len(report.groups)} groups with {neurons:,} neurons in the fused model",
+        f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations",
+        f"{negated:,} neurons arrive negated" if negated else "no neuron negated",
+        f"{alone:,} places kept apart without a partner" if alone else "none without a partner",
+    )
+    return "; ".join(clauses) + "."
 
 
 def _advice(report: Report) -> Markup | None:
-    ended = {g.report.status for g in report.groups if g.report.status.name != "CONVERGED"}
-    if not ended:
+    statuses = {group.report.status for group in report.groups} - {Status.CONVERGED}
+    if not statuses:
         return None
-    return join(*[tag("p", status.value, class_="soft") for status in sorted(ended, key=lambda one: one.name)])
+    return join(*[tag("p", status.value, class_="soft") for status in sorted(statuses, key=lambda status: status.name)])
 
 
 def _columns(report: Report) -> list[_Column]:
     """Returns heading, class and content of each column; one that says nothing in any row is left out."""
-    facts = [fact for group in report.groups for fact in group.facts]
+    facts = list(itertools.chain(*[group.facts for group in report.groups]))
     columns: list[_Column] = [
         ("group", None, lambda group: group.report.name),
         ("neurons", "number", _size),
@@ -115,6 +118,22 @@ def couplings_section(report: Report) -> Markup | None:
         return None
     pictures = sum(len(group.couplings) for group in groups)
     cells = next((size for size, many in zip(_CELLS, _MANY, strict=False) if pictures <= many), _CELLS[-1])
+    figures = _figures(groups, cells)
+    left = len(groups) - len(figures)
+    count = "1 more group is" if left == 1 else f"{left} more groups are"
+    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
+    return tag(
+        "section",
+        tag("h2", "Couplings"),
+        tag("p", _legend(groups, cells), class_="soft"),
+        tag("div", *figures, class_="couplings"),
+        more,
+        id="couplings",
+    )
+
+
+def _figures(groups: Sequence[GroupFacts], cells: int) -> list[Markup]:
+    """Returns the pictures of the first groups: as many as there is room for."""
     figures: list[Markup] = []
     used = 0
     for group in groups:
@@ -123,25 +142,19 @@ def couplings_section(report: Report) -> Markup | None:
         if used > _ROOM:
             break
         figures.append(figure)
-    left = len(groups) - len(figures)
-    axes = (
+    return figures
+
+
+def _legend(groups: Sequence[GroupFacts], cells: int) -> str:
+    words = (
         "Rows are neurons of the fused group, from the top; columns are neurons of the source, from the left. A point "
         "is a pair that is coupled, the darker the more; on the diagonal a neuron stays in its place."
     )
-    if any(fact.negated for group in groups for fact in group.facts):
-        axes += " Orange: arrives negated."
+    if any(group.negated for group in groups):
+        words += " Orange: arrives negated."
     if any(_most_neurons(group) > cells for group in groups):
-        axes += f" In groups of more than {cells} neurons several share a point."
-    count = "1 more group is" if left == 1 else f"{left} more groups are"
-    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
-    return tag(
-        "section",
-        tag("h2", "Couplings"),
-        tag("p", axes, class_="soft"),
-        tag("div", *figures, class_="couplings"),
-        more,
-        id="couplings",
-    )
+        words += f" In groups of more than {cells} neurons several share a point."
+    return words
 
 
 def _most_neurons(group: GroupFacts) -> int:

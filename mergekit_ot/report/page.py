@@ -61,7 +61,7 @@ def report_page(report: Report) -> str:
         "body",
         tag(
             "header",
-            tag("p", f"Fusion report · {report.made}", class_="kind"),
+            tag("p", f"Fusion report · {report.made_at}", class_="kind"),
             tag("h1", title),
             tag("p", verdict(report), class_="verdict"),
             tag("nav", tag("ul", *links), aria_label="Sections"),
@@ -108,8 +108,8 @@ def _bytes(size: int) -> str:
 
 def warnings_section(report: Report) -> Markup:
     """Returns the section with the warnings of the fusion."""
-    found = report.result.warnings
-    content = tag("ul", *[tag("li", text) for text in found], class_="warnings") if found else tag("p", "None.")
+    warnings = report.result.warnings
+    content = tag("ul", *[tag("li", text) for text in warnings], class_="warnings") if warnings else tag("p", "None.")
     return tag("section", tag("h2", "Warnings"), content, id="warnings")
 
 
@@ -173,10 +173,10 @@ def plan_section(report: Report) -> Markup | None:
 
 def repeat_section(report: Report) -> Markup:
     """Returns the section with the commands that repeat the fusion."""
-    parts: list[Markup] = []
+    commands: list[Markup] = []
     if report.command is not None:
-        parts += [tag("h3", "By flags"), tag("pre", tag("code", report.command))]
-    parts += [tag("h3", "By the recipe beside this page"), tag("pre", tag("code", report.recipe_command))]
+        commands += [tag("h3", "By flags"), tag("pre", tag("code", report.command))]
+    commands += [tag("h3", "By the recipe beside this page"), tag("pre", tag("code", report.recipe_command))]
     note = (
         "To be run in the folder where it was run first: names of files are as they were typed. With the same versions "
         "on the same kind of machine the fused tensors come out the same to the last bit."
@@ -185,7 +185,7 @@ def repeat_section(report: Report) -> Markup:
     return tag(
         "section",
         tag("h2", "Repeat it"),
-        *parts,
+        *commands,
         tag("p", note, class_="soft"),
         tag("h3", "Ran with"),
         shown,

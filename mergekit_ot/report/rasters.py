@@ -63,11 +63,11 @@ def _side(pairs: Pairs, side: int) -> tuple[int, ...]:
 
 def _offsets(sizes: Mapping[tuple[int, ...], int]) -> dict[tuple[int, ...], int]:
     """Returns where each member begins, and under the empty key where the last one ends."""
-    found, place = {}, 0
+    offsets, place = {}, 0
     for key in sorted(sizes):
-        found[key] = place
+        offsets[key] = place
         place += sizes[key]
-    return {**found, (): place}
+    return {**offsets, (): place}
 
 
 def _downsampled(matrix: Float[Tensor, "m n"], cells: int) -> Float[Tensor, "height width"]:
@@ -89,14 +89,14 @@ def _png(level: Float[Tensor, "height width"]) -> bytes:
     opacity = [round(255 * (_FAINTEST + (1 - _FAINTEST) * step / _LEVELS)) for step in range(1, _LEVELS + 1)]
     # Each row begins with the number of its filter: 0, none.
     rows = torch.nn.functional.pad(level.to(torch.uint8), (1, 0)).numpy().tobytes()
-    parts = (
+    chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
         (b"PLTE", bytes(value for colour in colours for value in colour)),
         (b"tRNS", bytes([0, *opacity, *opacity])),
         (b"IDAT", zlib.compress(rows, 9)),
         (b"IEND", b""),
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
