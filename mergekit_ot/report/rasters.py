@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import struct
 import zlib
 from collections.abc import Mapping
@@ -48,8 +49,8 @@ def signed_matrix(coupling: Coupling | FamilyCoupling) -> Float[Tensor, "m n"]:
     if isinstance(coupling, Coupling):
         return coupling.average_map(is_signed=True).detach().float().cpu()
     members = {pairs: signed_matrix(member) for pairs, member in coupling.members.items()}
-    rows = _offsets({tuple(target for target, _ in pairs): matrix.shape[0] for pairs, matrix in members.items()})
-    columns = _offsets({tuple(source for _, source in pairs): matrix.shape[1] for pairs, matrix in members.items()})
+    rows = _offsets({_side(pairs, 0): matrix.shape[0] for pairs, matrix in members.items()})
+    columns = _offsets({_side(pairs, 1): matrix.shape[1] for pairs, matrix in members.items()})
     whole = torch.zeros(rows[()], columns[()])
     for pairs, matrix in members.items():
         top, left = (offsets[_side(pairs, side)] for side, offsets in ((0, rows), (1, columns)))
@@ -91,7 +92,7 @@ def _png(level: Float[Tensor, "height width"]) -> bytes:
     rows = torch.nn.functional.pad(level.to(torch.uint8), (1, 0)).numpy().tobytes()
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes(value for colour in colours for value in colour)),
+        (b"PLTE", bytes(itertools.chain(*colours))),
         (b"tRNS", bytes([0, *opacity, *opacity])),
         (b"IDAT", zlib.compress(rows, 9)),
         (b"IEND", b""),
