@@ -87,12 +87,21 @@ class Report:
         """Whether every source was only reordered."""
         return all(self.result.alignment.is_function_preserving(number) for number in range(len(self.sources)))
 
+    @property
+    def symmetries(self) -> dict[str, list[str]]:
+        """The groups that have each symmetry that the fusion asked for, besides the order of neurons, by its name."""
+        return {name: self._groups_with(name) for name in self.result.alignment.symmetries}
+
+    def _groups_with(self, symmetry: str) -> list[str]:
+        return [group.report.name for group in self.groups if symmetry in group.symmetries]
+
     def as_json(self) -> dict[str, Any]:
         """Returns what ``report.json`` holds beyond the object of ``mergeot fuse --json``."""
         own = list(zip([file.name for file in self.sources], self.scores.sources, strict=False))
         return {
             "warnings": list(self.result.warnings),
             "notes": list(self.result.notes),
+            "symmetries": self.symmetries,
             "sources": [vars(file) for file in self.sources],
             "fused": {key: value for key, value in vars(self.fused).items() if key != "weight"},
             "scores": [{"name": name, **vars(score)} for name, score in [*own, *self.scores.rows]],

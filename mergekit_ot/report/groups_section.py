@@ -37,9 +37,19 @@ def groups_section(report: Report) -> Markup:
     if any(group.orders > 1 for group in report.groups):
         caption += " 2 × 8: two orders of 8 neurons each, such as one per head; what moved is counted within each."
     table = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="groups")
-    return tag(
-        "section", head, tag("p", _summary(report)), scrolled(table, "Neuron groups"), _advice(report), id="groups"
-    )
+    summary = tag("p", f"{_summary(report)} {symmetry_sentence(report)}".rstrip())
+    return tag("section", head, summary, scrolled(table, "Neuron groups"), _advice(report), id="groups")
+
+
+def symmetry_sentence(report: Report) -> str:
+    """Returns for how many groups each symmetry was proven that the solver may use; empty where there is none."""
+    if not report.symmetries:
+        return ""
+    counts = [
+        f"{name} (proven for {len(groups) or 'none'} of {len(report.groups)} groups)"
+        for name, groups in report.symmetries.items()
+    ]
+    return f"Symmetries that the solver may use besides the order of neurons: {', '.join(counts)}."
 
 
 def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
@@ -78,8 +88,11 @@ def _columns(report: Report) -> list[_Column]:
         ("neurons", "number", _size),
         ("cost", "number", lambda group: number_text(group.report.cost)),
         ("status", None, lambda group: group.report.status.name.lower().replace("_", " ")),
+        ("coupled by", None, lambda group: group.report.solver),
         ("coupling", None, _kind),
     ]
+    if any(group.symmetries for group in report.groups):
+        columns.append(("symmetries", None, lambda group: ", ".join(group.symmetries) or "–"))
     if any(fact.moved is not None for fact in facts):
         columns.append(("moved", "number", lambda group: _each(group, lambda fact: fact.moved)))
     if any(fact.negated for fact in facts):
