@@ -26,7 +26,7 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], kinds: Sequence[str], titl
         title: What is shown, for readers who do not see it.
         number: Tells this chart from the others of the page.
     """
-    row, label, room = 30.0, 108.0, 72.0
+    row, label, room = 30.0, 108.0, 82.0
     finite = [length for _, length, _ in bars if math.isfinite(length)]
     longest = max(finite, default=0.0) or 1.0
     elements = []
