@@ -82,8 +82,8 @@ def _advice(report: Report) -> Markup | None:
 
 def _columns(report: Report) -> list[_Column]:
     """Returns heading, class and content of each column; one that says nothing in any row is left out."""
-    facts = list(itertools.chain(*[group.facts for group in report.groups]))
-    columns: list[_Column] = [
+    groups, facts = report.groups, list(itertools.chain(*[group.facts for group in report.groups]))
+    always: list[_Column] = [
         ("group", None, lambda group: group.report.name),
         ("neurons", "number", _size),
         ("cost", "number", lambda group: number_text(group.report.cost)),
@@ -91,17 +91,19 @@ def _columns(report: Report) -> list[_Column]:
         ("coupled by", None, lambda group: group.report.solver),
         ("coupling", None, _kind),
     ]
-    if any(group.symmetries for group in report.groups):
-        columns.append(("symmetries", None, lambda group: ", ".join(group.symmetries) or "–"))
-    if any(fact.moved is not None for fact in facts):
-        columns.append(("moved", "number", lambda group: _each(group, lambda fact: fact.moved)))
-    if any(fact.negated for fact in facts):
-        columns.append(("negated", "number", lambda group: _each(group, lambda fact: fact.negated)))
-    if any(fact.alone for fact in facts):
-        columns.append(("without partner", "number", lambda group: _each(group, lambda fact: fact.alone)))
-    if not all(fact.is_permutation for fact in facts):
-        columns.append(("partners each", "number", lambda group: _each(group, lambda fact: f"{fact.partners:.3g}")))
-    return columns
+    sometimes: list[tuple[bool, str, str | None, Callable[[GroupFacts], str]]] = [
+        (any(group.symmetries for group in groups), "symmetries", None, _symmetries),
+        (any(fact.moved is not None for fact in facts), "moved", "number", _each(lambda fact: fact.moved)),
+        (any(group.negated for group in groups), "negated", "number", _each(lambda fact: fact.negated)),
+        (any(group.alone for group in groups), "without partner", "number", _each(lambda fact: fact.alone)),
+        (
+            not all(group.is_permutation for group in groups),
+            "partners each",
+            "number",
+            _each(lambda fact: f"{fact.partners:.3g}"),
+        ),
+    ]
+    return always + [(name, kind, show) for says_something, name, kind, show in sometimes if says_something]
 
 
 def _size(group: GroupFacts) -> str:
@@ -119,9 +121,18 @@ def _kind(group: GroupFacts) -> str:
     return "transport plan"
 
 
-def _each(group: GroupFacts, what: Callable[[CouplingFacts], object]) -> str:
-    shown = ["–" if (value := what(fact)) is None else str(value) for fact in group.facts]
-    return ", ".join(shown) or "–"
+def _symmetries(group: GroupFacts) -> str:
+    return ", ".join(group.symmetries) or "–"
+
+
+def _each(what: Callable[[CouplingFacts], object]) -> Callable[[GroupFacts], str]:
+    """Returns what shows a fact of every source, in order."""
+
+    def shown(group: GroupFacts) -> str:
+        values = [what(fact) for fact in group.facts]
+        return ", ".join(["–" if value is None else str(value) for value in values]) or "–"
+
+    return shown
 
 
 def couplings_section(report: Report) -> Markup | None:
