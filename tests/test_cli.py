@@ -279,6 +279,7 @@ _FUSE = ("fuse", "a.pt", "b.pt", "-o", "out.pt", "--input-shape", "4")
         ((*_FUSE, "--arch", "nets.py:line"), "Missing in the file: weight, bias. Not in the architecture: fc1.weight"),
         ((*_FUSE, "--arch", "nets.py:breaks"), "returned a Breaks, not a torch.nn.Module"),
         ((*_FUSE, "--arch", "nets.py:Net", "--solver", "wbb"), "Unknown solver 'wbb'. Did you mean 'wb'"),
+        (("fuse", "a.pt", "no.pt", "--executor", "cereal"), "Unknown executor 'cereal'. Did you mean 'serial'"),
         ((*_FUSE, "--arch", "nets.py:Net", "--solver-option", "no_such=1"), "no_such"),
         ((*_FUSE, "--arch", "nets.py:Net", "--measure", "weight"), "Did you mean 'weights'"),
         ((*_FUSE, "--arch", "nets.py:Net", "--repair", "magic"), "Unknown repair 'magic'"),

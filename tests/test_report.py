@@ -30,6 +30,7 @@ from mergekit_ot import (
 )
 from mergekit_ot.cli.app import main
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.fusion import engine
 from mergekit_ot.fusion.alignment import FamilyCoupling
 from mergekit_ot.jobs import fusing
 from mergekit_ot.recipe import FusionRecipe, make_recipe, recipe_keys
@@ -42,6 +43,11 @@ from mergekit_ot.transport.coupling import Coupling
 
 _ARCH = "mlp?sizes=4-6-5-3"
 _VOID = {"meta", "link", "img", "br"}
+# The texts of charts that reach over the edge of their picture, where a browser cuts them.
+_CUT_TEXTS = """[...document.querySelectorAll("svg.chart text")].filter(text => {
+    const box = text.getBBox(), room = text.ownerSVGElement.viewBox.baseVal
+    return box.x < 0 || box.x + box.width > room.width
+}).map(text => text.textContent)"""
 
 
 class Page(HTMLParser):
@@ -305,6 +311,52 @@ def test_page_where_nothing_moves(fuse: Fuse) -> None:
     _stands_alone(page)
 
 
+def test_a_report_says_who_coupled_each_group(fuse: Fuse) -> None:
+    page = fuse("a.pt", "b.pt", "--refine")
+    assert all(" refinement " in row for row in page.rows("groups"))
+    assert "coupled by" in page.shown
+    assert Path("report/report.md").read_text().count("| refinement |") == 2
+    assert all(" nobody " in row for row in fuse("a.pt", "b.pt", "--solver", "average").rows("groups"))
+
+
+def test_a_report_says_where_the_symmetries_of_its_solver_hold(fuse: Fuse) -> None:
+    arguments = {"cell": "rnn", "hidden": 5, "layers": 2, "columns": 3, "classes": 2}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = resolve_architecture("rows", None, arguments)()
+        save_checkpoint(net, f"r{seed}.pt", architecture="rows", arguments=arguments, input_shape=(4, 3))
+    page = fuse("r0.pt", "r1.pt", "--solver", "gwb")
+    report = json.loads(Path("report/report.json").read_text())
+    names = [group["name"] for group in report["groups"]]
+    assert set(report["symmetries"]["sign"]) == set(names)
+    assert len(names) == 2
+    assert all(" sign " in row for row in page.rows("groups"))
+    for text in (page.shown, Path("report/report.md").read_text()):
+        assert "besides the order of neurons: sign (proven for 2 of 2 groups)." in text
+    page = fuse("a.pt", "b.pt", "--solver", "gwb")
+    assert "sign (proven for none of 2 groups)." in page.shown
+    assert json.loads(Path("report/report.json").read_text())["symmetries"] == {"sign": []}
+    page = fuse("a.pt", "b.pt")
+    assert "ymmetries" not in page.shown
+    assert json.loads(Path("report/report.json").read_text())["symmetries"] == {}
+
+
+def test_a_report_names_symmetries_that_it_does_not_know(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {("fc1.weight", 0): (1,), ("fc2.weight", 1): (-1,)}
+    monkeypatch.setattr(engine, "find_symmetries", lambda setup: {"scale": {"fc1.weight:0": places}, "turn": {}})
+    page = fuse("a.pt", "b.pt")
+    assert "scale (proven for 1 of 2 groups), turn (proven for none of 2 groups)." in page.shown
+    assert [" scale " in row for row in page.rows("groups")] == [True, False]
+    symmetries = json.loads(Path("report/report.json").read_text())["symmetries"]
+    assert symmetries == {"scale": ["fc1.weight:0"], "turn": []}
+
+
+def test_options_without_words_of_their_own_are_shown_where_they_are_unusual(fuse: Fuse) -> None:
+    assert "trace operations" not in fuse("a.pt", "b.pt").shown
+    page = fuse("a.pt", "b.pt", "--trace-operations", "777")
+    assert dict(zip(page.words, page.words[1:], strict=False))["trace operations"] == "777"
+
+
 def test_page_of_batch_norm_with_a_repair(fuse: Fuse) -> None:
     arguments = {"channels": "4-4", "hidden": 6, "classes": 10, "image": 8, "batch_norm": True}
     for seed in (0, 1):
@@ -438,6 +490,7 @@ def test_a_browser_shows_the_page(fuse: Fuse, tmp_path: Path) -> None:
                 assert browser.messages == []
                 assert [address for address in browser.requests if not address.startswith(("data:", "file:"))] == []
                 assert browser.value("[...document.images].every(image => image.naturalWidth > 0)")
+                assert browser.value(_CUT_TEXTS) == [], (arguments, width)
                 assert browser.value("document.querySelectorAll('section').length") >= 6
                 ground = browser.value("getComputedStyle(document.body).backgroundColor")
                 assert ground == ("rgb(20, 23, 27)" if is_dark else "rgb(255, 255, 255)")

@@ -56,8 +56,8 @@ def fuse(
         from mergekit_ot.recipe import make_recipe
 
         places = {"models": models, "output": to, "arch": arch, "input_shape": input_shape, "data": data}
-        made = make_recipe(recipe, **places, target=parse_target(target), report=report, **chosen)
-        outcome = run_fuse(made, installed_plugins(), output.note, step, dry_run=dry_run)
+        asked = make_recipe(recipe, **places, target=parse_target(target), report=report, **chosen)
+        outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run)
     output.show_fusion(outcome, as_json=as_json)
 
 

@@ -49,13 +49,14 @@ def barrier(
 ) -> None:
     """Measure the loss and error barrier on the straight path between two models, and draw the plane around it."""
     with output.working(), output.StepLine() as step:
-        from mergekit_ot.jobs.connecting import Pictures, run_barrier
+        from mergekit_ot.jobs.connecting import run_barrier
+        from mergekit_ot.jobs.connectivity import Pictures
         from mergekit_ot.recipe import make_recipe
 
         places = {"arch": arch, "input_shape": input_shape, "data": data}
         recipe = make_recipe(models=[model_a, model_b], solver=solver, repair=repair, **places, **chosen)
         pictures = Pictures(plot, plane, plane_points)
-        found = run_barrier(
+        connectivity = run_barrier(
             recipe, points, installed_plugins(), output.note, step, align=solver is not None, pictures=pictures
         )
-    output.show_barrier(found, pictures.paths, as_json=as_json)
+    output.show_barrier(connectivity, pictures.paths, as_json=as_json)

@@ -22,7 +22,7 @@ def installed_plugins() -> PluginManager:
 
 def _numbers(text: str, kind: type, what: str) -> tuple[Any, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(number) for number in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"'{text}' is not {what}") from error
 

@@ -224,18 +224,19 @@ def percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f} %"
 
 
-def show_barrier(found: Any, pictures: Sequence[object], *, as_json: bool) -> None:
+def show_barrier(connectivity: Any, pictures: Sequence[object], *, as_json: bool) -> None:
     """Prints the paths between two models: as they are, aligned, repaired."""
     if as_json:
-        show_json(found.as_json())
+        show_json(connectivity.as_json())
         return
-    curves = found.curves()
+    curves = connectivity.curves()
     rows = [
         {"t": f"{t:.2f}", **{label: _scores_at(curve, index) for label, curve in curves.items()}}
-        for index, t in enumerate(found.naive["t"])
+        for index, t in enumerate(connectivity.naive["t"])
     ]
     show_table(
-        rows, title="Loss and accuracy on the path" if found.naive["accuracy"] is not None else "Loss on the path"
+        rows,
+        title="Loss and accuracy on the path" if connectivity.naive["accuracy"] is not None else "Loss on the path",
     )
     for label, curve in curves.items():
         height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"

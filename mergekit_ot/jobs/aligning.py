@@ -142,5 +142,5 @@ def check_reference_order(reference: ReadSource, result: FusionResult, solver: s
             )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool((one.to(other).reshape(-1) == other.reshape(-1)).all())
+def _same(kept: Tensor, tensor: Tensor) -> bool:
+    return bool((kept.to(tensor).reshape(-1) == tensor.reshape(-1)).all())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,73 +15,18 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build
 from mergekit_ot.jobs.aligning import align_pair, check_reference_order
+from mergekit_ot.jobs.connectivity import Connectivity, Pictures
 from mergekit_ot.jobs.fusing import check_methods
 from mergekit_ot.pictures.curves import check_picture_path, plot_barrier
 from mergekit_ot.pictures.plane import plot_plane
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.scoring.path import BarrierCurve, Repair, State, barrier, check_same_shapes
-from mergekit_ot.scoring.plane import LossPlane, check_grid, plane, plane_frame
+from mergekit_ot.scoring.plane import LossPlane, PlaneFrame, check_grid, plane_frame, score_plane
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.files import check_writable
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What is drawn: the curves, and the plane with so many points per side."""
-
-    curves: Path | None = None
-    plane: Path | None = None
-    plane_points: int = 21
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are written."""
-        return [path for path in (self.curves, self.plane) if path is not None]
-
-
-@dataclass(frozen=True)
-class Connectivity:
-    """How two models are connected; what was not asked for is None.
-
-    Attributes:
-        naive: The path between the models as they are.
-        aligned: The path after alignment.
-        naive_repaired: The naive path with the repair at every point between its ends.
-        aligned_repaired: The aligned path with the repair at every point between its ends.
-        plane: The plane through A, B and aligned B.
-        solver: What aligned them.
-        repair: What repaired them.
-    """
-
-    naive: BarrierCurve
-    aligned: BarrierCurve | None
-    naive_repaired: BarrierCurve | None
-    aligned_repaired: BarrierCurve | None
-    plane: LossPlane | None
-    solver: str
-    repair: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the object of ``mergeot barrier --json``."""
-        content: dict[str, Any] = {**self.naive, "aligned": self.aligned}
-        if self.naive_repaired is not None:
-            content["repaired"] = {**self.naive_repaired, "aligned": self.aligned_repaired}
-        if self.plane is not None:
-            content["plane"] = self.plane
-        return content
-
-    def curves(self) -> dict[str, BarrierCurve]:
-        """Returns the curves there are, by what a picture calls them."""
-        labelled = {
-            "naive": self.naive,
-            f"naive + {self.repair}": self.naive_repaired,
-            f"aligned ({self.solver})": self.aligned,
-            f"aligned ({self.solver}) + {self.repair}": self.aligned_repaired,
-        }
-        return {label: curve for label, curve in labelled.items() if curve is not None}
 
 
 def run_barrier(
@@ -110,112 +53,72 @@ def run_barrier(
     Raises:
         MergeotError: Anything the user gave does not fit; nothing is written then.
     """
-    drawn = pictures or Pictures()
-    _check(recipe, manager, align, drawn)
-    test = resolve_data(recipe.data or "", manager)
-    first, second = read_sources(recipe.models, recipe.arch, manager, notify)
-    states = first.module().state_dict(), second.module().state_dict()
-    check_same_shapes(*states)
-    paths = _Paths(states)
-    repair = None if recipe.repair == NO_REPAIR else build(manager, "repair", recipe.repair)
-    if align or repair is not None:
-        given = _Given(first, second, test, resolve_data(recipe.data or "", manager, TRAIN))
-        result, batches = _traced(given, recipe, manager, notify, progress, align)
-        if align and drawn.plane is not None:
-            check_reference_order(first, result, recipe.solver)
-        paths = _paths_of(result, states, repair, batches, align)
-    if drawn.plane is not None and paths.aligned is not None:
-        plane_frame(first.make(), *states, paths.aligned[1])
-
-    def curve(ends: tuple[State, State] | None, repaired: Repair | None = None) -> BarrierCurve | None:
-        if ends is None:
-            return None
-        return barrier(first.make(), *ends, test, points, recipe.device, repair=repaired, progress=progress)
-
-    naive = barrier(first.make(), *states, test, points, recipe.device, progress=progress)
-    connectivity = Connectivity(
-        naive=naive,
-        aligned=curve(paths.aligned),
-        naive_repaired=None if paths.naive_repair is None else curve(states, paths.naive_repair),
-        aligned_repaired=None if paths.aligned_repair is None else curve(paths.aligned, paths.aligned_repair),
-        plane=None,
-        solver=recipe.solver,
-        repair=recipe.repair,
-    )
+    request = _Request(recipe, points, manager, notify, progress, align, pictures or Pictures())
+    _check(request)
+    pair = _read(request)
+    paths = _paths(request, pair)
+    # Whether there is a plane is known before anything is evaluated, which may take hours.
+    drawn = request.pictures
+    frame = None if drawn.plane is None else _frame(pair, paths)
+    connectivity = _connectivity(request, pair, paths)
     if drawn.curves is not None:
         plot_barrier(connectivity.curves(), drawn.curves)
-    if drawn.plane is None or paths.aligned is None:
+    if drawn.plane is None or frame is None:
         return connectivity
-    surface = plane(
-        first.make(), *states, paths.aligned[1], test, drawn.plane_points, device=recipe.device, progress=progress
-    )
+    surface = _surface(request, pair, frame)
     plot_plane(surface, drawn.plane)
-    if surface["clamped"]:
-        notify(
-            f"At {surface['clamped']} of {drawn.plane_points**2} points of the plane, running variances of "
-            "BatchNorm had to be kept positive."
-        )
     return replace(connectivity, plane=surface)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """The two models, and the data to measure on and to calibrate with."""
+class _Request:
+    """What `run_barrier` was asked for."""
+
+    recipe: FusionRecipe
+    points: int
+    manager: PluginManager
+    notify: Notify
+    progress: Progress | None
+    align: bool
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two models, their states, and the data to measure on."""
 
     first: ReadSource
     second: ReadSource
+    states: tuple[State, State]
     test: DataSource
-    calibration: DataSource
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The ends of a path that is evaluated, and what repairs the points between them."""
+
+    ends: tuple[State, State]
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """The ends of the paths that are evaluated, and what repairs the points between them."""
+    """The paths that are evaluated; None for those that nobody asked for."""
 
-    naive: tuple[State, State]
-    aligned: tuple[State, State] | None = None
-    naive_repair: Repair | None = None
-    aligned_repair: Repair | None = None
-
-
-def _paths_of(
-    result: FusionResult,
-    states: tuple[State, State],
-    repair: AbstractRepair | None,
-    batches: tuple[tuple[Tensor, ...], ...],
-    align: bool,
-) -> _Paths:
-    paths = _Paths(states)
-    if align:
-        ends = tuple(_like(states[0], result.aligned_state(number)) for number in (0, 1))
-        paths = replace(paths, aligned=(ends[0], ends[1]))
-    if repair is None:
-        return paths
-    unaligned = replace(result, alignment=replace(result.alignment, couplings={}))
-    paths = replace(paths, naive_repair=_repair_of(repair, unaligned, states, batches))
-    if paths.aligned is None:
-        return paths
-    return replace(paths, aligned_repair=_repair_of(repair, result, paths.aligned, batches))
+    naive: _Path
+    aligned: _Path | None = None
+    naive_repaired: _Path | None = None
+    aligned_repaired: _Path | None = None
 
 
-def _check(recipe: FusionRecipe, manager: PluginManager, align: bool, pictures: Pictures) -> None:
+def _check(request: _Request) -> None:
     """Checks all that can be checked before a file is read."""
+    recipe, pictures = request.recipe, request.pictures
     if recipe.data is None:
         raise RecipeError("A barrier is measured on data: pass --data SPEC.")
-    needing = {
-        "--plane": pictures.plane is not None,
-        "--measure": recipe.measure is not None,
-        "--refine": recipe.refine,
-        "--restarts": recipe.restarts > 1,
-        "--solver-option": bool(recipe.solver_options),
-    }
-    for flag, is_given in needing.items():
-        if is_given and not align:
-            raise RecipeError(
-                f"{flag} is about the alignment of B to A, and none is asked for: add --align SOLVER, such as "
-                "--align weight-matching."
-            )
-    check_methods(recipe, manager)
+    if not request.align:
+        _check_nothing_is_about_an_alignment(recipe, pictures)
+    check_methods(recipe, request.manager)
     check_grid(pictures.plane_points)
     for path in pictures.paths:
         check_picture_path(path)
@@ -224,43 +127,134 @@ def _check(recipe: FusionRecipe, manager: PluginManager, align: bool, pictures: 
         raise RecipeError(f"--plot and --plane are both '{pictures.plane}': give each a file of its own.")
 
 
-def _traced(
-    given: _Given,
-    recipe: FusionRecipe,
-    manager: PluginManager,
-    notify: Notify,
-    progress: Progress | None,
-    align: bool,
-) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:
+def _check_nothing_is_about_an_alignment(recipe: FusionRecipe, pictures: Pictures) -> None:
+    needing = {
+        "--plane": pictures.plane is not None,
+        "--measure": recipe.measure is not None,
+        "--refine": recipe.refine,
+        "--restarts": recipe.restarts > 1,
+        "--solver-option": bool(recipe.solver_options),
+    }
+    for flag, is_given in needing.items():
+        if is_given:
+            raise RecipeError(
+                f"{flag} is about the alignment of B to A, and none is asked for: add --align SOLVER, such as "
+                "--align weight-matching."
+            )
+
+
+def _read(request: _Request) -> _Pair:
+    recipe, manager = request.recipe, request.manager
+    test = resolve_data(recipe.data or "", manager)
+    first, second = read_sources(recipe.models, recipe.arch, manager, request.notify)
+    states = first.module().state_dict(), second.module().state_dict()
+    check_same_shapes(*states)
+    return _Pair(first, second, states, test)
+
+
+def _paths(request: _Request, pair: _Pair) -> _Paths:
+    """Aligns and repairs as asked, and returns the paths to evaluate."""
+    recipe = request.recipe
+    naive = _Path(pair.states)
+    repair = None if recipe.repair == NO_REPAIR else build(request.manager, "repair", recipe.repair)
+    if not request.align and repair is None:
+        return _Paths(naive)
+    result, batches = _traced(request, pair)
+    aligned = None
+    if request.align:
+        ends = tuple(_like(pair.states[0], result.aligned_state(number)) for number in (0, 1))
+        aligned = _Path((ends[0], ends[1]))
+    if repair is None:
+        return _Paths(naive, aligned)
+    unaligned = replace(result, alignment=replace(result.alignment, couplings={}))
+    return _Paths(
+        naive,
+        aligned,
+        naive_repaired=_repaired(naive, repair, unaligned, batches),
+        aligned_repaired=None if aligned is None else _repaired(aligned, repair, result, batches),
+    )
+
+
+def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:
     """Returns the two models aligned (in place, if nothing else is asked for) and the inputs that a repair sees."""
+    recipe = request.recipe
+    calibration = resolve_data(recipe.data or "", request.manager, TRAIN)
     batches: tuple[tuple[Tensor, ...], ...] = ()
     if recipe.repair != NO_REPAIR:
-        batches = calibration_inputs(given.calibration, recipe.calibration_size)
-    inputs = batches[0] if batches else example_inputs_of(given.first, recipe.input_shape, given.test, notify)[0]
-    pair = (given.first, given.second)
+        batches = calibration_inputs(calibration, recipe.calibration_size)
+    inputs = batches[0] if batches else example_inputs_of(pair.first, recipe.input_shape, pair.test, request.notify)[0]
     # Only planned, two models keep every neuron where it is, and are traced all the same.
-    result = align_pair(*pair, recipe, inputs, given.calibration, manager, progress, dry_run=not align)
+    result = align_pair(
+        pair.first,
+        pair.second,
+        recipe,
+        inputs,
+        calibration,
+        request.manager,
+        request.progress,
+        dry_run=not request.align,
+    )
     for warning in result.warnings:
         # That a network with BatchNorm needs a repair is no news where one was asked for.
         if not batches or "--repair" not in warning:
-            notify(f"warning: {warning}")
+            request.notify(f"warning: {warning}")
+    if request.pictures.plane is not None:
+        check_reference_order(pair.first, result, recipe.solver)
     return result, batches
-
-
-def _repair_of(
-    repair: AbstractRepair,
-    result: FusionResult,
-    ends: tuple[State, State],
-    batches: tuple[tuple[Tensor, ...], ...],
-) -> Repair:
-    """Returns the repair of a point on the path between two states that a fusion brought into one order."""
-
-    def repaired(state: State, t: float) -> State:
-        return repair.repair(result.repair_context(state, (1 - t, t), batches, aligned=ends))
-
-    return repaired
 
 
 def _like(reference: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a state in the reference's dtypes."""
     return {name: value.to(reference[name].dtype) for name, value in state.items()}
+
+
+def _repaired(
+    path: _Path, repair: AbstractRepair, result: FusionResult, batches: tuple[tuple[Tensor, ...], ...]
+) -> _Path:
+    """Returns a path between two states that a fusion brought into one order, with a repair of every point."""
+
+    def repaired(state: State, t: float) -> State:
+        return repair.repair(result.repair_context(state, (1 - t, t), batches, aligned=path.ends))
+
+    return replace(path, repair=repaired)
+
+
+def _frame(pair: _Pair, paths: _Paths) -> PlaneFrame | None:
+    if paths.aligned is None:
+        return None
+    return plane_frame(pair.first.make(), *pair.states, paths.aligned.ends[1])
+
+
+def _connectivity(request: _Request, pair: _Pair, paths: _Paths) -> Connectivity:
+    def curve(path: _Path) -> BarrierCurve:
+        return barrier(
+            pair.first.make(),
+            *path.ends,
+            pair.test,
+            request.points,
+            request.recipe.device,
+            repair=path.repair,
+            progress=request.progress,
+        )
+
+    return Connectivity(
+        naive=curve(paths.naive),
+        aligned=paths.aligned and curve(paths.aligned),
+        naive_repaired=paths.naive_repaired and curve(paths.naive_repaired),
+        aligned_repaired=paths.aligned_repaired and curve(paths.aligned_repaired),
+        plane=None,
+        solver=request.recipe.solver,
+        repair=request.recipe.repair,
+    )
+
+
+def _surface(request: _Request, pair: _Pair, frame: PlaneFrame) -> LossPlane:
+    """Evaluates the plane, and tells where variances had to be raised."""
+    points, device = request.pictures.plane_points, request.recipe.device
+    surface = score_plane(frame, pair.first.make(), pair.test, points, device=device, progress=request.progress)
+    if surface["clamped"]:
+        request.notify(
+            f"At {surface['clamped']} of {points**2} points of the plane, running variances of "
+            "BatchNorm had to be kept positive."
+        )
+    return surface

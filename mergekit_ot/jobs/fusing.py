@@ -85,10 +85,11 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
     """Checks the methods that a recipe names, before any file is read.
 
     Raises:
-        MergeotError: A solver, measure or repair is not registered, or there is no such device.
+        MergeotError: A solver, measure, repair or executor is not registered, or there is no such device.
     """
     choose_device(recipe.device)
     manager.get("solver", recipe.solver)
+    manager.get("executor", recipe.executor)
     if recipe.refine:
         refining_solver(manager)
     if recipe.measure is not None:

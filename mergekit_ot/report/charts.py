@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mergekit_ot.report.markup import Markup, join, tag
 from mergekit_ot.scoring.path import BarrierCurve
 
+# t and what was measured there.
+_Point = tuple[float, float]
 _WIDTH, _HEIGHT = 420.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 32.0, 28.0
 # From where on equal ratios are shown as equal distances.
@@ -23,15 +26,15 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], kinds: Sequence[str], titl
         title: What is shown, for readers who do not see it.
         number: Tells this chart from the others of the page.
     """
-    row, label, room = 30.0, 108.0, 72.0
+    row, label, room = 30.0, 108.0, 82.0
     finite = [length for _, length, _ in bars if math.isfinite(length)]
     longest = max(finite, default=0.0) or 1.0
-    parts = []
+    elements = []
     for place, ((name, length, shown), kind) in enumerate(zip(bars, kinds, strict=True)):
         y = place * row
         # What is not finite fills the row.
         width = (_WIDTH - label - room) * (min(length, longest) / longest if math.isfinite(length) else 1.0)
-        parts += [
+        elements += [
             tag("text", name, x=f"{label - 8:.1f}", y=f"{y + 19:.1f}", text_anchor="end"),
             tag(
                 "rect",
@@ -44,12 +47,10 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], kinds: Sequence[str], titl
             ),
             tag("text", shown, class_="value", x=f"{label + max(width, 1) + 6:.1f}", y=f"{y + 19:.1f}"),
         ]
-    return _picture(parts, len(bars) * row + 4, title, number)
+    return _picture(elements, len(bars) * row + 4, title, number)
 
 
-def line_chart(
-    curves: Mapping[str, BarrierCurve], panel: str, point: tuple[float, float] | None, title: str, number: str
-) -> Markup:
+def line_chart(curves: Mapping[str, BarrierCurve], panel: str, point: _Point | None, title: str, number: str) -> Markup:
     """Returns one panel of the path between two sources: accuracy or loss over t.
 
     Args:
@@ -59,21 +60,30 @@ def line_chart(
         title: What is shown, for readers who do not see it.
         number: Tells this chart from the others of the page.
     """
-    series = {name: list(zip(curve["t"], curve[panel] or (), strict=True)) for name, curve in curves.items()}
-    values = [value for pairs in series.values() for _, value in pairs] + ([point[1]] if point else [])
-    axis = _Axis.of([value for value in values if math.isfinite(value)], panel == "loss")
-    parts = [*axis.grid(), *_horizontal()]
-    for name, pairs in series.items():
-        seen = [(_x(t), axis.y(value)) for t, value in pairs if math.isfinite(value)]
-        path = " ".join(f"{'L' if place else 'M'}{x:.1f} {y:.1f}" for place, (x, y) in enumerate(seen))
-        parts.append(tag("path", class_=f"line {name}", d=path or None))
-        for (x, y), (t, value) in zip(seen, [pair for pair in pairs if math.isfinite(pair[1])], strict=True):
-            spot = tag("title", f"{name}, t = {t:.2f}: {value:.4g}")
-            parts.append(marker(name, x, y, spot))
-    if point and math.isfinite(point[1]):
-        parts.append(marker("fused", _x(point[0]), axis.y(point[1]), tag("title", f"fused model: {point[1]:.4g}")))
-    parts.append(tag("text", axis.label(panel), class_="axis", x="0", y="14"))
-    return _picture(parts, _HEIGHT, title, number)
+    series = {name: _finite(zip(curve["t"], curve[panel] or (), strict=True)) for name, curve in curves.items()}
+    fused = _finite([] if point is None else [point])
+    axis = _Axis.of([value for _, value in itertools.chain(*series.values(), fused)], panel == "loss")
+    elements = [*axis.grid(), *_horizontal()]
+    for name, points in series.items():
+        elements += _curve(name, points, axis)
+    for t, value in fused:
+        elements.append(marker("fused", _x(t), axis.y(value), tag("title", f"fused model: {value:.4g}")))
+    elements.append(tag("text", axis.label(panel), class_="axis", x="0", y="14"))
+    return _picture(elements, _HEIGHT, title, number)
+
+
+def _finite(points: Iterable[_Point]) -> list[_Point]:
+    return [(t, value) for t, value in points if math.isfinite(value)]
+
+
+def _curve(name: str, points: Sequence[_Point], axis: _Axis) -> list[Markup]:
+    """Returns the line through points, and a marker with its numbers at each."""
+    places = [(_x(t), axis.y(value)) for t, value in points]
+    line = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    elements = [tag("path", class_=f"line {name}", d=line if places else None)]
+    for (x, y), (t, value) in zip(places, points, strict=True):
+        elements.append(marker(name, x, y, tag("title", f"{name}, t = {t:.2f}: {value:.4g}")))
+    return elements
 
 
 def marker(kind: str, x: float, y: float, inner: Markup | None = None) -> Markup:
@@ -99,11 +109,20 @@ class _Axis:
 
     @classmethod
     def of(cls, values: Sequence[float], is_loss: bool) -> _Axis:
+        """Returns the axis on which finite values are seen best."""
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if is_loss and low > 0 and high / low > _LOG_RATIO:
-            first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-            step = max(1, (last - first) // 5)
-            return cls(float(first), float(last), [10.0**power for power in range(first, last + 1, step)], True)
+            return cls._logarithmic(low, high)
+        return cls._linear(low, high, is_loss)
+
+    @classmethod
+    def _logarithmic(cls, low: float, high: float) -> _Axis:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        step = max(1, (last - first) // 5)
+        return cls(float(first), float(last), [10.0**power for power in range(first, last + 1, step)], True)
+
+    @classmethod
+    def _linear(cls, low: float, high: float, is_loss: bool) -> _Axis:
         step = _step((high - low) or abs(high) * 0.1 or 1.0)
         # Losses start at zero; accuracies, which lie anywhere up to 100, are shown as near as they need.
         bottom = 0.0 if is_loss and low >= 0 else math.floor(low / step) * step
@@ -113,19 +132,24 @@ class _Axis:
         return cls(bottom, top, [bottom + step * place for place in range(round((top - bottom) / step) + 1)], False)
 
     def y(self, value: float) -> float:
+        """Returns how far below the top of the picture a value stands."""
         place = math.log10(value) if self.is_log else value
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (place - self.low) / (self.high - self.low))
 
     def grid(self) -> list[Markup]:
-        parts = []
+        """Returns a line and its number per tick."""
+        elements = []
         for tick in self.ticks:
             y = self.y(tick)
-            parts.append(tag("path", class_="grid", d=f"M{_LEFT:.1f} {y:.1f}H{_WIDTH - _RIGHT:.1f}"))
-            parts.append(tag("text", f"{tick:.4g}", x=f"{_LEFT - 8:.1f}", y=f"{y + 4:.1f}", text_anchor="end"))
-        return parts
+            elements.append(tag("path", class_="grid", d=f"M{_LEFT:.1f} {y:.1f}H{_WIDTH - _RIGHT:.1f}"))
+            elements.append(tag("text", f"{tick:.4g}", x=f"{_LEFT - 8:.1f}", y=f"{y + 4:.1f}", text_anchor="end"))
+        return elements
 
     def label(self, panel: str) -> str:
-        return "accuracy (%)" if panel == "accuracy" else "loss (logarithmic)" if self.is_log else "loss"
+        """Returns what the axis shows."""
+        if panel == "accuracy":
+            return "accuracy (%)"
+        return "loss (logarithmic)" if self.is_log else "loss"
 
 
 def _step(span: float) -> float:
@@ -140,18 +164,18 @@ def _x(t: float) -> float:
 
 
 def _horizontal() -> list[Markup]:
-    parts = []
+    elements = []
     for t, shown in ((0.0, "source 1"), (0.5, "t = 0.5"), (1.0, "source 2")):
         anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[t]
-        parts.append(tag("text", shown, x=f"{_x(t):.1f}", y=f"{_HEIGHT - _BOTTOM + 18:.1f}", text_anchor=anchor))
-    return parts
+        elements.append(tag("text", shown, x=f"{_x(t):.1f}", y=f"{_HEIGHT - _BOTTOM + 18:.1f}", text_anchor=anchor))
+    return elements
 
 
-def _picture(parts: Sequence[Markup], height: float, title: str, number: str) -> Markup:
+def _picture(elements: Sequence[Markup], height: float, title: str, number: str) -> Markup:
     return tag(
         "svg",
         tag("title", title, id=f"chart-{number}"),
-        join(*parts),
+        join(*elements),
         class_="chart",
         role="img",
         viewBox=f"0 0 {_WIDTH:.0f} {height:.0f}",

@@ -67,7 +67,7 @@ class Report:
         recipe_command: The command that repeats it from the recipe in the report's folder.
         device: The device that it ran on.
         versions: What it ran with, by name.
-        made: When the report was made.
+        made_at: When the report was made.
     """
 
     recipe: FusionRecipe
@@ -80,12 +80,20 @@ class Report:
     recipe_command: str
     device: str
     versions: dict[str, str]
-    made: str
+    made_at: str
 
     @property
     def is_exact(self) -> bool:
         """Whether every source was only reordered."""
         return all(self.result.alignment.is_function_preserving(number) for number in range(len(self.sources)))
+
+    @property
+    def symmetries(self) -> dict[str, list[str]]:
+        """The groups that have each symmetry that the fusion asked for, besides the order of neurons, by its name."""
+        return {name: self._groups_with(name) for name in self.result.alignment.symmetries}
+
+    def _groups_with(self, symmetry: str) -> list[str]:
+        return [group.report.name for group in self.groups if symmetry in group.symmetries]
 
     def as_json(self) -> dict[str, Any]:
         """Returns what ``report.json`` holds beyond the object of ``mergeot fuse --json``."""
@@ -93,6 +101,7 @@ class Report:
         return {
             "warnings": list(self.result.warnings),
             "notes": list(self.result.notes),
+            "symmetries": self.symmetries,
             "sources": [vars(file) for file in self.sources],
             "fused": {key: value for key, value in vars(self.fused).items() if key != "weight"},
             "scores": [{"name": name, **vars(score)} for name, score in [*own, *self.scores.rows]],

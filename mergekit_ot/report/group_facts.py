@@ -39,21 +39,33 @@ class GroupFacts:
     """A neuron group of the fused model.
 
     Attributes:
-        report: Name, size, cost, status.
+        report: Name, size, cost, status, and who coupled it.
         couplings: One per source; empty where the solver leaves every neuron in its place.
         facts: One per coupling.
         orders: Number of independent orders: one, or the members of a family.
+        symmetries: Names of the symmetries that the fusion asked for and that hold here, besides the order of neurons.
     """
 
     report: GroupReport
     couplings: tuple[Coupling | FamilyCoupling, ...]
     facts: tuple[CouplingFacts, ...]
     orders: int
+    symmetries: tuple[str, ...] = ()
 
     @property
     def is_permutation(self) -> bool:
         """Whether neurons of all sources are only reordered."""
         return all(fact.is_permutation for fact in self.facts)
+
+    @property
+    def negated(self) -> int:
+        """How many neurons arrive negated, of all sources."""
+        return sum(fact.negated for fact in self.facts)
+
+    @property
+    def alone(self) -> int:
+        """How many places have no partner, in all sources."""
+        return sum(fact.alone for fact in self.facts)
 
 
 def describe_groups(result: FusionResult) -> list[GroupFacts]:
@@ -66,8 +78,12 @@ def describe_groups(result: FusionResult) -> list[GroupFacts]:
         couplings = tuple(result.alignment.couplings.get(report.name, ()))
         facts = tuple(_facts(members_of(coupling)) for coupling in couplings)
         orders = max((len(members_of(coupling)) for coupling in couplings), default=1)
-        described.append(GroupFacts(report, couplings, facts, orders))
+        described.append(GroupFacts(report, couplings, facts, orders, _symmetries_of(report.name, result)))
     return described
+
+
+def _symmetries_of(group: str, result: FusionResult) -> tuple[str, ...]:
+    return tuple(name for name, places in result.alignment.symmetries.items() if group in places)
 
 
 def members_of(coupling: Coupling | FamilyCoupling) -> list[Coupling]:

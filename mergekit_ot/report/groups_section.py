@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from mergekit_ot.report.facts import Report
@@ -9,6 +10,7 @@ from mergekit_ot.report.group_facts import CouplingFacts, GroupFacts
 from mergekit_ot.report.markup import Markup, join, tag
 from mergekit_ot.report.rasters import coupling_picture
 from mergekit_ot.report.scores_section import number_text, scrolled
+from mergekit_ot.transport.problem import Status
 
 # Heading, class and content of a column.
 _Column = tuple[str, str | None, Callable[[GroupFacts], str]]
@@ -35,9 +37,19 @@ def groups_section(report: Report) -> Markup:
     if any(group.orders > 1 for group in report.groups):
         caption += " 2 × 8: two orders of 8 neurons each, such as one per head; what moved is counted within each."
     table = tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="groups")
-    return tag(
-        "section", head, tag("p", _summary(report)), scrolled(table, "Neuron groups"), _advice(report), id="groups"
-    )
+    summary = tag("p", f"{_summary(report)} {symmetry_sentence(report)}".rstrip())
+    return tag("section", head, summary, scrolled(table, "Neuron groups"), _advice(report), id="groups")
+
+
+def symmetry_sentence(report: Report) -> str:
+    """Returns for how many groups each symmetry was proven that the solver may use; empty where there is none."""
+    if not report.symmetries:
+        return ""
+    counts = [
+        f"{name} (proven for {len(groups) or 'none'} of {len(report.groups)} groups)"
+        for name, groups in report.symmetries.items()
+    ]
+    return f"Symmetries that the solver may use besides the order of neurons: {', '.join(counts)}."
 
 
 def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
@@ -50,42 +62,48 @@ def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
 
 def _summary(report: Report) -> str:
     neurons = sum(group.report.size * group.orders for group in report.groups)
-    facts = [fact for group in report.groups for fact in group.facts]
-    negated, alone = sum(fact.negated for fact in facts), sum(fact.alone for fact in facts)
+    negated, alone = sum(group.negated for group in report.groups), sum(group.alone for group in report.groups)
     soft = sum(not group.is_permutation for group in report.groups)
-    parts = [f"{len(report.groups)} groups with {neurons:,} neurons in the fused model"]
-    parts.append(f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations")
-    parts.append(f"{negated:,} neurons arrive negated" if negated else "no neuron negated")
-    parts.append(f"{alone:,} places kept apart without a partner" if alone else "none without a partner")
-    return "; ".join(parts) + "."
+    clauses = (
+        f"{len(report.groups)} groups with {neurons:,} neurons in the fused model",
+        f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations",
+        f"{negated:,} neurons arrive negated" if negated else "no neuron negated",
+        f"{alone:,} places kept apart without a partner" if alone else "none without a partner",
+    )
+    return "; ".join(clauses) + "."
 
 
 def _advice(report: Report) -> Markup | None:
-    ended = {g.report.status for g in report.groups if g.report.status.name != "CONVERGED"}
-    if not ended:
+    statuses = {group.report.status for group in report.groups} - {Status.CONVERGED}
+    if not statuses:
         return None
-    return join(*[tag("p", status.value, class_="soft") for status in sorted(ended, key=lambda one: one.name)])
+    return join(*[tag("p", status.value, class_="soft") for status in sorted(statuses, key=lambda status: status.name)])
 
 
 def _columns(report: Report) -> list[_Column]:
     """Returns heading, class and content of each column; one that says nothing in any row is left out."""
-    facts = [fact for group in report.groups for fact in group.facts]
-    columns: list[_Column] = [
+    groups, facts = report.groups, list(itertools.chain(*[group.facts for group in report.groups]))
+    always: list[_Column] = [
         ("group", None, lambda group: group.report.name),
         ("neurons", "number", _size),
         ("cost", "number", lambda group: number_text(group.report.cost)),
         ("status", None, lambda group: group.report.status.name.lower().replace("_", " ")),
+        ("coupled by", None, lambda group: group.report.solver),
         ("coupling", None, _kind),
     ]
-    if any(fact.moved is not None for fact in facts):
-        columns.append(("moved", "number", lambda group: _each(group, lambda fact: fact.moved)))
-    if any(fact.negated for fact in facts):
-        columns.append(("negated", "number", lambda group: _each(group, lambda fact: fact.negated)))
-    if any(fact.alone for fact in facts):
-        columns.append(("without partner", "number", lambda group: _each(group, lambda fact: fact.alone)))
-    if not all(fact.is_permutation for fact in facts):
-        columns.append(("partners each", "number", lambda group: _each(group, lambda fact: f"{fact.partners:.3g}")))
-    return columns
+    sometimes: list[tuple[bool, str, str | None, Callable[[GroupFacts], str]]] = [
+        (any(group.symmetries for group in groups), "symmetries", None, _symmetries),
+        (any(fact.moved is not None for fact in facts), "moved", "number", _each(lambda fact: fact.moved)),
+        (any(group.negated for group in groups), "negated", "number", _each(lambda fact: fact.negated)),
+        (any(group.alone for group in groups), "without partner", "number", _each(lambda fact: fact.alone)),
+        (
+            not all(group.is_permutation for group in groups),
+            "partners each",
+            "number",
+            _each(lambda fact: f"{fact.partners:.3g}"),
+        ),
+    ]
+    return always + [(name, kind, show) for says_something, name, kind, show in sometimes if says_something]
 
 
 def _size(group: GroupFacts) -> str:
@@ -103,9 +121,18 @@ def _kind(group: GroupFacts) -> str:
     return "transport plan"
 
 
-def _each(group: GroupFacts, what: Callable[[CouplingFacts], object]) -> str:
-    shown = ["–" if (value := what(fact)) is None else str(value) for fact in group.facts]
-    return ", ".join(shown) or "–"
+def _symmetries(group: GroupFacts) -> str:
+    return ", ".join(group.symmetries) or "–"
+
+
+def _each(what: Callable[[CouplingFacts], object]) -> Callable[[GroupFacts], str]:
+    """Returns what shows a fact of every source, in order."""
+
+    def shown(group: GroupFacts) -> str:
+        values = [what(fact) for fact in group.facts]
+        return ", ".join(["–" if value is None else str(value) for value in values]) or "–"
+
+    return shown
 
 
 def couplings_section(report: Report) -> Markup | None:
@@ -115,6 +142,22 @@ def couplings_section(report: Report) -> Markup | None:
         return None
     pictures = sum(len(group.couplings) for group in groups)
     cells = next((size for size, many in zip(_CELLS, _MANY, strict=False) if pictures <= many), _CELLS[-1])
+    figures = _figures(groups, cells)
+    left = len(groups) - len(figures)
+    count = "1 more group is" if left == 1 else f"{left} more groups are"
+    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
+    return tag(
+        "section",
+        tag("h2", "Couplings"),
+        tag("p", _legend(groups, cells), class_="soft"),
+        tag("div", *figures, class_="couplings"),
+        more,
+        id="couplings",
+    )
+
+
+def _figures(groups: Sequence[GroupFacts], cells: int) -> list[Markup]:
+    """Returns the pictures of the first groups: as many as there is room for."""
     figures: list[Markup] = []
     used = 0
     for group in groups:
@@ -123,25 +166,19 @@ def couplings_section(report: Report) -> Markup | None:
         if used > _ROOM:
             break
         figures.append(figure)
-    left = len(groups) - len(figures)
-    axes = (
+    return figures
+
+
+def _legend(groups: Sequence[GroupFacts], cells: int) -> str:
+    words = (
         "Rows are neurons of the fused group, from the top; columns are neurons of the source, from the left. A point "
         "is a pair that is coupled, the darker the more; on the diagonal a neuron stays in its place."
     )
-    if any(fact.negated for group in groups for fact in group.facts):
-        axes += " Orange: arrives negated."
+    if any(group.negated for group in groups):
+        words += " Orange: arrives negated."
     if any(_most_neurons(group) > cells for group in groups):
-        axes += f" In groups of more than {cells} neurons several share a point."
-    count = "1 more group is" if left == 1 else f"{left} more groups are"
-    more = tag("p", f"{count} not drawn, to keep the page small.") if left else None
-    return tag(
-        "section",
-        tag("h2", "Couplings"),
-        tag("p", axes, class_="soft"),
-        tag("div", *figures, class_="couplings"),
-        more,
-        id="couplings",
-    )
+        words += f" In groups of more than {cells} neurons several share a point."
+    return words
 
 
 def _most_neurons(group: GroupFacts) -> int:

@@ -21,9 +21,9 @@ def escape(value: object) -> Markup:
     return Markup(html.escape(readable, quote=True))
 
 
-def join(*parts: object) -> Markup:
-    """Returns parts after each other; None is left out."""
-    return Markup("".join(escape(part) for part in parts if part is not None))
+def join(*children: object) -> Markup:
+    """Returns text, which is escaped, and markup after each other; None is left out."""
+    return Markup("".join(escape(child) for child in children if child is not None))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:

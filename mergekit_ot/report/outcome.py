@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.transport.problem import Status
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ def group_rows(result: FusionResult) -> list[dict[str, Any]]:
     ]
 
 
-def status_word(status: object) -> str:
+def status_word(status: Status) -> str:
     """Returns a solver's status as one word."""
-    return str(getattr(status, "name", status)).lower()
+    return status.name.lower()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from mergekit_ot.fusion.options import option_fields
+from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.facts import FileFacts, Report
 from mergekit_ot.report.groups_section import couplings_section, groups_section
 from mergekit_ot.report.markup import Markup, join, tag
@@ -61,7 +65,7 @@ def report_page(report: Report) -> str:
         "body",
         tag(
             "header",
-            tag("p", f"Fusion report · {report.made}", class_="kind"),
+            tag("p", f"Fusion report · {report.made_at}", class_="kind"),
             tag("h1", title),
             tag("p", verdict(report), class_="verdict"),
             tag("nav", tag("ul", *links), aria_label="Sections"),
@@ -108,40 +112,54 @@ def _bytes(size: int) -> str:
 
 def warnings_section(report: Report) -> Markup:
     """Returns the section with the warnings of the fusion."""
-    found = report.result.warnings
-    content = tag("ul", *[tag("li", text) for text in found], class_="warnings") if found else tag("p", "None.")
+    warnings = report.result.warnings
+    content = tag("ul", *[tag("li", text) for text in warnings], class_="warnings") if warnings else tag("p", "None.")
     return tag("section", tag("h2", "Warnings"), content, id="warnings")
 
 
 def method_section(report: Report) -> Markup:
     """Returns the section with every setting, the check of the aligned sources and the times."""
-    recipe, result = report.recipe, report.result
-    options = ", ".join(f"{key}={value}" for key, value in recipe.solver_options.items())
-    target = f"sizes of source {recipe.target + 1}" if isinstance(recipe.target, int) else recipe.target
-    shape = "the checkpoint's or the data's" if recipe.input_shape is None else ",".join(map(str, recipe.input_shape))
-    calibration = "none"
-    if recipe.data is not None:
-        calibration = f"{recipe.data} (for calibration at most {recipe.calibration_size:,} inputs, without targets)"
-    pairs: list[tuple[str, object]] = [
-        ("solver", recipe.solver),
-        ("solver options", options or "its defaults"),
-        ("measure", recipe.measure or "the solver's own"),
-        ("model weights", ", ".join(f"{weight:.6g}" for weight in recipe.weights)),
-        ("target", target),
-        ("data", calibration),
-        ("repair", recipe.repair),
-        ("refinement", "yes" if recipe.refine else "no"),
-        ("restarts", recipe.restarts),
-        ("input shape", shape),
-        ("front end", recipe.front_end),
-        ("device", report.device),
-        ("seed", recipe.seed),
-        ("aligned sources", exactness(report)),
-    ]
+    result = report.result
+    pairs = [*_settings(report), ("aligned sources", exactness(report))]
     pairs += [(f"objective, {when}", f"{value:.6g}") for when, value in result.objectives.items()]
     pairs += [("what the repair did", text) for text in result.notes]
     pairs.append(("time", _times(report)))
     return tag("section", tag("h2", "Method"), definitions(pairs), id="method")
+
+
+def _settings(report: Report) -> list[tuple[str, object]]:
+    """Returns every choice under its name; one that has no words here is shown where it is not the default."""
+    recipe = report.recipe
+    options = ", ".join(f"{key}={value}" for key, value in recipe.solver_options.items())
+    shape = "the checkpoint's or the data's" if recipe.input_shape is None else ",".join(map(str, recipe.input_shape))
+    calibration = "none"
+    if recipe.data is not None:
+        calibration = f"{recipe.data} (for calibration at most {recipe.calibration_size:,} inputs, without targets)"
+    chosen: dict[str, object] = {
+        "solver": recipe.solver,
+        "solver_options": options or "its defaults",
+        "measure": recipe.measure or "the solver's own",
+        "model_weights": ", ".join(f"{weight:.6g}" for weight in recipe.weights),
+        "target": f"sizes of source {recipe.target + 1}" if isinstance(recipe.target, int) else recipe.target,
+        "data": calibration,
+        "repair": recipe.repair,
+        "refine": "yes" if recipe.refine else "no",
+        "restarts": recipe.restarts,
+        "input_shape": shape,
+        "front_end": recipe.front_end,
+        "device": report.device,
+        "seed": recipe.seed,
+    }
+    names = {"refine": "refinement"}
+    shown = {**chosen, **_unusual(recipe, {*chosen, "calibration_size"})}
+    return [(names.get(name, name.replace("_", " ")), value) for name, value in shown.items()]
+
+
+def _unusual(recipe: FusionRecipe, shown: Collection[str]) -> dict[str, object]:
+    """Returns the options that are not the default, but for those that are shown anyhow."""
+    fields = [field for field in option_fields("fuse") if field.name not in shown]
+    values = {field.name: getattr(recipe, field.name) for field in fields}
+    return {field.name: values[field.name] for field in fields if values[field.name] != field.default}
 
 
 def _times(report: Report) -> str:
@@ -173,10 +191,10 @@ def plan_section(report: Report) -> Markup | None:
 
 def repeat_section(report: Report) -> Markup:
     """Returns the section with the commands that repeat the fusion."""
-    parts: list[Markup] = []
+    commands: list[Markup] = []
     if report.command is not None:
-        parts += [tag("h3", "By flags"), tag("pre", tag("code", report.command))]
-    parts += [tag("h3", "By the recipe beside this page"), tag("pre", tag("code", report.recipe_command))]
+        commands += [tag("h3", "By flags"), tag("pre", tag("code", report.command))]
+    commands += [tag("h3", "By the recipe beside this page"), tag("pre", tag("code", report.recipe_command))]
     note = (
         "To be run in the folder where it was run first: names of files are as they were typed. With the same versions "
         "on the same kind of machine the fused tensors come out the same to the last bit."
@@ -185,7 +203,7 @@ def repeat_section(report: Report) -> Markup:
     return tag(
         "section",
         tag("h2", "Repeat it"),
-        *parts,
+        *commands,
         tag("p", note, class_="soft"),
         tag("h3", "Ran with"),
         shown,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import struct
 import zlib
 from collections.abc import Mapping
@@ -48,8 +49,8 @@ def signed_matrix(coupling: Coupling | FamilyCoupling) -> Float[Tensor, "m n"]:
     if isinstance(coupling, Coupling):
         return coupling.average_map(is_signed=True).detach().float().cpu()
     members = {pairs: signed_matrix(member) for pairs, member in coupling.members.items()}
-    rows = _offsets({tuple(target for target, _ in pairs): matrix.shape[0] for pairs, matrix in members.items()})
-    columns = _offsets({tuple(source for _, source in pairs): matrix.shape[1] for pairs, matrix in members.items()})
+    rows = _offsets({_side(pairs, 0): matrix.shape[0] for pairs, matrix in members.items()})
+    columns = _offsets({_side(pairs, 1): matrix.shape[1] for pairs, matrix in members.items()})
     whole = torch.zeros(rows[()], columns[()])
     for pairs, matrix in members.items():
         top, left = (offsets[_side(pairs, side)] for side, offsets in ((0, rows), (1, columns)))
@@ -63,11 +64,11 @@ def _side(pairs: Pairs, side: int) -> tuple[int, ...]:
 
 def _offsets(sizes: Mapping[tuple[int, ...], int]) -> dict[tuple[int, ...], int]:
     """Returns where each member begins, and under the empty key where the last one ends."""
-    found, place = {}, 0
+    offsets, place = {}, 0
     for key in sorted(sizes):
-        found[key] = place
+        offsets[key] = place
         place += sizes[key]
-    return {**found, (): place}
+    return {**offsets, (): place}
 
 
 def _downsampled(matrix: Float[Tensor, "m n"], cells: int) -> Float[Tensor, "height width"]:
@@ -89,14 +90,14 @@ def _png(level: Float[Tensor, "height width"]) -> bytes:
     opacity = [round(255 * (_FAINTEST + (1 - _FAINTEST) * step / _LEVELS)) for step in range(1, _LEVELS + 1)]
     # Each row begins with the number of its filter: 0, none.
     rows = torch.nn.functional.pad(level.to(torch.uint8), (1, 0)).numpy().tobytes()
-    parts = (
+    chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes(value for colour in colours for value in colour)),
+        (b"PLTE", bytes(itertools.chain(*colours))),
         (b"tRNS", bytes([0, *opacity, *opacity])),
         (b"IDAT", zlib.compress(rows, 9)),
         (b"IEND", b""),
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Mapping
@@ -22,18 +23,13 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
         recipe: The fusion.
         device: The device that it ran on: what ``auto`` was.
     """
-    options = {key: _written(value) for key, value in recipe.solver_options.items()}
-    if any(not _is_same(parse_value(options[key]), value) for key, value in recipe.solver_options.items()):
+    if not all(map(_is_said_by_flags, recipe.solver_options.values())):
         return None
-    shape = recipe.input_shape
-    flags = ["--output", recipe.output]
-    for spec in recipe.arch:
-        flags += ["--arch", spec]
-    flags += [] if shape is None else ["--input-shape", ",".join(map(str, shape))]
-    flags += ["--target", str(recipe.target)]
-    flags += [] if recipe.data is None else ["--data", recipe.data]
-    for field in option_fields("fuse"):
-        flags += _flags_of(field.name, device if field.name == "device" else getattr(recipe, field.name))
+    options = {field.name: getattr(recipe, field.name) for field in option_fields("fuse")}
+    options["device"] = device
+    flags = _flags_of_places(recipe)
+    for name, value in options.items():
+        flags += _flags_of(name, value)
     flags += [] if recipe.report is None else ["--report", recipe.report]
     models = list(recipe.models)
     # A name that looks like a flag has to stand behind everything that is one.
@@ -41,11 +37,21 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
     return _shown(["mergeot", "fuse", *ordered])
 
 
+def _flags_of_places(recipe: FusionRecipe) -> list[str]:
+    """Returns the flags of what a fusion reads and writes, but for the models and the report."""
+    flags = ["--output", recipe.output]
+    for spec in recipe.arch:
+        flags += ["--arch", spec]
+    if recipe.input_shape is not None:
+        flags += ["--input-shape", ",".join(map(str, recipe.input_shape))]
+    flags += ["--target", str(recipe.target)]
+    return flags if recipe.data is None else [*flags, "--data", recipe.data]
+
+
 def _flags_of(name: str, value: object) -> list[str]:
     """Returns what says the value of an option on the command line; nothing where it is off."""
     if isinstance(value, Mapping):
-        pairs = [f"{key}={_written(each)}" for key, each in value.items()]
-        return [word for pair in pairs for word in ("--solver-option", pair)]
+        return list(itertools.chain(*[("--solver-option", f"{key}={_written(each)}") for key, each in value.items()]))
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag] if value else []
@@ -68,8 +74,12 @@ def _shown(command: list[str]) -> str:
 def _written(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(_written, value))
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool | None) else repr(value)
+    if isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool | None) else repr(value)
 
 
-def _is_same(one: object, other: object) -> bool:
-    return type(one) is type(other) and one == other
+def _is_said_by_flags(value: object) -> bool:
+    """Whether the value of a solver's option is read back from the command line as it is."""
+    read_back = parse_value(_written(value))
+    return type(read_back) is type(value) and read_back == value

@@ -228,8 +228,8 @@ def naive_average(states: Sequence[State], model_weights: Sequence[float]) -> di
     averaged = {}
     for name, value in states[0].items():
         if value.is_floating_point():
-            parts = [weight * state[name].double() for weight, state in zip(model_weights, states, strict=True)]
-            averaged[name] = torch.stack(parts).sum(0).to(value.dtype)
+            weighted = [weight * state[name].double() for weight, state in zip(model_weights, states, strict=True)]
+            averaged[name] = torch.stack(weighted).sum(0).to(value.dtype)
         else:
             averaged[name] = value.clone()
     return averaged
@@ -245,7 +245,7 @@ def shape_difference(states: Sequence[State], last: str = "") -> str:
     for number, state in enumerate(states[1:], start=2):
         who = last if last and number == len(states) else f"source {number}"
         for name in [*states[0], *state]:
-            shapes = [_shape(one.get(name)) for one in (states[0], state)]
+            shapes = _shape(states[0].get(name)), _shape(state.get(name))
             if shapes[0] != shapes[1]:
                 return f"'{name}' is {shapes[0]} in source 1 and {shapes[1]} in {who}"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mergekit_ot.report.charts import bar_chart, line_chart, sample
 from mergekit_ot.report.facts import Report, accuracy_gap
@@ -60,57 +61,71 @@ def exactness(report: Report) -> str:
 def scores_section(report: Report) -> Markup:
     """Returns the section with a row and a bar per model."""
     scores = report.scores
+    head = tag("h2", "Scores")
     if scores.fused is None:
-        return tag("section", tag("h2", "Scores"), tag("p", scores.missing), id="scores")
-    own = [(f"source {n}: {file.short}", "source", s) for n, (file, s) in enumerate(_own(report), 1)]
-    other = [(name, name.partition(" ")[0], score) for name, score in scores.rows]
+        return tag("section", head, tag("p", scores.missing), id="scores")
+    models = _scored_models(report)
     is_classes = scores.fused.accuracy is not None
-    heads = ["model", "loss", *(["accuracy", "vs mean"] if is_classes else [])]
-    rows = [_row(name, kind, score, scores.mean, is_classes) for name, kind, score in [*own, *other]]
-    titles = [tag("th", head, scope="col", class_="number" if place else None) for place, head in enumerate(heads)]
-    table = tag(
-        "table",
-        tag("caption", f"Measured on {scores.fused.count:,} targets of {scores.data}."),
-        tag("thead", tag("tr", *titles)),
-        tag("tbody", *rows),
-    )
-    shown = [(name, kind, score) for name, kind, score in [*own, *other] if kind != "mean"]
-    bars = [
-        (short, score.loss, number_text(score.loss))
-        if score.accuracy is None
-        else (short, 100 - score.accuracy, f"{100 - score.accuracy:.2f} %")
-        for short, score in ((name.partition(":")[0], score) for name, _, score in shown)
-    ]
-    measure = "Error (100 % − accuracy)" if is_classes else "Loss"
-    title = f"{measure} of {', '.join(f'{name}: {text}' for name, _, text in bars)}"
-    chart = tag(
-        "figure",
-        tag("figcaption", f"{measure}; shorter is better."),
-        bar_chart(bars, [kind for _, kind, _ in shown], title, "scores"),
-    )
+    caption = f"Measured on {scores.fused.count:,} targets of {scores.data}."
+    table = _score_table(models, scores.mean, caption, is_classes)
+    chart = _score_chart([model for model in models if model.kind != "mean"], is_classes)
     note = (
         "Test part of the data, where it has parts. These targets were read for this report only, never by the fusion. "
         "The mean of the sources and the ensemble (the mean of their probabilities) use the model weights; 'vs mean' "
         "is the accuracy less that mean, in percent points."
     )
     why = tag("p", scores.naive_missing) if scores.naive_missing and len(report.sources) > 1 else None
-    tables = tag("div", scrolled(table, "Scores"), chart, class_="beside")
-    return tag("section", tag("h2", "Scores"), tables, why, tag("p", note, class_="soft"), id="scores")
+    shown = tag("div", scrolled(table, "Scores"), chart, class_="beside")
+    return tag("section", head, shown, why, tag("p", note, class_="soft"), id="scores")
 
 
-def _own(report: Report):
-    return zip(report.sources, report.scores.sources, strict=True)
+class _Scored(NamedTuple):
+    """A row of the scores: its name, its class in the style sheet, and what was measured."""
+
+    name: str
+    kind: str
+    score: Evaluation
+
+    @property
+    def bar(self) -> tuple[str, float, str]:
+        """Name, length and value of its bar: errors, or the loss where there are no classes."""
+        name, accuracy = self.name.partition(":")[0], self.score.accuracy
+        if accuracy is None:
+            return name, self.score.loss, number_text(self.score.loss)
+        return name, 100 - accuracy, f"{100 - accuracy:.2f} %"
 
 
-def _row(name: str, kind: str, score: Evaluation, mean: Evaluation | None, is_classes: bool) -> Markup:
-    cells = [tag("th", name, scope="row"), tag("td", number_text(score.loss), class_="number")]
+def _scored_models(report: Report) -> list[_Scored]:
+    pairs = zip(report.sources, report.scores.sources, strict=True)
+    sources = [_Scored(f"source {n}: {file.short}", "source", score) for n, (file, score) in enumerate(pairs, start=1)]
+    return sources + [_Scored(name, name.partition(" ")[0], score) for name, score in report.scores.rows]
+
+
+def _score_table(models: Sequence[_Scored], mean: Evaluation | None, caption: str, is_classes: bool) -> Markup:
+    heads = ["model", "loss", *(["accuracy", "vs mean"] if is_classes else [])]
+    titles = [tag("th", head, scope="col", class_="number" if place else None) for place, head in enumerate(heads)]
+    rows = [_row(model, mean, is_classes) for model in models]
+    return tag("table", tag("caption", caption), tag("thead", tag("tr", *titles)), tag("tbody", *rows))
+
+
+def _row(model: _Scored, mean: Evaluation | None, is_classes: bool) -> Markup:
+    score = model.score
+    cells = [tag("th", model.name, scope="row"), tag("td", number_text(score.loss), class_="number")]
     if is_classes:
-        gap = None if mean is None or kind == "mean" else accuracy_gap(score, mean)
+        gap = None if mean is None or model.kind == "mean" else accuracy_gap(score, mean)
         cells += [
             tag("td", percent(score.accuracy), class_="number"),
             tag("td", "" if gap is None else f"{gap:+.2f}".replace("-", "−"), class_="number"),
         ]
-    return tag("tr", *cells, class_=kind)
+    return tag("tr", *cells, class_=model.kind)
+
+
+def _score_chart(models: Sequence[_Scored], is_classes: bool) -> Markup:
+    measure = "Error (100 % − accuracy)" if is_classes else "Loss"
+    bars = [model.bar for model in models]
+    title = f"{measure} of {', '.join(f'{name}: {text}' for name, _, text in bars)}"
+    chart = bar_chart(bars, [model.kind for model in models], title, "scores")
+    return tag("figure", tag("figcaption", f"{measure}; shorter is better."), chart)
 
 
 def path_section(report: Report) -> Markup | None:

@@ -11,6 +11,8 @@ from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.facts import Report, collect_report
+from mergekit_ot.report.groups_section import symmetry_sentence
+from mergekit_ot.report.outcome import status_word
 from mergekit_ot.report.page import report_page
 from mergekit_ot.report.repeating import RECIPE_FILE
 from mergekit_ot.report.scores import NO_DATA, Scores, score_fusion
@@ -79,21 +81,37 @@ def report_summary(report: Report) -> str:
         f"{report.result.seconds:.2f} s. Largest error of the aligned sources: "
         f"{number_text(report.result.aligned_sources_max_error)}."
     )
-    own = list(zip([file.name for file in report.sources], report.scores.sources, strict=False))
-    if own:
-        lines += ["", "| model | loss | accuracy |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
-            for name, score in [*own, *report.scores.rows]
-        ]
-    lines += ["", "| neuron group | neurons | cost | status |", "|---|---|---|---|"]
-    lines += [
-        f"| {group.name} | {group.size} | {number_text(group.cost)} | {group.status.name.lower()} |"
-        for group in (facts.report for facts in report.groups)
-    ]
+    lines += [*_score_lines(report), *_group_lines(report)]
     lines += ["", *[f"- {text}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)]]
     repeated = [command for command in (report.command, report.recipe_command) if command is not None]
     lines += ["", "Repeat it:", "", *[f"    {command}" for command in repeated]]
     text = "\n".join(lines).rstrip() + "\n"
     # A file name need not be valid text.
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _score_lines(report: Report) -> list[str]:
+    own = list(zip([file.name for file in report.sources], report.scores.sources, strict=False))
+    if not own:
+        return []
+    rows = [
+        f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
+        for name, score in [*own, *report.scores.rows]
+    ]
+    return ["", "| model | loss | accuracy |", "|---|---|---|", *rows]
+
+
+def _group_lines(report: Report) -> list[str]:
+    heads = ["neuron group", "neurons", "cost", "status", "coupled by"]
+    has_symmetries = any(group.symmetries for group in report.groups)
+    if has_symmetries:
+        heads.append("symmetries")
+    rows = []
+    for facts in report.groups:
+        group = facts.report
+        cells = [group.name, str(group.size), number_text(group.cost), status_word(group.status), group.solver]
+        if has_symmetries:
+            cells.append(", ".join(facts.symmetries) or "–")
+        rows.append(f"| {' | '.join(cells)} |")
+    sentence = symmetry_sentence(report)
+    return ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows, *(["", sentence] if sentence else [])]

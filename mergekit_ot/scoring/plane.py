@@ -173,8 +173,6 @@ def plane(
     points: int = 21,
     margin: float = 0.25,
     device: str = "cpu",
-    *,
-    progress: Progress | None = None,
 ) -> LossPlane:
     """Evaluates loss and accuracy on the plane through A, B and aligned B.
 
@@ -191,7 +189,6 @@ def plane(
         points: Points of the grid per side.
         margin: What is added on each side of the three models, as a fraction of their extent.
         device: ``cpu``, ``cuda`` or ``auto``.
-        progress: Called with (points done, points in all, what is done).
 
     Raises:
         DataError: Fewer than two points per side, a negative margin, no plane through the three, or unusable data.
@@ -207,6 +204,45 @@ def plane(
     """
     check_grid(points, margin)
     frame = plane_frame(model, state_a, state_b, aligned_b)
+    return score_plane(frame, model, data, points, margin, device)
+
+
+def score_plane(
+    frame: PlaneFrame,
+    model: nn.Module,
+    data: Data,
+    points: int = 21,
+    margin: float = 0.25,
+    device: str = "cpu",
+    *,
+    progress: Progress | None = None,
+) -> LossPlane:
+    """Evaluates loss and accuracy on a plane that was laid through three models: see `plane`.
+
+    Args:
+        frame: The plane, of `plane_frame`.
+        model: A module of the architecture; its own weights are neither used nor changed.
+        data: (inputs, targets) batches that can be read more than once, or a callable that returns them.
+        points: Points of the grid per side.
+        margin: What is added on each side of the three models, as a fraction of their extent.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        progress: Called with (points done, points in all, what is done).
+
+    Raises:
+        DataError: Fewer than two points per side, a negative margin, or unusable data.
+        ArchitectureError: The model cannot take the inputs.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(1, 2, bias=False)
+        >>> a, b, aligned = ({"weight": torch.tensor([[p], [q]])} for p, q in ((0.0, 0.0), (3.0, 0.0), (1.0, 2.0)))
+        >>> frame, done = plane_frame(net, a, b, aligned), []
+        >>> data = [(torch.ones(1, 1), torch.tensor([0]))]
+        >>> scored = score_plane(frame, net, data, 3, 0.0, progress=lambda *seen: done.append(seen))
+        >>> scored["x"], done[-1]
+        ([0.0, 1.5, 3.0], (13, 13, 'points on the plane'))
+    """
+    check_grid(points, margin)
     across = _axis(min(0.0, frame.across), max(frame.distance, frame.across), points, margin)
     up = _axis(0.0, frame.up, points, margin)
     grid = torch.cartesian_prod(up, across).flip(1)  # [points * points, 2], row by row
