@@ -79,6 +79,8 @@ _HOMES = {
     "evaluate": "mergekit_ot.scoring.evaluation",
     "barrier": "mergekit_ot.scoring.path",
     "plane": "mergekit_ot.scoring.plane",
+    "plane_frame": "mergekit_ot.scoring.plane",
+    "score_plane": "mergekit_ot.scoring.plane",
     "plot_barrier": "mergekit_ot.pictures.curves",
     "plot_plane": "mergekit_ot.pictures.plane",
     "Architecture": "mergekit_ot.sources.specs",
@@ -185,7 +187,7 @@ if TYPE_CHECKING:
     from mergekit_ot.pictures.plane import plot_plane
     from mergekit_ot.scoring.evaluation import evaluate
     from mergekit_ot.scoring.path import barrier
-    from mergekit_ot.scoring.plane import plane
+    from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.record import Checkpoint
