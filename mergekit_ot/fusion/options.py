@@ -96,7 +96,7 @@ class FusionOptions:
         None, "Stop a trace that takes longer. Default: 300.", "SECONDS", ("fuse", "align", "check", "inspect")
     )
     trace_operations: Annotated[int, Gt(0)] | None = choice(
-        None, "Stop a trace of more operations than that. Default: 100000.", "N"
+        None, "Stop a trace of more operations than that. Default: 100000.", "N", ("fuse", "align", "check", "inspect")
     )
     executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
 

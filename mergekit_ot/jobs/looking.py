@@ -38,6 +38,7 @@ class Subject:
         data: Data SPEC, whose first batch gives the inputs.
         front_end: What captures the module; None for the default.
         trace_seconds: Seconds after which tracing is stopped; None for the default.
+        trace_operations: Calls into torch after which it is stopped; None for the default.
     """
 
     path: str
@@ -46,11 +47,13 @@ class Subject:
     data: str | None = None
     front_end: str | None = None
     trace_seconds: float | None = None
+    trace_operations: int | None = None
 
     @property
     def tracing(self) -> dict[str, Any]:
         """The keywords of `trace_model` and `check_model` that say how."""
-        options = FusionOptions(front_end=self.front_end or AUTO, trace_seconds=self.trace_seconds)
+        limits = {"trace_seconds": self.trace_seconds, "trace_operations": self.trace_operations}
+        options = FusionOptions(front_end=self.front_end or AUTO, **limits)
         return {"front_end": options.front_end, "limits": trace_limits(options)}
 
     def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:

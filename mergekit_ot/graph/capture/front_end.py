@@ -68,15 +68,13 @@ class TraceBudget:
         seconds = time.monotonic() - self._start
         if self.operations <= self.limits.operations and seconds <= self.limits.seconds:
             return
-        limit = (
-            f"{self.limits.operations} operations"
-            if self.operations > self.limits.operations
-            else f"{self.limits.seconds:g} s"
-        )
+        is_large = self.operations > self.limits.operations
+        limit = f"{self.limits.operations} operations" if is_large else f"{self.limits.seconds:g} s"
+        flag = "--trace-operations" if is_large else "--trace-seconds"
         raise TraceLimitError(
             f"Tracing '{self.name}' was stopped at the limit of {limit} ({what}; {self.operations} operations in "
             f"{seconds:.0f} s). Loops in forward are unrolled, one operation per step: trace at a smaller input "
-            "(--input-shape, or example_inputs), or raise the limit (--trace-seconds, or limits=TraceLimits(…))."
+            f"(--input-shape, or example_inputs), or raise the limit ({flag}, or limits=TraceLimits(…))."
         )
 
     @contextlib.contextmanager
