@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import AlignedModels, repair_context
+from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
@@ -51,7 +51,7 @@ def run_fusion(
         groups=tuple(run.reports.values()),
         aligned_sources_max_error=error,
         plan=run.plan,
-        solver=setup.solver.name,
+        solver=setup.methods.solver.name,
         options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings(error)),
@@ -66,17 +66,16 @@ class FusionRun:
     """The state of one fusion while its plan is run."""
 
     def __init__(self, setup: FusionSetup, progress: Progress | None = None, writer: StoreWriter | None = None) -> None:
-        self.setup = setup
-        self.progress = progress
-        graph = setup.target_graph
+        self.setup, self.methods, self.progress = setup, setup.methods, progress
+        graph, solver = setup.target_graph, setup.methods.solver
         sizes = {key: {g.groups[key].size for g in (*setup.graphs, graph)} for key in graph.groups}
         self.groups = frozenset(k for k, g in graph.groups.items() if g.pin is None and sizes[k] != {1})
-        self.plan = build_plan(graph, self.groups, setup.solver.max_sweeps, setup.solver.start)
-        self.alignment = Alignment(setup.graphs, graph, scaling=setup.solver.scaling)
+        self.plan = build_plan(graph, self.groups, solver.max_sweeps, solver.start)
+        self.alignment = Alignment(setup.graphs, graph, scaling=solver.scaling)
         self.tensors = SourceTensors(setup.sources, setup.device)
         self.writer = writer
         # A repair needs the whole mean before anything is written.
-        self.mean = MemoryWriter() if writer is None or setup.repair is not None else writer
+        self.mean = MemoryWriter() if writer is None or self.methods.repair is not None else writer
         self.completed: set[str] = set()
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
@@ -89,40 +88,30 @@ class FusionRun:
         setup = self.setup
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self.start = self.alignment
-        if setup.measure.needs_data:
+        if self.methods.measure.needs_data:
             self.grams = ResponseGrams(
                 setup.graphs, [dict(source.state) for source in setup.sources], sorted(self.groups)
             )
             for inputs in setup.batches:
                 self.grams.add(inputs)
         self._align()
-        if setup.refinement is not None:
-            self._refine(setup.refinement)
+        if self.methods.refinement is not None:
+            self._refine(self.methods.refinement)
         self._complete([name for name in setup.target_graph.layouts if name not in self.completed], self.alignment)
         self._finish_state()
-        if setup.repair is not None:
-            aligned = tuple(
-                aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)
-            )
-            models = AlignedModels(setup.target, setup.sources, self.alignment)
-            context = repair_context(
-                models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
-            )
-            self.fused = dict(setup.repair.repair(context))
-            if self.writer is not None:
-                write_all(self.fused, self.writer)
-                self.fused = FittedStore(self.writer.reopened(), self.fused)
+        if self.methods.repair is not None:
+            self._mend(self.methods.repair)
 
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
         options = self.setup.options
-        is_single = self.plan.max_sweeps <= 1 and options.restarts == 1 and self.setup.refinement is None
+        is_single = self.plan.max_sweeps <= 1 and options.restarts == 1 and self.methods.refinement is None
         step_done = self._completing if is_single else self._observed
         material = Material(self.tensors, self.grams)
         least = float("inf")
         for restart in range(options.restarts):
             run = AlignmentRun(
-                self.setup, self.setup.solver, self.plan, material, self.start, options.seed + restart, step_done
+                self.setup, self.methods.solver, self.plan, material, self.start, options.seed + restart, step_done
             )
             alignment = run.run()
             objective = self._objective(alignment) if options.restarts > 1 else None
@@ -155,7 +144,7 @@ class FusionRun:
             self.objectives["after refinement"] = before
 
     def _objective(self, alignment: Alignment) -> float | None:
-        weight = self.setup.solver.structure_weight
+        weight = self.methods.solver.structure_weight
         return alignment_objective(self.tensors, alignment, self.setup.model_weights, weight)
 
     def _completing(self, step: Step, report: StepReport, alignment: Alignment) -> None:
@@ -199,6 +188,19 @@ class FusionRun:
         written = FittedStore(self.mean.reopened(), expected)
         self.fused = dict(written) if isinstance(self.mean, MemoryWriter) else written
 
+    def _mend(self, repair: AbstractRepair) -> None:
+        """Repairs the mean, and writes what comes of it."""
+        setup = self.setup
+        aligned = [aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)]
+        models = AlignedModels(setup.target, setup.sources, self.alignment)
+        context = repair_context(
+            models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
+        )
+        self.fused = dict(repair.repair(context))
+        if self.writer is not None:
+            write_all(self.fused, self.writer)
+            self.fused = FittedStore(self.writer.reopened(), self.fused)
+
     def function_error(self) -> float:
         """Returns the largest relative difference between a source's outputs and its aligned copy's."""
         worst = 0.0
@@ -225,7 +227,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if setup.target_graph.buffers and setup.repair is None and setup.solver.max_sweeps > 0:
+        if setup.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

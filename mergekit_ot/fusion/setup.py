@@ -40,6 +40,27 @@ class FusionInputs:
 
 
 @dataclass(frozen=True)
+class FusionMethods:
+    """How a fusion goes: everything that a plugin may bring, built.
+
+    Attributes:
+        solver: What couples neurons.
+        measure: What they are seen by.
+        executor: What runs the steps.
+        repair: What is done after the couplings, or None.
+        refinement: The solver that sweeps on from the couplings found, or None.
+        symmetries: What may be done to neurons; those that a solver asks for are looked for.
+    """
+
+    solver: AbstractBarycenterSolver
+    measure: AbstractNodeMeasure
+    executor: AbstractExecutor
+    repair: AbstractRepair | None = None
+    refinement: AbstractBarycenterSolver | None = None
+    symmetries: tuple[AbstractSymmetry, ...] = ()
+
+
+@dataclass(frozen=True)
 class FusionSetup:
     """Everything a fusion needs, checked.
 
@@ -48,11 +69,11 @@ class FusionSetup:
         graphs: One per source.
         target: The architecture whose sizes the fused model takes, and its graph.
         model_weights: One per source, summing to one.
+        methods: How.
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
         options: What the user chose.
         observers: Told about every step.
-        symmetries: What may be done to neurons; those that a solver asks for are looked for.
     """
 
     sources: tuple[SourceModel, ...]
@@ -60,17 +81,12 @@ class FusionSetup:
     target: SourceModel
     target_graph: ModelGraph
     model_weights: tuple[float, ...]
-    solver: AbstractBarycenterSolver
-    measure: AbstractNodeMeasure
-    repair: AbstractRepair | None
-    executor: AbstractExecutor
+    methods: FusionMethods
     inputs: tuple[object, ...]
     batches: tuple[tuple[Tensor, ...], ...]
     device: torch.device
     options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
-    refinement: AbstractBarycenterSolver | None = None
-    symmetries: tuple[AbstractSymmetry, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

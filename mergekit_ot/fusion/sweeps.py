@@ -94,7 +94,7 @@ class AlignmentRun:
             self._accept(solution, sweep)
 
         queue = TaskQueue(self.plan.graph(order), lambda number: self._task(number, scope), accept)
-        self.setup.executor.run(queue)
+        self.setup.methods.executor.run(queue)
         if not queue.is_done:
             raise SolverError(
                 f"Executor '{self.setup.options.executor}' ended a sweep with steps left over. "
@@ -130,7 +130,7 @@ class AlignmentRun:
             groups=step.groups,
             scope=scope,
             solver=self.solver,
-            measure=self.setup.measure,
+            measure=self.setup.methods.measure,
             alignment=replace(
                 self.alignment,
                 graphs=tuple(self._outline(graph) for graph in graphs),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergekit_ot.errors import PluginError
+from mergekit_ot.testing.clauses import Contract
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import Signs
 
@@ -32,14 +32,10 @@ def check_coupling(coupling: Coupling, seed: int = 0) -> None:
         >>> from mergekit_ot import Permutation
         >>> check_coupling(Permutation(torch.tensor([2, 0, 1]), torch.tensor([1.0, -1.0, 1.0])))
     """
+    advice = "Correct the class; the clauses are listed in mergekit_ot.testing.check_coupling."
+    contract = Contract(f"The coupling {type(coupling).__name__}", advice)
     for clause in _CLAUSES:
-        detail = clause(_Dense(coupling, seed))
-        if detail:
-            promise = (clause.__doc__ or "").strip().rstrip(".")
-            raise PluginError(
-                f"The coupling {type(coupling).__name__} breaks its contract. The clause: {promise}. What happened: "
-                f"{detail}. Correct the class; the clauses are listed in mergekit_ot.testing.check_coupling."
-            )
+        contract.check(clause, _Dense(coupling, seed))
 
 
 @dataclass(frozen=True)
