@@ -40,7 +40,7 @@ def run_fusion(
     started = time.perf_counter()
     run = FusionRun(setup, progress, writer)
     if dry_run:
-        for source in setup.sources:
+        for source in setup.models.sources:
             source.state.check_all()
     else:
         run.run()
@@ -55,8 +55,8 @@ def run_fusion(
         options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings(error)),
-        target=setup.target,
-        sources=setup.sources,
+        target=setup.models.target,
+        sources=setup.models.sources,
         objectives=run.objectives,
         notes=tuple(run.notes),
     )
@@ -66,13 +66,14 @@ class FusionRun:
     """The state of one fusion while its plan is run."""
 
     def __init__(self, setup: FusionSetup, progress: Progress | None = None, writer: StoreWriter | None = None) -> None:
-        self.setup, self.methods, self.progress = setup, setup.methods, progress
-        graph, solver = setup.target_graph, setup.methods.solver
-        sizes = {key: {g.groups[key].size for g in (*setup.graphs, graph)} for key in graph.groups}
-        self.groups = frozenset(k for k, g in graph.groups.items() if g.pin is None and sizes[k] != {1})
+        self.setup, self.models, self.methods, self.progress = setup, setup.models, setup.methods, progress
+        graph, solver = self.models.target_graph, setup.methods.solver
+        self.groups = frozenset(
+            key for key, group in graph.groups.items() if group.pin is None and set(self.models.sizes(key)) != {1}
+        )
         self.plan = build_plan(graph, self.groups, solver.max_sweeps, solver.start)
-        self.alignment = Alignment(setup.graphs, graph, scaling=solver.scaling)
-        self.tensors = SourceTensors(setup.sources, setup.device)
+        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling)
+        self.tensors = SourceTensors(self.models.sources, setup.device)
         self.writer = writer
         # A repair needs the whole mean before anything is written.
         self.mean = MemoryWriter() if writer is None or self.methods.repair is not None else writer
@@ -90,14 +91,15 @@ class FusionRun:
         self.start = self.alignment
         if self.methods.measure.needs_data:
             self.grams = ResponseGrams(
-                setup.graphs, [dict(source.state) for source in setup.sources], sorted(self.groups)
+                self.models.graphs, [dict(source.state) for source in self.models.sources], sorted(self.groups)
             )
             for inputs in setup.batches:
                 self.grams.add(inputs)
         self._align()
         if self.methods.refinement is not None:
             self._refine(self.methods.refinement)
-        self._complete([name for name in setup.target_graph.layouts if name not in self.completed], self.alignment)
+        left = [name for name in self.models.target_graph.layouts if name not in self.completed]
+        self._complete(left, self.alignment)
         self._finish_state()
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
@@ -123,7 +125,7 @@ class FusionRun:
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
-        plan = build_plan(self.setup.target_graph, self.groups, solver.max_sweeps, solver.start)
+        plan = build_plan(self.models.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
             self.setup,
             solver,
@@ -162,7 +164,7 @@ class FusionRun:
     def _complete(self, names: Iterable[str], alignment: Alignment) -> None:
         """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
-            dtype = self.setup.sources[0].state.dtype(name)
+            dtype = self.models.sources[0].state.dtype(name)
             tensor = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
             for spelling in self._spellings(name):
                 self.mean.write(spelling, tensor)
@@ -170,14 +172,14 @@ class FusionRun:
 
     def _spellings(self, name: str) -> list[str]:
         """Returns all names of a parameter in the state dict: several where it is tied."""
-        aliases, state = self.setup.target_graph.aliases, self.setup.sources[0].state
+        aliases, state = self.models.target_graph.aliases, self.models.sources[0].state
         return [name, *(alias for alias, described in aliases.items() if described == name and alias in state)]
 
     def _finish_state(self) -> None:
         """Writes what holds no neurons, from the first source that fits, and orders the state as the target does."""
         self.tensors.release()
-        sources, expected = self.setup.sources, self.setup.target.make().state_dict()
-        aliases = self.setup.target_graph.aliases
+        sources, expected = self.models.sources, self.models.target.make().state_dict()
+        aliases = self.models.target_graph.aliases
         for name, tensor in expected.items():
             if aliases.get(name, name) in self.completed:
                 continue
@@ -190,9 +192,9 @@ class FusionRun:
 
     def _mend(self, repair: AbstractRepair) -> None:
         """Repairs the mean, and writes what comes of it."""
-        setup = self.setup
-        aligned = [aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)]
-        models = AlignedModels(setup.target, setup.sources, self.alignment)
+        setup, sources, target = self.setup, self.models.sources, self.models.target
+        aligned = [aligned_state(source, target, self.alignment, number) for number, source in enumerate(sources)]
+        models = AlignedModels(target, sources, self.alignment)
         context = repair_context(
             models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
         )
@@ -204,10 +206,10 @@ class FusionRun:
     def function_error(self) -> float:
         """Returns the largest relative difference between a source's outputs and its aligned copy's."""
         worst = 0.0
-        for number, source in enumerate(self.setup.sources):
-            aligned = aligned_state(source, self.setup.target, self.alignment, number)
+        for number, source in enumerate(self.models.sources):
+            aligned = aligned_state(source, self.models.target, self.alignment, number)
             ours = _outputs(source.instance(), self.setup.inputs)
-            theirs = _outputs(self.setup.target.instance(aligned), self.setup.inputs)
+            theirs = _outputs(self.models.target.instance(aligned), self.setup.inputs)
             for one, other in zip(ours, theirs, strict=True):
                 scale = float(one.abs().max()) or 1.0
                 worst = max(worst, float((one - other).abs().max()) / scale)
@@ -215,8 +217,8 @@ class FusionRun:
 
     def warnings(self, error: float | None) -> list[str]:
         """Returns what the user should know about this fusion."""
-        setup, found = self.setup, list(self.setup.target_graph.diagnostics.sentences)
-        exact = all(self.alignment.is_function_preserving(i) for i in range(len(setup.sources)))
+        found = list(self.models.target_graph.diagnostics.sentences)
+        exact = all(self.alignment.is_function_preserving(i) for i in range(len(self.models.sources)))
         if error is not None and exact and not error < 1e-3:
             found.append(
                 f"An aligned source computes something else than the source (relative error {error:.2g}) though every "
@@ -227,7 +229,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if setup.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

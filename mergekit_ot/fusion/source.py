@@ -26,6 +26,7 @@ class SourceModel:
             A tensor that holds NaN or infinity is refused when it is first read.
 
     Example:
+        >>> import torch
         >>> source = SourceModel.of(nn.Linear(3, 2), "mine")
         >>> zeros = {name: torch.zeros_like(value) for name, value in source.state.items()}
         >>> source.instance(zeros)(torch.ones(1, 3)).tolist()

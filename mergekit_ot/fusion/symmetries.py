@@ -21,9 +21,9 @@ def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
     methods = setup.methods
     solvers = [solver for solver in (methods.solver, methods.refinement) if solver is not None]
     wanted = frozenset().union(*map(asked_for, solvers))
-    proof = PlantedProof(setup.target.make, setup.inputs)
+    proof = PlantedProof(setup.models.target.make, setup.inputs)
     return {
-        symmetry.name: find_proven(symmetry, setup.target_graph, proof)
+        symmetry.name: find_proven(symmetry, setup.models.target_graph, proof)
         for symmetry in methods.symmetries
         if symmetry.name in wanted
     }

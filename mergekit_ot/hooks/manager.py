@@ -143,15 +143,8 @@ class PluginManager:
     def load(cls) -> PluginManager:
         """Returns a manager with the installed plugins (those in ``MERGEOT_PLUGINS``, where it is set)."""
         manager = cls()
-        chosen = os.environ.get("MERGEOT_PLUGINS")
-        wanted = None if chosen is None else [name.strip() for name in chosen.split(",") if name.strip()]
-        points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
-        for name in wanted or ():
-            if name not in {point.name for point in points}:
-                raise PluginError(f"MERGEOT_PLUGINS: {unknown_name('plugin', name, {p.name for p in points})}")
-        for point in points:
-            if wanted is None or point.name in wanted:
-                manager._load_entry_point(point)
+        for point in _wanted_points():
+            manager._load_entry_point(point)
         return manager
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
@@ -265,6 +258,20 @@ class PluginManager:
             distribution, version = self._distributions.get(name, ("", ""))
             rows.append(PluginRow(name, version, distribution, hooks, registered))
         return sorted(rows, key=lambda row: row.name)
+
+
+def _wanted_points() -> list[importlib.metadata.EntryPoint]:
+    """Returns the entry points of the installed plugins by name, of those in ``MERGEOT_PLUGINS`` where it is set."""
+    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    chosen = os.environ.get("MERGEOT_PLUGINS")
+    if chosen is None:
+        return points
+    wanted = [name.strip() for name in chosen.split(",") if name.strip()]
+    installed = {point.name for point in points}
+    for name in wanted:
+        if name not in installed:
+            raise PluginError(f"MERGEOT_PLUGINS: {unknown_name('plugin', name, installed)}")
+    return [point for point in points if point.name in wanted]
 
 
 def _reason(error: Exception) -> str:

@@ -58,12 +58,8 @@ def prepare(
     batches, examples = _data(inputs, options, methods, sources[0])
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
-    graphs, target, target_graph = trace_all(sources, inputs.target, tracer)
     return FusionSetup(
-        sources=sources,
-        graphs=graphs,
-        target=target,
-        target_graph=target_graph,
+        models=trace_all(sources, inputs.target, tracer),
         model_weights=weights,
         methods=methods,
         inputs=examples,

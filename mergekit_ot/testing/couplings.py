@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -227,7 +226,7 @@ def _copies_are_the_same(dense: _Dense) -> str:
     return "it is the same as something that is no coupling" if coupling.is_same(None) else ""
 
 
-_CLAUSES: tuple[Callable[[_Dense], str], ...] = (
+_CLAUSES = (
     _plan_is_a_plan,
     _signs_are_signs,
     _maps_are_stochastic,

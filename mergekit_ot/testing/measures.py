@@ -275,7 +275,7 @@ def _same_view_same_measures(measure: AbstractNodeMeasure, case: _Case) -> str:
 
 
 # What a measure does to its sources comes first: the other clauses would suffer from it.
-_CLAUSES: tuple[Callable[[AbstractNodeMeasure, _Case], str], ...] = (
+_CLAUSES = (
     _sources_stay_untouched,
     _one_measure_per_source,
     _supports_share_their_columns,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -248,7 +248,7 @@ def _structure_speaks_alone(solver: AbstractBarycenterSolver, given: _Given) -> 
     return ""
 
 
-_CLAUSES: tuple[Callable[[AbstractBarycenterSolver, _Given], str], ...] = (
+_CLAUSES = (
     _result_is_complete,
     _identical_measures_stay,
     _permuted_rows_follow,
