@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
@@ -60,7 +61,7 @@ def rule_finder(rules: RuleTable) -> Callable[[Any], NodeRule | None]:
         name = str(target)
         if name not in known:
             keys = [name, name.rsplit(".", 1)[0]] if not name.startswith("module:") else [name]
-            keys += [f"tag:{tag.name}" for tag in getattr(target, "tags", ())]
+            keys += [f"tag:{tag.name}" for tag in target.tags] if isinstance(target, torch._ops.OpOverload) else []
             known[name] = next((rules[key]() for key in keys if key in rules), None)
         return known[name]
 

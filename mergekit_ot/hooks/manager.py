@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pluggy
 
@@ -69,6 +69,11 @@ class Entry:
                 f"Plugin '{self.plugin}' registers '{self.name}' as '{self.target}', which cannot be imported: "
                 f"{_reason(error)}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
             ) from error
+
+
+@runtime_checkable
+class _Named(Protocol):
+    __name__: str
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class PluginManager:
         self._tables: dict[str, Mapping[str, Entry]] = {}
         self._distributions: dict[str, tuple[str, str]] = {}
         for plugin in plugins:
-            self.register(plugin, getattr(plugin, "__name__", type(plugin).__name__))
+            self.register(plugin, plugin.__name__ if isinstance(plugin, _Named) else type(plugin).__name__)
 
     @classmethod
     def load(cls) -> PluginManager:
@@ -179,8 +184,8 @@ class PluginManager:
         if self._pluggy.has_plugin(name):
             raise PluginError(f"Two plugins are called '{name}'. Rename one, or choose with MERGEOT_PLUGINS.")
         known = [hook for hook in vars(hookspecs) if hook.startswith(PREFIX)]
-        for attribute, function in inspect.getmembers(plugin, callable):
-            options = getattr(function, f"{GROUP}_impl", None)
+        for attribute, _ in inspect.getmembers(plugin, callable):
+            options = self._pluggy.parse_hookimpl_opts(plugin, attribute)
             implemented = (options or {}).get("specname") or attribute
             if options is not None and implemented not in known:
                 sentence = unknown_name("hook", implemented, known)

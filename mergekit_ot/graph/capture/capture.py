@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,25 @@ def capture(
     ) from next(iter(failures.values()))
 
 
+@runtime_checkable
+class _Caching(Protocol):
+    """What a configuration of `transformers` looks like; there is no class to import without that package."""
+
+    use_cache: object
+
+
+@runtime_checkable
+class _Configured(Protocol):
+    config: object
+
+
+@runtime_checkable
+class _FixedShapes(Protocol):
+    """A module that says whether it is a program which holds at its own shapes only (read from a .pt2 file)."""
+
+    has_fixed_shapes: bool
+
+
 def prepared(model: nn.Module) -> nn.Module:
     """Returns `model` in evaluation mode, as it is captured and as its function is compared.
 
@@ -125,9 +145,8 @@ def prepared(model: nn.Module) -> nn.Module:
     function that must stay, and would pin every head; their configuration can leave it out.
     """
     for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "use_cache", None) is True:
-            config.use_cache = False  # type: ignore[union-attr]
+        if isinstance(module, _Configured) and isinstance(module.config, _Caching) and module.config.use_cache is True:
+            module.config.use_cache = False
     return model.eval()
 
 
@@ -147,8 +166,7 @@ def as_inputs(example_inputs: object) -> tuple[object, ...]:
 def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
     """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
     inputs = as_inputs(example_inputs)
-    # A program that holds at its own shapes only says so (a module read from a .pt2 file).
-    return inputs if getattr(model, "has_fixed_shapes", False) else doubled(inputs)
+    return inputs if isinstance(model, _FixedShapes) and model.has_fixed_shapes else doubled(inputs)
 
 
 def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:
