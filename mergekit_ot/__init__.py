@@ -39,6 +39,8 @@ _HOMES = {
     "transport_cost": "mergekit_ot.transport.barycenter",
     "unsolved": "mergekit_ot.transport.barycenter",
     "uniform_mass": "mergekit_ot.transport.measure",
+    "Notify": "mergekit_ot.progress",
+    "Progress": "mergekit_ot.progress",
     "SolverError": "mergekit_ot.errors",
     "RecipeError": "mergekit_ot.errors",
     "EinRule": "mergekit_ot.graph.rules.einrule",
@@ -185,6 +187,7 @@ if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager, default_manager
     from mergekit_ot.pictures.curves import plot_barrier
     from mergekit_ot.pictures.plane import plot_plane
+    from mergekit_ot.progress import Notify, Progress
     from mergekit_ot.scoring.evaluation import evaluate
     from mergekit_ot.scoring.path import barrier
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane

@@ -14,7 +14,7 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.capture import AUTO, traced_inputs
+from mergekit_ot.graph.capture.capture import AUTO, FrontEnds, traced_inputs
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
@@ -62,7 +62,7 @@ def trace_model(
     manager = manager or default_manager()
     front_ends = {name: _maker(entry.load) for name, entry in manager.front_ends.items()}
     rules = {name: entry.load for name, entry in manager.node_rules.items()}
-    return trace(model, example_inputs, rules, front_ends, front_end=front_end, limits=limits)
+    return trace(model, example_inputs, rules, FrontEnds(front_ends, front_end), limits)
 
 
 def _maker(load_kind: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:

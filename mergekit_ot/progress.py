@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+# Told a sentence.
 Notify = Callable[[str], None]
 
-
+# Told (steps done, steps in all, what is done).
 Progress = Callable[[int, int, str], None]

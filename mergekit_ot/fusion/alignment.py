@@ -52,6 +52,14 @@ class Alignment:
         symmetries: Name of a symmetry → group key → the numbers on which its elements act, for those that a solver asks
             for (the order of neurons is no question).
         scaling: ``density``, or ``paper`` to average what reads neurons as well (no difference for permutations).
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> alignment = fuse([net, net], example_inputs=torch.randn(2, 4)).alignment
+        >>> alignment.coupling("0.weight:0", 1).partners().tolist(), alignment.is_function_preserving(1)
+        ([0, 1, 2], True)
     """
 
     graphs: tuple[ModelGraph, ...]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import AlignedModels, repair_context
+from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
@@ -40,7 +40,7 @@ def run_fusion(
     started = time.perf_counter()
     run = FusionRun(setup, progress, writer)
     if dry_run:
-        for source in setup.sources:
+        for source in setup.models.sources:
             source.state.check_all()
     else:
         run.run()
@@ -51,12 +51,12 @@ def run_fusion(
         groups=tuple(run.reports.values()),
         aligned_sources_max_error=error,
         plan=run.plan,
-        solver=setup.solver.name,
+        solver=setup.methods.solver.name,
         options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings(error)),
-        target=setup.target,
-        sources=setup.sources,
+        target=setup.models.target,
+        sources=setup.models.sources,
         objectives=run.objectives,
         notes=tuple(run.notes),
     )
@@ -66,17 +66,17 @@ class FusionRun:
     """The state of one fusion while its plan is run."""
 
     def __init__(self, setup: FusionSetup, progress: Progress | None = None, writer: StoreWriter | None = None) -> None:
-        self.setup = setup
-        self.progress = progress
-        graph = setup.target_graph
-        sizes = {key: {g.groups[key].size for g in (*setup.graphs, graph)} for key in graph.groups}
-        self.groups = frozenset(k for k, g in graph.groups.items() if g.pin is None and sizes[k] != {1})
-        self.plan = build_plan(graph, self.groups, setup.solver.max_sweeps, setup.solver.start)
-        self.alignment = Alignment(setup.graphs, graph, scaling=setup.solver.scaling)
-        self.tensors = SourceTensors(setup.sources, setup.device)
+        self.setup, self.models, self.methods, self.progress = setup, setup.models, setup.methods, progress
+        graph, solver = self.models.target_graph, setup.methods.solver
+        self.groups = frozenset(
+            key for key, group in graph.groups.items() if group.pin is None and set(self.models.sizes(key)) != {1}
+        )
+        self.plan = build_plan(graph, self.groups, solver.max_sweeps, solver.start)
+        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling)
+        self.tensors = SourceTensors(self.models.sources, setup.device)
         self.writer = writer
         # A repair needs the whole mean before anything is written.
-        self.mean = MemoryWriter() if writer is None or setup.repair is not None else writer
+        self.mean = MemoryWriter() if writer is None or self.methods.repair is not None else writer
         self.completed: set[str] = set()
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
@@ -89,40 +89,31 @@ class FusionRun:
         setup = self.setup
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self.start = self.alignment
-        if setup.measure.needs_data:
+        if self.methods.measure.needs_data:
             self.grams = ResponseGrams(
-                setup.graphs, [dict(source.state) for source in setup.sources], sorted(self.groups)
+                self.models.graphs, [dict(source.state) for source in self.models.sources], sorted(self.groups)
             )
             for inputs in setup.batches:
                 self.grams.add(inputs)
         self._align()
-        if setup.refinement is not None:
-            self._refine(setup.refinement)
-        self._complete([name for name in setup.target_graph.layouts if name not in self.completed], self.alignment)
+        if self.methods.refinement is not None:
+            self._refine(self.methods.refinement)
+        left = [name for name in self.models.target_graph.layouts if name not in self.completed]
+        self._complete(left, self.alignment)
         self._finish_state()
-        if setup.repair is not None:
-            aligned = tuple(
-                aligned_state(source, setup.target, self.alignment, i) for i, source in enumerate(setup.sources)
-            )
-            models = AlignedModels(setup.target, setup.sources, self.alignment)
-            context = repair_context(
-                models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
-            )
-            self.fused = dict(setup.repair.repair(context))
-            if self.writer is not None:
-                write_all(self.fused, self.writer)
-                self.fused = FittedStore(self.writer.reopened(), self.fused)
+        if self.methods.repair is not None:
+            self._mend(self.methods.repair)
 
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""
         options = self.setup.options
-        is_single = self.plan.max_sweeps <= 1 and options.restarts == 1 and self.setup.refinement is None
+        is_single = self.plan.max_sweeps <= 1 and options.restarts == 1 and self.methods.refinement is None
         step_done = self._completing if is_single else self._observed
         material = Material(self.tensors, self.grams)
         least = float("inf")
         for restart in range(options.restarts):
             run = AlignmentRun(
-                self.setup, self.setup.solver, self.plan, material, self.start, options.seed + restart, step_done
+                self.setup, self.methods.solver, self.plan, material, self.start, options.seed + restart, step_done
             )
             alignment = run.run()
             objective = self._objective(alignment) if options.restarts > 1 else None
@@ -134,7 +125,7 @@ class FusionRun:
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
-        plan = build_plan(self.setup.target_graph, self.groups, solver.max_sweeps, solver.start)
+        plan = build_plan(self.models.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
             self.setup,
             solver,
@@ -155,7 +146,7 @@ class FusionRun:
             self.objectives["after refinement"] = before
 
     def _objective(self, alignment: Alignment) -> float | None:
-        weight = self.setup.solver.structure_weight
+        weight = self.methods.solver.structure_weight
         return alignment_objective(self.tensors, alignment, self.setup.model_weights, weight)
 
     def _completing(self, step: Step, report: StepReport, alignment: Alignment) -> None:
@@ -173,7 +164,7 @@ class FusionRun:
     def _complete(self, names: Iterable[str], alignment: Alignment) -> None:
         """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
-            dtype = self.setup.sources[0].state.dtype(name)
+            dtype = self.models.sources[0].state.dtype(name)
             tensor = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
             for spelling in self._spellings(name):
                 self.mean.write(spelling, tensor)
@@ -181,14 +172,14 @@ class FusionRun:
 
     def _spellings(self, name: str) -> list[str]:
         """Returns all names of a parameter in the state dict: several where it is tied."""
-        aliases, state = self.setup.target_graph.aliases, self.setup.sources[0].state
+        aliases, state = self.models.target_graph.aliases, self.models.sources[0].state
         return [name, *(alias for alias, described in aliases.items() if described == name and alias in state)]
 
     def _finish_state(self) -> None:
         """Writes what holds no neurons, from the first source that fits, and orders the state as the target does."""
         self.tensors.release()
-        sources, expected = self.setup.sources, self.setup.target.make().state_dict()
-        aliases = self.setup.target_graph.aliases
+        sources, expected = self.models.sources, self.models.target.make().state_dict()
+        aliases = self.models.target_graph.aliases
         for name, tensor in expected.items():
             if aliases.get(name, name) in self.completed:
                 continue
@@ -199,13 +190,26 @@ class FusionRun:
         written = FittedStore(self.mean.reopened(), expected)
         self.fused = dict(written) if isinstance(self.mean, MemoryWriter) else written
 
+    def _mend(self, repair: AbstractRepair) -> None:
+        """Repairs the mean, and writes what comes of it."""
+        setup, sources, target = self.setup, self.models.sources, self.models.target
+        aligned = [aligned_state(source, target, self.alignment, number) for number, source in enumerate(sources)]
+        models = AlignedModels(target, sources, self.alignment)
+        context = repair_context(
+            models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
+        )
+        self.fused = dict(repair.repair(context))
+        if self.writer is not None:
+            write_all(self.fused, self.writer)
+            self.fused = FittedStore(self.writer.reopened(), self.fused)
+
     def function_error(self) -> float:
         """Returns the largest relative difference between a source's outputs and its aligned copy's."""
         worst = 0.0
-        for number, source in enumerate(self.setup.sources):
-            aligned = aligned_state(source, self.setup.target, self.alignment, number)
+        for number, source in enumerate(self.models.sources):
+            aligned = aligned_state(source, self.models.target, self.alignment, number)
             ours = _outputs(source.instance(), self.setup.inputs)
-            theirs = _outputs(self.setup.target.instance(aligned), self.setup.inputs)
+            theirs = _outputs(self.models.target.instance(aligned), self.setup.inputs)
             for one, other in zip(ours, theirs, strict=True):
                 scale = float(one.abs().max()) or 1.0
                 worst = max(worst, float((one - other).abs().max()) / scale)
@@ -213,8 +217,8 @@ class FusionRun:
 
     def warnings(self, error: float | None) -> list[str]:
         """Returns what the user should know about this fusion."""
-        setup, found = self.setup, list(self.setup.target_graph.diagnostics.sentences)
-        exact = all(self.alignment.is_function_preserving(i) for i in range(len(setup.sources)))
+        found = list(self.models.target_graph.diagnostics.sentences)
+        exact = all(self.alignment.is_function_preserving(i) for i in range(len(self.models.sources)))
         if error is not None and exact and not error < 1e-3:
             found.append(
                 f"An aligned source computes something else than the source (relative error {error:.2g}) though every "
@@ -225,7 +229,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if setup.target_graph.buffers and setup.repair is None and setup.solver.max_sweeps > 0:
+        if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

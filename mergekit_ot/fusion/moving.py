@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment, Pairs
-from mergekit_ot.graph.blocks import Block, blocks_of, context_place, gate_dimension
+from mergekit_ot.graph.blocks import Block, context_place, gate_dimension, paired_blocks, spread_along
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, Fixed, layout_size
 
@@ -94,9 +94,7 @@ def _changes_sign(
     gates = gate_dimension(block, place, answers)
     if gates is None:
         return True
-    shape = [1] * view.ndim
-    shape[places.index(gates)] = -1
-    return torch.tensor(answers, device=view.device).reshape(shape)
+    return spread_along(torch.tensor(answers, device=view.device), places.index(gates), view.ndim)
 
 
 def _contexts(block: Block, parts: list[_Part], places: list[int], alignment: Alignment) -> dict[int, list[int]]:
@@ -155,7 +153,7 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
     mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
     shape = fused_shape(alignment.target, name)
     result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    for old, new in zip(blocks_of(tensor, mine), blocks_of(result, fused), strict=True):
+    for old, new in paired_blocks(tensor, mine, result, fused):
         new.view.copy_(transport_block(old, name, alignment, source))
     return result
 
@@ -181,7 +179,7 @@ def transport_values(
     for _ in before:
         rows = rows[None]
     view = result[(None,) * parameter_axis]
-    for old, new in zip(blocks_of(rows, [*before, mine, *rest]), blocks_of(view, [*before, fused, *rest]), strict=True):
+    for old, new in paired_blocks(rows, [*before, mine, *rest], view, [*before, fused, *rest]):
         new.view.copy_(transport_block(old, parameter, alignment, source))
     return result.movedim(0, axis)
 

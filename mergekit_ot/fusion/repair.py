@@ -75,12 +75,10 @@ class RepairContext:
     Example:
         >>> import torch
         >>> from mergekit_ot import fuse
-        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
-        >>> inputs = torch.randn(2, 4)
-        >>> result = fuse(nets, solver="weight-matching", example_inputs=inputs)
+        >>> net, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+        >>> result = fuse([net, net], example_inputs=inputs)
         >>> context = result.repair_context(result.state, (0.5, 0.5), [(inputs,)])
-        >>> aligned = context.instance(context.aligned[1])
-        >>> torch.allclose(aligned(inputs), nets[1](inputs), atol=1e-6)
+        >>> torch.allclose(context.instance(context.aligned[1])(inputs), net(inputs), atol=1e-6)
         True
     """
 

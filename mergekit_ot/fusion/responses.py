@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mergekit_ot.graph.blocks import blocks_of
+from mergekit_ot.graph.blocks import blocks_of, group_places, rows_along
 from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.graph.ir import ModelGraph
 
@@ -78,15 +78,14 @@ class ResponseGrams:
 
     def _responses(self, graph: ModelGraph, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         values = run_program(graph.program, state, inputs, set(graph.values))
-        found: dict[str, list[Tensor]] = {}
+        rows: dict[str, list[Tensor]] = {}
         for name, value in values.items():
             for block in blocks_of(value, graph.values[name]):
-                for place, dimension in enumerate(block.dimensions):
-                    group = graph.free_groups.get(dimension.group or "")
+                for place, key in group_places(block):
+                    group = graph.free_groups.get(key)
                     if group is not None and not group.context:
-                        rows = block.view.movedim(place, 0).reshape(dimension.size, -1)
-                        found.setdefault(group.key, []).append(rows)
-        return {group: torch.cat(parts, 1) for group, parts in found.items()}
+                        rows.setdefault(key, []).append(rows_along(block.view, place))
+        return {key: torch.cat(columns, 1) for key, columns in rows.items()}
 
     def of(self, groups: Iterable[str]) -> GroupResponses:
         """Returns what is known of some groups."""

@@ -16,8 +16,8 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import StepReport
+from mergekit_ot.fusion.tracing import TracedModels
 from mergekit_ot.graph.capture.front_end import TraceLimits
-from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -31,6 +31,14 @@ class FusionInputs:
         target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
         example_inputs: Inputs to trace the models with; the first batch of `data` where there are none.
         data: Calibration batches, of inputs or (inputs, targets); targets are never read.
+
+    Example:
+        Two networks to be fused into the sizes of the second:
+
+        >>> narrow, wide = nn.Linear(4, 2), nn.Linear(4, 2)
+        >>> inputs = FusionInputs([narrow, wide], target=1, example_inputs=torch.randn(1, 4))
+        >>> inputs.data is None
+        True
     """
 
     models: Sequence[nn.Module | SourceModel]
@@ -40,37 +48,48 @@ class FusionInputs:
 
 
 @dataclass(frozen=True)
+class FusionMethods:
+    """How a fusion goes: everything that a plugin may bring, built.
+
+    Attributes:
+        solver: What couples neurons.
+        measure: What they are seen by.
+        executor: What runs the steps.
+        repair: What is done after the couplings, or None.
+        refinement: The solver that sweeps on from the couplings found, or None.
+        symmetries: What may be done to neurons; those that a solver asks for are looked for.
+    """
+
+    solver: AbstractBarycenterSolver
+    measure: AbstractNodeMeasure
+    executor: AbstractExecutor
+    repair: AbstractRepair | None = None
+    refinement: AbstractBarycenterSolver | None = None
+    symmetries: tuple[AbstractSymmetry, ...] = ()
+
+
+@dataclass(frozen=True)
 class FusionSetup:
     """Everything a fusion needs, checked.
 
     Attributes:
-        sources: In the user's order.
-        graphs: One per source.
-        target: The architecture whose sizes the fused model takes, and its graph.
+        models: The sources and the target, traced.
         model_weights: One per source, summing to one.
+        methods: How.
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
         options: What the user chose.
         observers: Told about every step.
-        symmetries: What may be done to neurons; those that a solver asks for are looked for.
     """
 
-    sources: tuple[SourceModel, ...]
-    graphs: tuple[ModelGraph, ...]
-    target: SourceModel
-    target_graph: ModelGraph
+    models: TracedModels
     model_weights: tuple[float, ...]
-    solver: AbstractBarycenterSolver
-    measure: AbstractNodeMeasure
-    repair: AbstractRepair | None
-    executor: AbstractExecutor
+    methods: FusionMethods
     inputs: tuple[object, ...]
     batches: tuple[tuple[Tensor, ...], ...]
     device: torch.device
     options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
-    refinement: AbstractBarycenterSolver | None = None
-    symmetries: tuple[AbstractSymmetry, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

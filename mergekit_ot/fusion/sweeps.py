@@ -72,29 +72,37 @@ class AlignmentRun:
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
-        if self.plan.start is Start.IDENTITY and not self.alignment.couplings and self._same_sizes():
-            self.alignment = self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
-        elif self.plan.max_sweeps == 0:
-            self._refuse_identity()
+        self._start()
         shuffle = random.Random(self.seed)
         is_refinement = bool(self.alignment.couplings)
         for sweep in range(max(self.plan.max_sweeps, 1)):
             self.changed = False
-            order = [step.number for step in self.plan.steps]
-            # Before anything is aligned, a group can only be described once what lies behind it is.
-            if self.solver.is_order_random and self.alignment.couplings:
-                shuffle.shuffle(order)
-            self._sweep(sweep, order, Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope)
+            scope = Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope
+            self._sweep(sweep, self._order(shuffle), scope)
             if not self.changed:
                 break
         return self.alignment
+
+    def _start(self) -> None:
+        """Sets every group to the identity, where the solver starts there and nothing is aligned yet."""
+        if self.plan.start is Start.IDENTITY and not self.alignment.couplings and self._same_sizes():
+            self.alignment = self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
+        elif self.plan.max_sweeps == 0:
+            self._refuse_identity()
+
+    def _order(self, shuffle: random.Random) -> list[int]:
+        order = [step.number for step in self.plan.steps]
+        # Before anything is aligned, a group can only be described once what lies behind it is.
+        if self.solver.is_order_random and self.alignment.couplings:
+            shuffle.shuffle(order)
+        return order
 
     def _sweep(self, sweep: int, order: Sequence[int], scope: Scope) -> None:
         def accept(solution: StepSolution) -> None:
             self._accept(solution, sweep)
 
         queue = TaskQueue(self.plan.graph(order), lambda number: self._task(number, scope), accept)
-        self.setup.executor.run(queue)
+        self.setup.methods.executor.run(queue)
         if not queue.is_done:
             raise SolverError(
                 f"Executor '{self.setup.options.executor}' ended a sweep with steps left over. "
@@ -105,12 +113,11 @@ class AlignmentRun:
         return [key for step in self.plan.steps for key in step.groups]
 
     def _same_sizes(self) -> bool:
-        graphs = (*self.setup.graphs, self.setup.target_graph)
-        return all(len({graph.groups[key].size for graph in graphs}) == 1 for key in self._keys())
+        return all(len(set(self.setup.models.sizes(key))) == 1 for key in self._keys())
 
     def _refuse_identity(self) -> None:
         for key in sorted(self._keys()):
-            sizes = [graph.groups[key].size for graph in (*self.setup.graphs, self.setup.target_graph)]
+            sizes = self.setup.models.sizes(key)
             if len(set(sizes)) > 1:
                 raise SolverError(
                     f"Solver '{self.solver.name}' takes neurons as they stand, and group '{key}' has sizes "
@@ -118,9 +125,9 @@ class AlignmentRun:
                 )
 
     def _identity(self, key: str) -> GroupCouplings:
-        group = self.setup.target_graph.groups[key]
+        group = self.setup.models.target_graph.groups[key]
         coupling = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
-        return tuple(coupling for _ in self.setup.sources)
+        return tuple(coupling for _ in self.setup.models.sources)
 
     def _task(self, number: int, scope: Scope) -> StepTask:
         step, graphs = self.plan.steps[number], self.alignment.graphs
@@ -130,7 +137,7 @@ class AlignmentRun:
             groups=step.groups,
             scope=scope,
             solver=self.solver,
-            measure=self.setup.measure,
+            measure=self.setup.methods.measure,
             alignment=replace(
                 self.alignment,
                 graphs=tuple(self._outline(graph) for graph in graphs),

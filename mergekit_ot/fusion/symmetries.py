@@ -18,10 +18,12 @@ def asked_for(solver: AbstractBarycenterSolver) -> frozenset[str]:
 
 def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
     """Returns, for each symmetry that a solver of the fusion asks for, where the fused architecture has it."""
-    wanted = asked_for(setup.solver) | (asked_for(setup.refinement) if setup.refinement is not None else frozenset())
-    proof = PlantedProof(setup.target.make, setup.inputs)
+    methods = setup.methods
+    solvers = [solver for solver in (methods.solver, methods.refinement) if solver is not None]
+    wanted = frozenset().union(*map(asked_for, solvers))
+    proof = PlantedProof(setup.models.target.make, setup.inputs)
     return {
-        symmetry.name: find_proven(symmetry, setup.target_graph, proof)
-        for symmetry in setup.symmetries
+        symmetry.name: find_proven(symmetry, setup.models.target_graph, proof)
+        for symmetry in methods.symmetries
         if symmetry.name in wanted
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import fused_shape, transport_parameter
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.blocks import Block, blocks_of
+from mergekit_ot.graph.blocks import Block, blocks_of, group_places, spread_along
 from mergekit_ot.graph.layouts import IN, leaf_groups
 from mergekit_ot.transport.averaging import Share, mean_over_present
 
@@ -86,12 +86,10 @@ def _presence_by_axis(name: str, alignment: Alignment, source: int, like: Tensor
 
 
 def _clear_absent(block: Block, present: Mapping[tuple[int, str], Tensor]) -> None:
-    for place, dimension in enumerate(block.dimensions):
-        here = present.get((dimension.axis, dimension.group or ""))
+    for place, group in group_places(block):
+        here = present.get((block.dimensions[place].axis, group))
         if here is not None:
-            shape = [1] * len(block.dimensions)
-            shape[place] = -1
-            block.view.mul_(here.reshape(shape))
+            block.view.mul_(spread_along(here, place, block.view.ndim))
 
 
 def alignment_objective(
@@ -131,10 +129,10 @@ def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int)
     total = 0.0
     for block in blocks_of(tensor, graph.layouts[name]):
         factor = 1.0
-        for dimension in block.dimensions:
-            if dimension.group is not None and dimension.group in alignment.couplings:
-                ratio = fused[dimension.group].size / graph.groups[dimension.group].size
-                is_reader = alignment.role(source, name, dimension.axis, dimension.group) == IN
+        for place, group in group_places(block):
+            if group in alignment.couplings:
+                ratio = fused[group].size / graph.groups[group].size
+                is_reader = alignment.role(source, name, block.dimensions[place].axis, group) == IN
                 factor *= 1 / ratio if is_reader else ratio
         total += factor * _squared(block.view)
     return total

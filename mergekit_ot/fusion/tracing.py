@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -65,10 +66,29 @@ class Tracer:
         return graph
 
 
-def trace_all(
-    sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: Tracer
-) -> tuple[tuple[ModelGraph, ...], SourceModel, ModelGraph]:
-    """Returns the graphs of all sources, and the target with its own.
+@dataclass(frozen=True)
+class TracedModels:
+    """The networks of a fusion with their graphs, which differ by the sizes of groups at most.
+
+    Attributes:
+        sources: In the user's order.
+        graphs: One per source.
+        target: The architecture whose sizes the fused model takes.
+        target_graph: Its graph.
+    """
+
+    sources: tuple[SourceModel, ...]
+    graphs: tuple[ModelGraph, ...]
+    target: SourceModel
+    target_graph: ModelGraph
+
+    def sizes(self, key: str) -> list[int]:
+        """Returns the number of neurons of a group in every source, and in the target last."""
+        return [graph.groups[key].size for graph in (*self.graphs, self.target_graph)]
+
+
+def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: Tracer) -> TracedModels:
+    """Returns all sources and the target, each with its graph.
 
     Raises:
         RecipeError: The target is no source.
@@ -88,4 +108,4 @@ def trace_all(
     for key, group in goal_graph.groups.items():
         if group.size < 1:
             raise ArchitectureError(f"Group '{key}' of the target has no neurons. Give it at least one.")
-    return graphs, goal, goal_graph
+    return TracedModels(sources, graphs, goal, goal_graph)

@@ -9,21 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from mergekit_ot.graph.axes.expressions import (
-    Atom,
-    Case,
-    Concat,
-    Expression,
-    PinReason,
-    Product,
-    Replicated,
-    Tag,
-    atoms_of,
-    movable,
-    pieces,
-    resolve,
-    standing_for,
-)
+from mergekit_ot.graph.axes import expressions
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons
 from mergekit_ot.graph.propagate import Labelled
@@ -61,10 +47,10 @@ class GraphBuilder:
         self.hidden_state = hidden_state
         self.remarks = remarks
         self.unobserved: list[str] = []
-        self.keys: dict[Atom, str] = {}
-        self.numbers: dict[Tag, int] = {}
-        self.places: dict[Atom, list[_Place]] = {}
-        self.indexing: set[Atom] = set()
+        self.keys: dict[expressions.Atom, str] = {}
+        self.numbers: dict[expressions.Tag, int] = {}
+        self.places: dict[expressions.Atom, list[_Place]] = {}
+        self.indexing: set[expressions.Atom] = set()
 
     def build(self, operations: nx.DiGraph, program: Any = None) -> ModelGraph:
         """Returns the graph."""
@@ -72,7 +58,7 @@ class GraphBuilder:
         self._collect_places()
         self._name_groups()
         for atom in self.places:
-            self.indexing |= standing_for(atom.context)
+            self.indexing |= expressions.standing_for(atom.context)
         layouts = {name: self._layouts(labels) for name, labels in self.labelled.parameters.items()}
         groups = {self.keys[atom]: self._group(atom) for atom in self.places}
         return ModelGraph(
@@ -104,41 +90,41 @@ class GraphBuilder:
             remarks=self.remarks,
         )
 
-    def _tie_tails(self, seen: set[Atom]) -> None:
+    def _tie_tails(self, seen: set[expressions.Atom]) -> None:
         """Lets rows that this input shape did not reach (the tail of a table) follow the rows that it did."""
         algebra = self.labelled.algebra
         for label in itertools.chain(*self.labelled.parameters.values()):
-            expression = resolve(label)
-            if not isinstance(expression, Case):
+            expression = expressions.resolve(label)
+            if not isinstance(expression, expressions.Case):
                 continue
-            reached = [option for option in expression.options if atoms_of(option) & seen]
+            reached = [option for option in expression.options if expressions.atoms_of(option) & seen]
             for option in expression.options:
-                if reached and not atoms_of(option) & seen:
+                if reached and not expressions.atoms_of(option) & seen:
                     algebra.unify(reached[0], option)
         algebra.settle([])
 
     def _pin_unobserved(self) -> None:
-        self._tie_tails(standing_for(self.labelled.observed))
-        seen = standing_for(self.labelled.observed)
+        self._tie_tails(expressions.standing_for(self.labelled.observed))
+        seen = expressions.standing_for(self.labelled.observed)
         for name, labels in self.labelled.parameters.items():
             why = "these entries are not used at this input shape"
             if name not in self.labelled.first_use:
                 why = "this parameter is not used"
             for axis, label in enumerate(labels):
-                blind = movable(label) - seen
+                blind = expressions.movable(label) - seen
                 if blind:
                     self.unobserved.append(f"Axis {axis} of '{name}' is pinned: {why}.")
                 for atom in blind:
-                    self.labelled.algebra.atoms.pin_atom(atom, PinReason(why, "", name))
+                    self.labelled.algebra.atoms.pin_atom(atom, expressions.PinReason(why, "", name))
 
     def _collect_places(self) -> None:
-        reading: dict[tuple[str, int | None], set[Atom]] = {}
+        reading: dict[tuple[str, int | None], set[expressions.Atom]] = {}
         for parameter, axis, expression in self.labelled.reads:
-            reading.setdefault((parameter, axis), set()).update(atoms_of(expression))
+            reading.setdefault((parameter, axis), set()).update(expressions.atoms_of(expression))
         for name, labels in self.labelled.parameters.items():
             for axis, label in enumerate(labels):
                 atoms_in = reading.get((name, axis), set()) | reading.get((name, None), set())
-                for atom, path in _paths(resolve(label), ()):
+                for atom, path in _paths(expressions.resolve(label), ()):
                     role = IN if atom in atoms_in else OUT
                     self.places.setdefault(atom, []).append(_Place(name, axis, path, role))
 
@@ -148,13 +134,13 @@ class GraphBuilder:
             first = min(places, key=lambda p: (p.role != OUT, order[p.parameter], p.axis, p.path))
             self.keys[atom] = f"{first.parameter}:{first.axis}" + "".join(f".{step}" for step in first.path)
 
-    def _group(self, atom: Atom) -> NeuronGroup:
+    def _group(self, atom: expressions.Atom) -> NeuronGroup:
         places = self.places[atom]
-        indexed_by = standing_for(atom.context)
+        indexed_by = expressions.standing_for(atom.context)
         context = {outer for outer in indexed_by if outer in self.keys}
         pin = atom.pin
         if pin is None and len(context) != sum(outer.size > 1 for outer in indexed_by):
-            pin = PinReason("its family is indexed by neurons that no parameter holds")
+            pin = expressions.PinReason("its family is indexed by neurons that no parameter holds")
         return NeuronGroup(
             key=self.keys[atom],
             size=atom.size,
@@ -170,24 +156,24 @@ class GraphBuilder:
         makers = [place for place in places if place.role == OUT]
         return min(self.labelled.first_use.get(place.parameter, _UNSEEN) for place in makers or places)
 
-    def _layouts(self, labels: Sequence[Expression]) -> tuple[AxisLayout, ...]:
-        return tuple(self._layout(resolve(label)) for label in labels)
+    def _layouts(self, labels: Sequence[expressions.Expression]) -> tuple[AxisLayout, ...]:
+        return tuple(self._layout(expressions.resolve(label)) for label in labels)
 
-    def _layout(self, expression: Expression) -> AxisLayout:
-        if isinstance(expression, Atom):
+    def _layout(self, expression: expressions.Expression) -> AxisLayout:
+        if isinstance(expression, expressions.Atom):
             return self._atom_layout(expression)
-        if isinstance(expression, Replicated):
+        if isinstance(expression, expressions.Replicated):
             return Fixed(expression.size)
-        if isinstance(expression, Product):
+        if isinstance(expression, expressions.Product):
             return _product_layout([self._layout(factor) for factor in expression.factors])
         number = self.numbers.setdefault(expression.tag.root(), len(self.numbers))
-        inner = tuple(self._layout(piece) for piece in pieces(expression))
-        if isinstance(expression, Concat):
+        inner = tuple(self._layout(piece) for piece in expressions.pieces(expression))
+        if isinstance(expression, expressions.Concat):
             return Blocks(number, inner)
         is_fixed = all(isinstance(option, Fixed) for option in inner)
         return inner[0] if is_fixed else Choice(number, inner)
 
-    def _atom_layout(self, atom: Atom) -> AxisLayout:
+    def _atom_layout(self, atom: expressions.Atom) -> AxisLayout:
         """A pinned atom is named only where a family is indexed by it."""
         is_named = atom in self.keys and (atom.pin is None or atom in self.indexing)
         return Neurons(self.keys[atom], atom.size) if is_named else Fixed(atom.size)
@@ -197,7 +183,7 @@ class GraphBuilder:
         observable: dict[str, tuple[AxisLayout, ...]] = {}
         for name in self.labelled.read_values:
             labels = self.labelled.values.get(name, [])
-            if any(atom.pin is None and atom in self.keys for atom in standing_for(labels)):
+            if any(atom.pin is None and atom in self.keys for atom in expressions.standing_for(labels)):
                 observable[name] = self._layouts(labels)
         return observable
 
@@ -213,10 +199,10 @@ def _product_layout(factors: Sequence[AxisLayout]) -> AxisLayout:
     return merged[0] if len(merged) == 1 else Factors(tuple(merged))
 
 
-def _paths(expression: Expression, path: tuple[int, ...]) -> list[tuple[Atom, tuple[int, ...]]]:
-    if isinstance(expression, Atom):
+def _paths(expression: expressions.Expression, path: tuple[int, ...]) -> list[tuple[expressions.Atom, tuple[int, ...]]]:
+    if isinstance(expression, expressions.Atom):
         return [(expression, path)]
-    paths: list[tuple[Atom, tuple[int, ...]]] = []
-    for step, piece in enumerate(pieces(expression)):
+    paths: list[tuple[expressions.Atom, tuple[int, ...]]] = []
+    for step, piece in enumerate(expressions.pieces(expression)):
         paths += _paths(piece, (*path, step))
     return paths

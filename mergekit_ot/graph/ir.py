@@ -52,6 +52,14 @@ class NeuronGroup:
         pin: Why it may not be reordered, or None.
         flags: ``uniform marginals only``, ``size-sensitive``.
         first_operation: Number of the first operation that makes these neurons.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> group = trace_model(net, torch.randn(2, 4)).groups["0.weight:0"]
+        >>> group.size, [(slot.parameter, slot.axis, slot.role) for slot in group.members]
+        (8, [('0.weight', 0, 'OUT'), ('0.bias', 0, 'OUT'), ('2.weight', 1, 'IN')])
     """
 
     key: str

@@ -12,7 +12,12 @@ IN = "IN"
 
 @dataclass(frozen=True)
 class Neurons:
-    """Leaf: the neurons of a group."""
+    """Leaf: the neurons of a group.
+
+    Example:
+        >>> layout_text(Neurons("fc1.weight:0", 8))
+        'fc1.weight:0'
+    """
 
     group: str
     size: int
@@ -20,21 +25,38 @@ class Neurons:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Leaf: a stretch that always stays where it is."""
+    """Leaf: a stretch that always stays where it is.
+
+    Example:
+        >>> layout_text(Fixed(3))
+        '3!'
+    """
 
     size: int
 
 
 @dataclass(frozen=True)
 class Factors:
-    """A row-major index over parts, outermost first."""
+    """A row-major index over parts, outermost first.
+
+    Example:
+        What a linear layer reads of flattened images: 4 × 4 pixels of each of 8 channels.
+
+        >>> layout_size(Factors((Neurons("conv.weight:0", 8), Fixed(16))))
+        128
+    """
 
     parts: tuple[AxisLayout, ...]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Parts one after the other; `number` names the concatenation for the `Choice` on another axis."""
+    """Parts one after the other; `number` names the concatenation for the `Choice` on another axis.
+
+    Example:
+        >>> leaf_groups(Blocks(0, (Neurons("left.weight:0", 3), Neurons("right.weight:0", 5))))
+        ['left.weight:0', 'right.weight:0']
+    """
 
     number: int
     parts: tuple[AxisLayout, ...]
@@ -42,7 +64,14 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Choice:
-    """One option per part of the `Blocks` with the same number."""
+    """One option per part of the `Blocks` with the same number.
+
+    Example:
+        Which neurons these four are depends on the block that stands on another axis of the tensor:
+
+        >>> layout_size(Choice(0, (Neurons("left.weight:0", 4), Neurons("right.weight:0", 4))))
+        4
+    """
 
     number: int
     options: tuple[AxisLayout, ...]

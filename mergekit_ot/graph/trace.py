@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
-from mergekit_ot.graph.capture.capture import AUTO, FrontEndTable, capture
+from mergekit_ot.graph.capture.capture import FrontEnds, capture
 from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
 from mergekit_ot.graph.capture.module_state import hidden_sentences, hidden_tensors, tied_names
 from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
@@ -18,7 +19,7 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.propagate import Labelled, Propagator
 from mergekit_ot.graph.rules.rule import NodeRule
 
-# Node rules by operation or module, and front ends by name: each gives the thing, loaded when it is first asked for.
+# Operation (``aten.linear``) or module (``module:Experts``) → what gives its rule, loaded when it is first asked for.
 RuleTable = Mapping[str, Callable[[], NodeRule]]
 
 
@@ -26,27 +27,24 @@ def trace(
     model: nn.Module,
     example_inputs: Tensor | tuple[object, ...],
     rules: RuleTable,
-    front_ends: FrontEndTable,
-    *,
-    front_end: str = AUTO,
+    front_ends: FrontEnds | None = None,
     limits: TraceLimits | None = None,
 ) -> ModelGraph:
-    """Finds the neuron groups of a module.
+    """Finds the neuron groups of a module: what `mergekit_ot.trace_model` does, of rules and front ends that are given.
 
     Args:
-        model: Any ``nn.Module``; it is copied, put into evaluation mode and never run.
-        example_inputs: A tensor or a tuple of positional inputs of the shapes that the model takes.
-        rules: Operation (``aten.linear``) or module (``module:Experts``) → what gives its rule.
-        front_ends: Name → what gives a front end, besides ``export``.
-        front_end: What captures the module: ``auto``, ``export`` or one of `front_ends`.
-        limits: Time and size at which tracing is stopped.
+        model: Any module; it is copied, and never run.
+        example_inputs: Inputs of the shapes that it takes.
+        rules: The rules of operations and modules.
+        front_ends: What captures the module; ``export`` alone where left out.
+        limits: Time and size at which tracing is stopped; the default ones where left out.
 
     Raises:
         ArchitectureError: The module cannot be traced at these inputs, or was run before and holds what that run left.
         TraceLimitError: A limit is passed.
     """
     budget = TraceBudget(limits or TraceLimits(), type(model).__name__)
-    program = capture(model, example_inputs, front_ends, front_end, budget)
+    program = capture(model, example_inputs, front_ends, budget)
     aliases = tied_names(model)
     labelled = Propagator(program, rule_finder(rules), aliases, budget).run()
     hidden = hidden_tensors(model)
@@ -63,7 +61,7 @@ def rule_finder(rules: RuleTable) -> Callable[[Any], NodeRule | None]:
         name = str(target)
         if name not in known:
             keys = [name, name.rsplit(".", 1)[0]] if not name.startswith("module:") else [name]
-            keys += [f"tag:{tag.name}" for tag in getattr(target, "tags", ())]
+            keys += [f"tag:{tag.name}" for tag in target.tags] if isinstance(target, torch._ops.OpOverload) else []
             known[name] = next((rules[key]() for key in keys if key in rules), None)
         return known[name]
 

@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pluggy
 
@@ -69,6 +69,11 @@ class Entry:
                 f"Plugin '{self.plugin}' registers '{self.name}' as '{self.target}', which cannot be imported: "
                 f"{_reason(error)}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
             ) from error
+
+
+@runtime_checkable
+class _Named(Protocol):
+    __name__: str
 
 
 @dataclass(frozen=True)
@@ -137,21 +142,14 @@ class PluginManager:
         self._tables: dict[str, Mapping[str, Entry]] = {}
         self._distributions: dict[str, tuple[str, str]] = {}
         for plugin in plugins:
-            self.register(plugin, getattr(plugin, "__name__", type(plugin).__name__))
+            self.register(plugin, plugin.__name__ if isinstance(plugin, _Named) else type(plugin).__name__)
 
     @classmethod
     def load(cls) -> PluginManager:
         """Returns a manager with the installed plugins (those in ``MERGEOT_PLUGINS``, where it is set)."""
         manager = cls()
-        chosen = os.environ.get("MERGEOT_PLUGINS")
-        wanted = None if chosen is None else [name.strip() for name in chosen.split(",") if name.strip()]
-        points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
-        for name in wanted or ():
-            if name not in {point.name for point in points}:
-                raise PluginError(f"MERGEOT_PLUGINS: {unknown_name('plugin', name, {p.name for p in points})}")
-        for point in points:
-            if wanted is None or point.name in wanted:
-                manager._load_entry_point(point)
+        for point in _wanted_points():
+            manager._load_entry_point(point)
         return manager
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
@@ -186,8 +184,8 @@ class PluginManager:
         if self._pluggy.has_plugin(name):
             raise PluginError(f"Two plugins are called '{name}'. Rename one, or choose with MERGEOT_PLUGINS.")
         known = [hook for hook in vars(hookspecs) if hook.startswith(PREFIX)]
-        for attribute, function in inspect.getmembers(plugin, callable):
-            options = getattr(function, f"{GROUP}_impl", None)
+        for attribute, _ in inspect.getmembers(plugin, callable):
+            options = self._pluggy.parse_hookimpl_opts(plugin, attribute)
             implemented = (options or {}).get("specname") or attribute
             if options is not None and implemented not in known:
                 sentence = unknown_name("hook", implemented, known)
@@ -265,6 +263,20 @@ class PluginManager:
             distribution, version = self._distributions.get(name, ("", ""))
             rows.append(PluginRow(name, version, distribution, hooks, registered))
         return sorted(rows, key=lambda row: row.name)
+
+
+def _wanted_points() -> list[importlib.metadata.EntryPoint]:
+    """Returns the entry points of the installed plugins by name, of those in ``MERGEOT_PLUGINS`` where it is set."""
+    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    chosen = os.environ.get("MERGEOT_PLUGINS")
+    if chosen is None:
+        return points
+    wanted = [name.strip() for name in chosen.split(",") if name.strip()]
+    installed = {point.name for point in points}
+    for name in wanted:
+        if name not in installed:
+            raise PluginError(f"MERGEOT_PLUGINS: {unknown_name('plugin', name, installed)}")
+    return [point for point in points if point.name in wanted]
 
 
 def _reason(error: Exception) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
-from mergekit_ot.fusion.setup import FusionInputs, FusionSetup, checked_weights, trace_limits
+from mergekit_ot.fusion.setup import FusionInputs, FusionMethods, FusionSetup, checked_weights, trace_limits
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.tracing import Tracer, trace_all
 from mergekit_ot.graph.capture.capture import traced_inputs
@@ -49,45 +50,62 @@ def prepare(
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
     """
-    models, given = inputs.models, given or GivenMethods()
-    if len(models) < 1:
-        raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
-    sources = tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(models))
+    sources = _sources(inputs)
     weights = checked_weights(options.model_weights, len(sources))
-    chosen = checked_solver(given.solver or build_solver(options.solver, options.solver_options, manager))
-    measure_name = options.measure or chosen.measure
-    measure = build(manager, "measure", measure_name)
-    repair = None if options.repair == NO_REPAIR else build(manager, "repair", options.repair)
+    methods = _methods(options, manager, given or GivenMethods())
     for source in sources:
         source.check_state()
-    needs_batches = measure.needs_data or (repair is not None and repair.needs_data)
-    if needs_batches and inputs.data is None:
-        who = f"measure '{measure_name}'" if measure.needs_data else f"repair '{options.repair}'"
-        raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
-    batches, examples = calibration(inputs.data, options.calibration_size, needs_batches, inputs.example_inputs)
-    if not batches:
-        examples = traced_inputs(sources[0].make(), examples)
+    batches, examples = _data(inputs, options, methods, sources[0])
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
-    graphs, target, target_graph = trace_all(sources, inputs.target, tracer)
     return FusionSetup(
-        sources=sources,
-        graphs=graphs,
-        target=target,
-        target_graph=target_graph,
+        models=trace_all(sources, inputs.target, tracer),
         model_weights=weights,
-        solver=chosen,
-        measure=measure,
-        repair=repair,
-        executor=given.executor or build(manager, "executor", options.executor),
+        methods=methods,
         inputs=examples,
         batches=batches,
         device=torch.device(_available(options.device)),
         options=options,
         observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
-        refinement=build_refinement(chosen, manager) if options.refine else None,
+    )
+
+
+def _sources(inputs: FusionInputs) -> tuple[SourceModel, ...]:
+    if len(inputs.models) < 1:
+        raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
+    return tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(inputs.models))
+
+
+def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods) -> FusionMethods:
+    """Returns the methods that are named, and in their place those that are given."""
+    solver = checked_solver(given.solver or build_solver(options.solver, options.solver_options, manager))
+    return FusionMethods(
+        solver=solver,
+        measure=build(manager, "measure", options.measure or solver.measure),
+        repair=None if options.repair == NO_REPAIR else build(manager, "repair", options.repair),
+        executor=given.executor or build(manager, "executor", options.executor),
+        refinement=build_refinement(solver, manager) if options.refine else None,
         symmetries=build_symmetries(manager),
     )
+
+
+def _data(
+    inputs: FusionInputs, options: FusionOptions, methods: FusionMethods, first: SourceModel
+) -> tuple[tuple[tuple[Tensor, ...], ...], tuple[object, ...]]:
+    """Returns the calibration batches, none where no method needs them, and the inputs to trace with."""
+    who = _who_needs_data(options, methods)
+    if who and inputs.data is None:
+        raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
+    batches, examples = calibration(inputs.data, options.calibration_size, bool(who), inputs.example_inputs)
+    return batches, examples if batches else traced_inputs(first.make(), examples)
+
+
+def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
+    if methods.measure.needs_data:
+        return f"measure '{options.measure or methods.solver.measure}'"
+    if methods.repair is not None and methods.repair.needs_data:
+        return f"repair '{options.repair}'"
+    return ""
 
 
 def _available(device: str) -> str:

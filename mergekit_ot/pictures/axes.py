@@ -9,16 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergekit_ot.graph.axes.expressions import (
-    Atom,
-    Case,
-    Concat,
-    Expression,
-    Product,
-    Replicated,
-    resolve,
-    size_of,
-)
+from mergekit_ot.graph.axes import expressions
 from mergekit_ot.graph.axes.notation import Notation
 from mergekit_ot.pictures.svg import MARGIN, document, text, text_width
 
@@ -47,7 +38,7 @@ class AxisRow:
     """
 
     title: str
-    label: Expression
+    label: expressions.Expression
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ def axes_svg(rows: Sequence[AxisRow], notation: Notation) -> str:
     y, widest = MARGIN, 0.0
     for row in rows:
         title = f"{row.title}:  {notation.text(row.label)}"
-        drawing = painter.draw(resolve(row.label), 0.0)
+        drawing = painter.draw(expressions.resolve(row.label), 0.0)
         elements.append(text(MARGIN, y + 10, title, is_middle=False))
         elements.append(drawing.at(MARGIN, y + _TITLE))
         y += _TITLE + drawing.height + _ROW_GAP
@@ -94,45 +85,45 @@ class _Painter:
     def __init__(self, notation: Notation) -> None:
         self.notation = notation
 
-    def draw(self, expression: Expression, paleness: float) -> _Drawing:
+    def draw(self, expression: expressions.Expression, paleness: float) -> _Drawing:
         """Returns the drawing of an expression.
 
         Args:
             expression: Resolved.
             paleness: From 0 to 1: where among the indices of its outer factor it stands.
         """
-        if isinstance(expression, Atom):
+        if isinstance(expression, expressions.Atom):
             colour = _PINNED if expression.pin is not None else _paler(self._colour(expression), paleness)
             return _cells(expression.size, colour)
-        if isinstance(expression, Replicated):
+        if isinstance(expression, expressions.Replicated):
             return _cells(expression.size, _CONSTANT)
-        if isinstance(expression, Product):
+        if isinstance(expression, expressions.Product):
             return self._product(expression, paleness)
-        if isinstance(expression, Concat):
+        if isinstance(expression, expressions.Concat):
             return _beside([_framed(self.draw(block, paleness), _FRAME) for block in expression.blocks])
         return self._case(expression, paleness)
 
-    def _product(self, expression: Product, paleness: float) -> _Drawing:
-        outer, inner = expression.factors[0], Product(expression.factors[1:])
-        count = size_of(outer)
+    def _product(self, expression: expressions.Product, paleness: float) -> _Drawing:
+        outer, inner = expression.factors[0], expressions.Product(expression.factors[1:])
+        count = expressions.size_of(outer)
         colours = self._colours_along(outer)
         repeated = []
         for index in range(count):
-            drawing = self.draw(resolve(inner), _PALEST * index / max(count - 1, 1))
+            drawing = self.draw(expressions.resolve(inner), _PALEST * index / max(count - 1, 1))
             repeated.append(_framed(drawing, _paler(colours[index], paleness)))
         return _beside(repeated)
 
-    def _colours_along(self, expression: Expression) -> list[str]:
+    def _colours_along(self, expression: expressions.Expression) -> list[str]:
         """Returns the colour of the outermost neuron at every index of an axis."""
-        if isinstance(expression, Atom):
+        if isinstance(expression, expressions.Atom):
             return [_PINNED if expression.pin is not None else self._colour(expression)] * expression.size
         colours: list[str] = []
-        if isinstance(expression, Concat):
+        if isinstance(expression, expressions.Concat):
             for block in expression.blocks:
                 colours += self._colours_along(block)
-        return colours or [_FRAME] * size_of(expression)
+        return colours or [_FRAME] * expressions.size_of(expression)
 
-    def _case(self, expression: Case, paleness: float) -> _Drawing:
+    def _case(self, expression: expressions.Case, paleness: float) -> _Drawing:
         elements: list[str] = []
         y, widest = 0.0, 0.0
         for block, option in enumerate(expression.options):
@@ -144,7 +135,7 @@ class _Painter:
             y += drawing.height + _OPTION_GAP
         return _Drawing(tuple(elements), widest, y - _OPTION_GAP)
 
-    def _colour(self, atom: Atom) -> str:
+    def _colour(self, atom: expressions.Atom) -> str:
         return _COLOURS[self.notation.number(atom) % len(_COLOURS)]
 
 

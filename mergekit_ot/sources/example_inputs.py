@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.progress import Notify
 from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.reading import ReadSource
 
@@ -21,7 +22,7 @@ def example_inputs_of(
     source: ReadSource,
     input_shape: tuple[int, ...] | None,
     data: Iterable | None,
-    notify: Callable[[str], None],
+    notify: Notify,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
     """Returns inputs to trace a source by, and the shape of one input without the batch axis (None for a guess).
 
@@ -48,7 +49,7 @@ def _first_rows(data: Iterable) -> tuple[Tensor, ...]:
     return tuple(values[:2].clone() for values in (inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
-def _guessed(source: ReadSource, notify: Callable[[str], None]) -> Tensor:
+def _guessed(source: ReadSource, notify: Notify) -> Tensor:
     """Returns inputs of the first plausible shape that a fresh instance accepts, and says so.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.progress import Notify
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class ReadSource:
         return module
 
 
-def read_sources(
-    paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Callable[[str], None]
-) -> list[ReadSource]:
+def read_sources(paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Notify) -> list[ReadSource]:
     """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
 
     No tensor is read for it; one that holds NaN or infinity is refused when it is read.

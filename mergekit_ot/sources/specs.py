@@ -184,13 +184,17 @@ def find_object(spec: Spec, kind: str, known: Mapping[str, Any], error: type[Mer
         module = _load_module(spec, error)
     found: Any = module
     for part in spec.name.split("."):
-        if not hasattr(found, part):
-            names = _own_names(module)
-            close = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
-            guess = f" Did you mean '{spec.place}:{close[0]}'?" if close else ""
-            raise error(f"There is no '{part}' in '{spec.place}'.{guess} It defines: {', '.join(names) or 'nothing'}.")
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError as missing:
+            raise error(_not_there(part, spec.place, _own_names(module))) from missing
     return found
+
+
+def _not_there(part: str, place: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
+    guess = f" Did you mean '{place}:{close[0]}'?" if close else ""
+    return f"There is no '{part}' in '{place}'.{guess} It defines: {', '.join(names) or 'nothing'}."
 
 
 def call_with(function: Callable[..., Any], arguments: Mapping[str, Any], what: str, error: type[MergeotError]) -> Any:
@@ -271,6 +275,7 @@ def _own_names(module: ModuleType) -> list[str]:
 def _is_own(name: str, value: object, module: ModuleType) -> bool:
     if name.startswith("_") or isinstance(value, ModuleType):
         return False
+    # Numbers, lists and the like know no module, and no class or protocol tells them from what knows one.
     return getattr(value, "__module__", module.__name__) == module.__name__
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mergekit_ot.errors import PluginError
+from mergekit_ot.testing.clauses import Contract
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import Signs
 
@@ -32,14 +31,10 @@ def check_coupling(coupling: Coupling, seed: int = 0) -> None:
         >>> from mergekit_ot import Permutation
         >>> check_coupling(Permutation(torch.tensor([2, 0, 1]), torch.tensor([1.0, -1.0, 1.0])))
     """
+    advice = "Correct the class; the clauses are listed in mergekit_ot.testing.check_coupling."
+    contract = Contract(f"The coupling {type(coupling).__name__}", advice)
     for clause in _CLAUSES:
-        detail = clause(_Dense(coupling, seed))
-        if detail:
-            promise = (clause.__doc__ or "").strip().rstrip(".")
-            raise PluginError(
-                f"The coupling {type(coupling).__name__} breaks its contract. The clause: {promise}. What happened: "
-                f"{detail}. Correct the class; the clauses are listed in mergekit_ot.testing.check_coupling."
-            )
+        contract.check(clause, _Dense(coupling, seed))
 
 
 @dataclass(frozen=True)
@@ -231,7 +226,7 @@ def _copies_are_the_same(dense: _Dense) -> str:
     return "it is the same as something that is no coupling" if coupling.is_same(None) else ""
 
 
-_CLAUSES: tuple[Callable[[_Dense], str], ...] = (
+_CLAUSES = (
     _plan_is_a_plan,
     _signs_are_signs,
     _maps_are_stochastic,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.task import run_task
 from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.testing.clauses import Contract
 
 _WIDTH = 6
 
@@ -37,6 +40,8 @@ class _InTurn(AbstractExecutor):
 def check_executor(executor: AbstractExecutor, manager: PluginManager | None = None) -> None:
     """Checks that an executor does what running one step after the other does, to the bit.
 
+    The clauses: the same reports and the same bytes as one step at a time; the sources stay untouched.
+
     Args:
         executor: An instance; it runs several fusions, of one and of several sweeps.
         manager: The plugins to use; the installed ones by default.
@@ -59,14 +64,14 @@ def check_executor(executor: AbstractExecutor, manager: PluginManager | None = N
             torch.manual_seed(seed)
             models.append(_Branches())
     states = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    advice = "Correct the executor; the clauses are listed in mergekit_ot.testing.check_executor."
+    contract = Contract(f"The executor '{type(executor).__name__}'", advice, AssertionError)
     for solver in ("wb", "weight-matching"):
         wanted = _fused(models, solver, _InTurn(), manager)
         given = _fused(models, solver, executor, manager)
-        _compare(wanted, given, f"with solver '{solver}'")
-    for model, state in zip(models, states, strict=True):
-        for name, value in model.state_dict().items():
-            if not torch.equal(value, state[name]):
-                raise AssertionError(f"inputs untouched: '{name}' of a source changed while the executor ran")
+        for clause in (_reports_are_the_same, _bytes_are_the_same):
+            contract.check(clause, wanted, given, where=f", with solver '{solver}'")
+    contract.check(_sources_stay_untouched, models, states)
 
 
 def _fused(
@@ -76,12 +81,24 @@ def _fused(
     return fuse(models, solver=solver, executor=executor, example_inputs=inputs, manager=manager, device="cpu")
 
 
-def _compare(wanted: FusionResult, given: FusionResult, where: str) -> None:
+def _reports_are_the_same(wanted: FusionResult, given: FusionResult) -> str:
+    """The fusion gives the same reports as one step at a time."""
     groups = {report.name: (report.cost, report.status) for report in given.groups}
-    if groups != {report.name: (report.cost, report.status) for report in wanted.groups}:
-        raise AssertionError(
-            f"same reports: the groups' costs or statuses differ from those of one step at a time {where}"
-        )
-    for name, value in wanted.state.items():
-        if not torch.equal(given.state[name], value):
-            raise AssertionError(f"same bytes: '{name}' differs from the result of one step at a time {where}")
+    is_same = groups == {report.name: (report.cost, report.status) for report in wanted.groups}
+    return "" if is_same else "the costs or the statuses of groups differ"
+
+
+def _bytes_are_the_same(wanted: FusionResult, given: FusionResult) -> str:
+    """The fusion gives the same bytes as one step at a time."""
+    return _first_change(wanted.state, given.state)
+
+
+def _sources_stay_untouched(models: Sequence[nn.Module], states: Sequence[Mapping[str, Tensor]]) -> str:
+    """The sources stay untouched while the executor runs."""
+    changes = [_first_change(state, model.state_dict()) for model, state in zip(models, states, strict=True)]
+    return next(filter(None, changes), "")
+
+
+def _first_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    return f"'{changed[0]}' differs" if changed else ""

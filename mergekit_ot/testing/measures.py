@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mergekit_ot.api import trace_model
-from mergekit_ot.errors import PluginError
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
@@ -19,6 +19,7 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.order import solve_order
 from mergekit_ot.graph.symmetry.permutation import reorder_state
 from mergekit_ot.hooks.manager import PluginManager, default_manager
+from mergekit_ot.testing.clauses import Contract, raised_by
 from mergekit_ot.transport.barycenter import independent_coupling
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
@@ -54,18 +55,11 @@ def check_measure(measure: AbstractNodeMeasure | str, *, manager: PluginManager 
     manager = manager if manager is not None else default_manager()
     name = measure if isinstance(measure, str) else type(measure).__name__
     built = manager.get("measure", measure)() if isinstance(measure, str) else measure
+    advice = "Correct the measure; the clauses are listed in mergekit_ot.testing.check_measure."
+    contract = Contract(f"The node measure '{name}'", advice, blame=raised_by("the measure"))
     for case in _cases(built.needs_data, manager, seed):
         for clause in _CLAUSES:
-            try:
-                detail = clause(built, case)
-            except Exception as error:  # a measure may raise anything
-                detail = f"the measure raised {type(error).__name__}: {error}"
-            if detail:
-                promise = (clause.__doc__ or "").strip().rstrip(".")
-                raise PluginError(
-                    f"The node measure '{name}' breaks its contract. The clause: {promise}. What happened, for {case}: "
-                    f"{detail}. Correct the measure; the clauses are listed in mergekit_ot.testing.check_measure."
-                )
+            contract.check(clause, built, case, where=f", for {case}")
 
 
 class _Residual(nn.Module):
@@ -111,15 +105,17 @@ _NETS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
 _WIDTHS = ((6, 6), (6, 6, 6), (6, 9))
 
 
+@dataclass(frozen=True)
 class _Case:
     """The sources of one network and one of its groups, seen in one scope."""
 
-    def __init__(
-        self, net: str, graphs: Sequence[ModelGraph], states: Sequence[State], group: str, scope: Scope,
-        is_structured: bool, batches: Sequence[Tensor],
-    ) -> None:  # fmt: skip
-        self.net, self.graphs, self.states, self.group = net, tuple(graphs), list(states), group
-        self.scope, self.is_structured, self.batches = scope, is_structured, batches
+    net: str
+    graphs: tuple[ModelGraph, ...]
+    states: list[State]
+    group: str
+    scope: Scope
+    is_structured: bool
+    batches: Sequence[Tensor]
 
     def __str__(self) -> str:
         widths = ", ".join(str(size) for size in self.sizes)
@@ -169,8 +165,8 @@ def _cases(needs_data: bool, manager: PluginManager, seed: int) -> Iterator[_Cas
         example = batches[0]
         graph_of = functools.cache(lambda width, make=make, example=example: trace_model(make(width), example, manager))
         for widths in _WIDTHS:
-            graphs = [graph_of(width) for width in widths]
-            states = [_random_state(make(width), generator) for width in widths]
+            graphs = tuple(graph_of(width) for width in widths)
+            states: list[State] = [_random_state(make(width), generator) for width in widths]
             for group in solve_order(graphs[0]):
                 for scope in Scope if len(set(widths)) == 1 else (Scope.INCOMING,):
                     structured = scope is Scope.INCOMING
@@ -279,7 +275,7 @@ def _same_view_same_measures(measure: AbstractNodeMeasure, case: _Case) -> str:
 
 
 # What a measure does to its sources comes first: the other clauses would suffer from it.
-_CLAUSES: tuple[Callable[[AbstractNodeMeasure, _Case], str], ...] = (
+_CLAUSES = (
     _sources_stay_untouched,
     _one_measure_per_source,
     _supports_share_their_columns,

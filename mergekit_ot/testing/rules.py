@@ -13,6 +13,7 @@ from mergekit_ot.graph.axes.expressions import Atom, atoms_of, resolve
 from mergekit_ot.graph.rules.rule import Labels, NodeRule, OperationView, Value
 from mergekit_ot.graph.symmetry.check import CheckReport
 from mergekit_ot.hooks.manager import Entry, PluginManager, default_manager
+from mergekit_ot.testing.clauses import Contract
 
 
 def check_rule(
@@ -61,14 +62,9 @@ def check_rule(
         raise PluginError("A rule that is not registered needs the name of its operation: check_rule(…, operation=…).")
     watched = _Watched(rule)  # type: ignore[arg-type]
     report = check_model(make, example_inputs, manager=_WithRule(base, operation, watched), seed=seed)
+    contract = Contract(f"The rule for '{operation}'", "How rules are written: docs/writing-plugins.md.")
     for clause in (_is_used, _fits, _accounts_for_every_axis, _keeps_the_function, _frees_what_is_expected, _is_proven):
-        detail = clause(watched, report, groups)
-        if detail:
-            promise = (clause.__doc__ or "").strip().rstrip(".")
-            raise PluginError(
-                f"The rule for '{operation}' breaks its contract. The clause: {promise}. What happened: "
-                f"{detail.rstrip('.')}. How rules are written: docs/writing-plugins.md."
-            )
+        contract.check(clause, watched, report, groups)
     return report
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from mergekit_ot.errors import SolverError
+from mergekit_ot.testing.clauses import Contract
 from mergekit_ot.testing.problems import SIZE as _SIZE
 from mergekit_ot.testing.problems import best_permutations, permuted, random_problem
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure
@@ -42,18 +43,15 @@ def check_solver(solver: AbstractBarycenterSolver, device: torch.device | str = 
         >>> from mergekit_ot import default_manager
         >>> check_solver(default_manager().get("solver", "average")())
     """
+    advice = "Correct the solver; the clauses are listed in AbstractBarycenterSolver."
+    contract = Contract(f"Solver '{solver.name}'", advice, SolverError, _refused)
     for clause in _CLAUSES:
         for slices in (0, 2) if solver.wants_structure else (0,):
-            try:
-                detail = clause(solver, _Given(slices, device, seed))
-            except SolverError as error:
-                detail = f"the solver refused: {error}"
-            if detail:
-                promise = (clause.__doc__ or "").strip().rstrip(".")
-                raise SolverError(
-                    f"Solver '{solver.name}' breaks its contract. The clause: {promise}. What happened: {detail}. "
-                    "Correct the solver; the clauses are listed in AbstractBarycenterSolver."
-                )
+            contract.check(clause, solver, _Given(slices, device, seed))
+
+
+def _refused(error: Exception) -> str | None:
+    return f"the solver refused: {error}" if isinstance(error, SolverError) else None
 
 
 class _Given:
@@ -250,7 +248,7 @@ def _structure_speaks_alone(solver: AbstractBarycenterSolver, given: _Given) -> 
     return ""
 
 
-_CLAUSES: tuple[Callable[[AbstractBarycenterSolver, _Given], str], ...] = (
+_CLAUSES = (
     _result_is_complete,
     _identical_measures_stay,
     _permuted_rows_follow,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergekit_ot.errors import PluginError
 from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
+from mergekit_ot.testing.clauses import Contract, raised_by
 
 _NO_SUCH_NAME = "no tensor has this name"
 
@@ -34,8 +35,9 @@ def check_store(store: TensorStore) -> None:
     """
     if not len(store):
         raise PluginError("A store without tensors shows nothing. Give check_store one that holds some.")
+    contract = _contract(f"The store '{type(store).__name__}'", "check_store")
     for clause in _STORE_CLAUSES:
-        _apply(clause, store, f"The store '{type(store).__name__}'", "check_store")
+        contract.check(clause, store)
 
 
 def check_writer(make_writer: Callable[[], StoreWriter]) -> None:
@@ -55,22 +57,14 @@ def check_writer(make_writer: Callable[[], StoreWriter]) -> None:
         >>> from mergekit_ot.storage.store import MemoryWriter
         >>> check_writer(MemoryWriter)
     """
-    name = type(make_writer()).__name__
+    contract = _contract(f"The writer '{type(make_writer()).__name__}'", "check_writer")
     for clause in _WRITER_CLAUSES:
-        _apply(clause, make_writer, f"The writer '{name}'", "check_writer")
+        contract.check(clause, make_writer)
 
 
-def _apply(clause: Callable[..., str | None], thing: object, what: str, function: str) -> None:
-    try:
-        detail = clause(thing)
-    except Exception as error:  # what is checked may raise anything
-        detail = f"it raised {type(error).__name__}: {error}"
-    if detail:
-        promise = (clause.__doc__ or "").strip().rstrip(".")
-        raise PluginError(
-            f"{what} breaks its contract. The clause: {promise}. What happened: {detail}. Correct it; the clauses are "
-            f"listed in mergekit_ot.testing.{function}."
-        )
+def _contract(subject: str, function: str) -> Contract:
+    advice = f"Correct it; the clauses are listed in mergekit_ot.testing.{function}."
+    return Contract(subject, advice, blame=raised_by("it"))
 
 
 def _maps_its_names(store: TensorStore) -> str | None:

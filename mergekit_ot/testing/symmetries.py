@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot.api import trace_model
-from mergekit_ot.errors import PluginError
 from mergekit_ot.graph.blocks import Block, Dimension
 from mergekit_ot.graph.capture.capture import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
@@ -19,6 +18,7 @@ from mergekit_ot.graph.symmetry.planted import PlantedProof
 from mergekit_ot.graph.symmetry.proof import Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 from mergekit_ot.hooks.manager import PluginManager, default_manager
+from mergekit_ot.testing.clauses import Contract, raised_by
 
 _TOLERANCE = 1e-10
 # Of the blocks on which an element is tried: whatever a network's are, a symmetry acts along one dimension.
@@ -69,17 +69,10 @@ def check_symmetry(
     graph = trace_model(model, example_inputs, manager)
     inputs = traced_inputs(model, example_inputs)
     case = _Case(checked, graph, make, inputs, seed, groups)
+    advice = "How symmetries are written: docs/how-to/symmetries.md."
+    contract = Contract(f"The symmetry '{checked.name}'", advice, blame=raised_by("the symmetry"))
     for clause in _CLAUSES:
-        try:
-            detail = clause(case)
-        except Exception as error:  # a symmetry may raise anything
-            detail = f"the symmetry raised {type(error).__name__}: {error}"
-        if detail:
-            promise = (clause.__doc__ or "").strip().rstrip(".")
-            raise PluginError(
-                f"The symmetry '{checked.name}' breaks its contract. The clause: {promise}. What happened: "
-                f"{detail}. How symmetries are written: docs/how-to/symmetries.md."
-            )
+        contract.check(clause, case)
     return case.found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
-from mergekit_ot.transport.averaging import weight_present
+from mergekit_ot.transport.averaging import Share, mean_over_present
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import at_least_single, ground_cost, single_precision
 from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
@@ -36,26 +36,32 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
         >>> fused_measure(problem, (Permutation.identity(2), swapped)).support.tolist()
         [[0.0], [3.0]]
     """
-    first = problem.measures[0].support
-    support = torch.zeros(problem.size, first.shape[1], dtype=single_precision(first), device=first.device)
-    structure = support.new_zeros(_structure_slices(problem), problem.size, problem.size)
-    shares: list[tuple[float, Tensor | None]] = []
+    _check_structures(problem)
+    first = problem.measures[0]
+    support = mean_over_present(_shares(problem, couplings, averaged_support)).to(first.support.dtype)
+    structure = None
+    if problem.has_structure:
+        structure = mean_over_present(_shares(problem, couplings, _moved_structure)).to(first.support.dtype)
+    return NeuronMeasure(support, uniform_mass(problem.size, first.mass), structure, first.signs)
+
+
+def _shares(
+    problem: BarycenterProblem, couplings: Sequence[Coupling], move: Callable[[Coupling, NeuronMeasure], Tensor | None]
+) -> Iterator[Share]:
+    """Yields what each source brings, rows along the last axis but one; a weightless one must not bring infinities."""
+    dtype = single_precision(problem.measures[0].support)
     for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
-        # A zero weight must not let a source's infinities through.
-        if weight == 0:
-            continue
-        shares.append((weight, coupling.presence(support)))
-        support.add_(averaged_support(coupling, measure), alpha=weight)
-        if measure.structure is not None:
-            structure.add_(coupling.move_structure(at_least_single(measure.structure), measure.signs), alpha=weight)
-    if any(here is not None for _, here in shares):
-        weight = weight_present(shares, support.new_zeros(problem.size))
-        weight = torch.where(weight > 0, weight, torch.ones_like(weight))[:, None]
-        support, structure = support / weight, structure / weight
-    mass, signs = uniform_mass(problem.size, problem.measures[0].mass), problem.measures[0].signs
-    return NeuronMeasure(
-        support.to(first.dtype), mass, structure.to(first.dtype) if problem.has_structure else None, signs
-    )
+        values = move(coupling, measure) if weight > 0 else None
+        if values is not None:
+            values = values.to(dtype)
+            here = coupling.presence(values)
+            yield Share(weight, values, None if here is None else here[:, None])
+
+
+def _moved_structure(coupling: Coupling, measure: NeuronMeasure) -> Tensor | None:
+    if measure.structure is None:
+        return None
+    return coupling.move_structure(at_least_single(measure.structure), measure.signs)
 
 
 def transport_cost(
@@ -187,14 +193,13 @@ def averaged_support(coupling: Coupling, measure: NeuronMeasure) -> Float[Tensor
     return coupling.move_support(at_least_single(measure.support), measure.signs)
 
 
-def _structure_slices(problem: BarycenterProblem) -> int:
+def _check_structures(problem: BarycenterProblem) -> None:
     slices = {None if measure.structure is None else measure.structure.shape[0] for measure in problem.measures}
     if len(slices) != 1:
         raise SolverError(
             f"The sources' structures do not match: {sorted(map(str, slices))} matrices per source. "
             "A barycenter needs the same structure matrices of every source; give all of them, or none."
         )
-    return slices.pop() or 0
 
 
 def support_barycenter(

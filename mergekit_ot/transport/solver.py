@@ -34,8 +34,9 @@ class Start(enum.Enum):
     """What counts as aligned before the first step: nothing, or every group at the identity.
 
     Example:
-        >>> Start.IDENTITY.value
-        'identity'
+        >>> from mergekit_ot import default_manager
+        >>> default_manager().get("solver", "weight-matching").start
+        <Start.IDENTITY: 'identity'>
     """
 
     NOTHING = "nothing aligned"

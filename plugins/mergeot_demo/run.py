@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mergekit_ot import (
     Architecture,
     FusionResult,
     MergeotError,
+    Notify,
     PluginManager,
     barrier,
     default_manager,
@@ -99,12 +100,10 @@ class _Task:
     digits: _Digits
     seed: int
     manager: PluginManager
-    notify: Callable[[str], None]
+    notify: Notify
 
 
-def run_demo(
-    folder: Path, seed: int, notify: Callable[[str], None], manager: PluginManager | None = None
-) -> DemoResult:
+def run_demo(folder: Path, seed: int, notify: Notify, manager: PluginManager | None = None) -> DemoResult:
     """Runs the demonstration.
 
     Args:

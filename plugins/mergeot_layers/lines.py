@@ -63,24 +63,9 @@ def _constant(operation: OperationView, shape: tuple[int, ...]) -> Labels:
     return [operation.algebra.replicated(size) for size in shape]
 
 
-LINES |= {
-    f"aten.{name}": FunctionRule(_same_as_input)
-    for name in (
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "scalar_tensor",
-    )
-}
+LINES["aten.scalar_tensor"] = FunctionRule(_same_as_input)
+for _name in ("zeros", "ones", "full", "empty"):
+    LINES |= {f"aten.{name}": FunctionRule(_same_as_input) for name in (_name, f"{_name}_like", f"new_{_name}")}
 
 
 def _copy(operation: OperationView) -> list[Labels]:

@@ -20,7 +20,6 @@ from mergekit_ot import (
     Barycenter,
     BarycenterProblem,
     Coupling,
-    NeuronMeasure,
     Permutation,
     RecipeError,
     Scope,
@@ -175,9 +174,7 @@ def _mean(problem: BarycenterProblem, couplings: Sequence[Coupling], places: Seq
         weights, total = [1.0] + [0.0] * (len(weights) - 1), 1.0
     part = replace(
         problem,
-        measures=tuple(
-            NeuronMeasure(problem.measures[place].support, problem.measures[place].mass) for place in places
-        ),
+        measures=tuple(replace(problem.measures[place], structure=None) for place in places),
         model_weights=tuple(weight / total for weight in weights),
     )
     return fused_measure(part, [couplings[place] for place in places]).support

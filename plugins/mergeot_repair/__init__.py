@@ -9,7 +9,7 @@ from mergekit_ot import hookimpl
 
 @hookimpl
 def mergeot_repairs() -> Mapping[str, str]:
-    """Return the repairs of this package."""
+    """Returns the repairs of this package."""
     return {
         "reset": "mergeot_repair.reset:ResetRepair",
         "repair": "mergeot_repair.moments:MomentsRepair",

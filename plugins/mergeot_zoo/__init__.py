@@ -9,18 +9,15 @@ from mergekit_ot import hookimpl
 
 @hookimpl
 def mergeot_architectures() -> Mapping[str, str]:
-    """Return the networks of this package by name."""
-    return {
-        "mlp": "mergeot_zoo.plain:mlp",
-        "cnn": "mergeot_zoo.plain:cnn",
-        "vgg11": "mergeot_zoo.plain:vgg11",
-        "resnet18": "mergeot_zoo.residual:resnet18",
-        "resnet20": "mergeot_zoo.residual:resnet20",
-        "resnet56": "mergeot_zoo.residual:resnet56",
-    }
+    """Returns the networks of this package by name."""
+    modules = {"plain": ("mlp", "cnn", "vgg11"), "residual": ("resnet18", "resnet20", "resnet56")}
+    networks: dict[str, str] = {}
+    for module, names in modules.items():
+        networks |= {name: f"mergeot_zoo.{module}:{name}" for name in names}
+    return networks
 
 
 @hookimpl
 def mergeot_datasets() -> Mapping[str, str]:
-    """Return the data sets of this package by name."""
+    """Returns the data sets of this package by name."""
     return {"digits": "mergeot_zoo.digits:digits"}

@@ -61,6 +61,13 @@ class Atom:
         flags: What `AxisAlgebra.flag` said about its neurons.
         link: What it is bound to; None while it stands for itself.
         number: Age; where two atoms are unified the older one stands for both.
+
+    Example:
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> algebra = AxisAlgebra()
+        >>> first, second = algebra.atom(4), algebra.atom(4)
+        >>> algebra.unify(first, second) is first, resolve(second) is first
+        (True, True)
     """
 
     __slots__ = ("context", "flags", "link", "number", "pin", "size")
@@ -103,7 +110,14 @@ class Tag:
 
 @dataclass(frozen=True)
 class Replicated:
-    """An axis along which the tensor is constant; it fits anything and constrains nothing."""
+    """An axis along which the tensor is constant; it fits anything and constrains nothing.
+
+    Example:
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> neurons = Atom(4)
+        >>> AxisAlgebra().unify(Replicated(4), neurons) is neurons
+        True
+    """
 
     size: int
 
@@ -131,6 +145,11 @@ class Case:
     and none of them holds a case over the same tag, for inside option ``i`` the block is known to be ``i``. After
     `settle` the concatenation stands exactly once where the case stands; otherwise the case is *collapsed*: its options
     are unified, so that nothing depends on the block any more.
+
+    Example:
+        >>> tag, first, second = Tag(), Atom(4), Atom(4)
+        >>> isinstance(case(tag, [first, second]), Case), case(tag, [first, first]) is first
+        (True, True)
     """
 
     tag: Tag

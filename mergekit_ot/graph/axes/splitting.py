@@ -7,7 +7,8 @@ too. Where a cut cannot be made, None is returned, and the caller pins or ties; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from mergekit_ot.graph.axes.expressions import (
     Atom,
@@ -29,6 +30,8 @@ from mergekit_ot.graph.axes.union_find import UnionFind
 
 # A block of an axis, and what cutting it out means for cases on other axes.
 Piece = tuple[Expression, Selection]
+
+_Part = TypeVar("_Part")
 
 
 def split_product(atoms: UnionFind, expression: Expression, sizes: Sequence[int]) -> list[Expression] | None:
@@ -101,13 +104,21 @@ def _take(atoms: UnionFind, pending: list[Expression], size: int) -> Expression 
 
 
 def _factor_case(atoms: UnionFind, expression: Case, sizes: list[int]) -> list[Expression] | None:
-    rows: list[list[Expression]] = []
-    for option in expression.options:
-        row = _factors(atoms, option, sizes)
+    rows = _each_cut(expression.options, lambda option: _factors(atoms, option, sizes))
+    return None if rows is None else [case(expression.tag, column) for column in zip(*rows, strict=True)]
+
+
+def _each_cut(
+    expressions: Sequence[Expression], cut: Callable[[Expression], list[_Part] | None]
+) -> list[list[_Part]] | None:
+    """Returns every expression cut, None where one of them cannot be; those behind it are left as they are."""
+    rows: list[list[_Part]] = []
+    for expression in expressions:
+        row = cut(expression)
         if row is None:
             return None
         rows.append(row)
-    return [case(expression.tag, column) for column in zip(*rows, strict=True)]
+    return rows
 
 
 def _factor_concat(atoms: UnionFind, expression: Concat, sizes: list[int]) -> list[Expression] | None:
@@ -177,12 +188,9 @@ def split_concat(atoms: UnionFind, expression: Expression, sizes: Sequence[int])
 
 
 def _cut_case(atoms: UnionFind, expression: Case, sizes: Sequence[int]) -> list[Piece] | None:
-    rows: list[list[Piece]] = []
-    for option in expression.options:
-        row = split_concat(atoms, option, sizes)
-        if row is None:
-            return None
-        rows.append(row)
+    rows = _each_cut(expression.options, lambda option: split_concat(atoms, option, sizes))
+    if rows is None:
+        return None
     blocks: list[Piece] = []
     for column in zip(*rows, strict=True):
         together: dict[Tag, tuple[Tag | None, tuple[tuple[int, Selection], ...]]] = {}

@@ -8,7 +8,8 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,42 @@ class ExportFrontEnd(AbstractFrontEnd):
         return from_exported(program.run_decompositions({}), EXPORT)
 
 
+@dataclass(frozen=True)
+class FrontEnds:
+    """The front ends there are, and which of them is wanted.
+
+    Attributes:
+        further: Name → what gives a front end, besides ``export``.
+        wanted: ``auto`` (export, then the fallbacks in order), ``export``, or the name of a further one.
+
+    Example:
+        >>> list(FrontEnds().in_order())
+        ['export']
+    """
+
+    further: FrontEndTable = field(default_factory=dict)
+    wanted: str = AUTO
+
+    def in_order(self) -> dict[str, AbstractFrontEnd]:
+        """Returns the front ends to try, one after the other.
+
+        Raises:
+            ArchitectureError: None has the name that is wanted.
+        """
+        if self.wanted == EXPORT:
+            return {EXPORT: ExportFrontEnd()}
+        if self.wanted != AUTO:
+            if self.wanted not in self.further:
+                raise ArchitectureError(unknown_name("front end", self.wanted, {AUTO, EXPORT, *self.further}))
+            return {self.wanted: self.further[self.wanted]()}
+        made = {name: make() for name, make in self.further.items()}
+        return {EXPORT: ExportFrontEnd(), **{name: end for name, end in made.items() if end.is_fallback}}
+
+
 def capture(
     model: nn.Module,
     example_inputs: Tensor | tuple[object, ...],
-    front_ends: FrontEndTable | None = None,
-    front_end: str = AUTO,
+    front_ends: FrontEnds | None = None,
     budget: TraceBudget | None = None,
 ) -> CapturedProgram:
     """Returns the captured program of `model` in evaluation mode; the model itself is neither run nor changed.
@@ -56,8 +88,7 @@ def capture(
         model: Any module; it is copied first, so that nothing a forward leaves behind reaches it.
         example_inputs: A tensor or a tuple of positional inputs; a batch of one is doubled, since a size of one
             would hide the batch axis.
-        front_ends: Further front ends by name; none where left out.
-        front_end: ``auto`` (export, then the fallbacks in order), ``export``, or the name of a registered one.
+        front_ends: What captures it; ``export`` alone where left out.
         budget: Time and size so far; a new one with the default limits where left out.
 
     Raises:
@@ -67,7 +98,7 @@ def capture(
     name = type(model).__name__
     budget = TraceBudget(TraceLimits(), name) if budget is None else budget
     failures: dict[str, BaseException] = {}
-    for chosen, end in _chosen(front_ends or {}, front_end).items():
+    for chosen, end in (front_ends or FrontEnds()).in_order().items():
         try:
             with _quiet():
                 program = end.capture(prepared(copy.deepcopy(model)), inputs, budget)
@@ -88,15 +119,23 @@ def capture(
     ) from next(iter(failures.values()))
 
 
-def _chosen(front_ends: FrontEndTable, wanted: str) -> Mapping[str, AbstractFrontEnd]:
-    if wanted == EXPORT:
-        return {EXPORT: ExportFrontEnd()}
-    if wanted != AUTO:
-        if wanted not in front_ends:
-            raise ArchitectureError(unknown_name("front end", wanted, {AUTO, EXPORT, *front_ends}))
-        return {wanted: front_ends[wanted]()}
-    further = {name: make() for name, make in front_ends.items()}
-    return {EXPORT: ExportFrontEnd(), **{name: end for name, end in further.items() if end.is_fallback}}
+@runtime_checkable
+class _Caching(Protocol):
+    """What a configuration of `transformers` looks like; there is no class to import without that package."""
+
+    use_cache: object
+
+
+@runtime_checkable
+class _Configured(Protocol):
+    config: object
+
+
+@runtime_checkable
+class _FixedShapes(Protocol):
+    """A module that says whether it is a program which holds at its own shapes only (read from a .pt2 file)."""
+
+    has_fixed_shapes: bool
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -106,9 +145,8 @@ def prepared(model: nn.Module) -> nn.Module:
     function that must stay, and would pin every head; their configuration can leave it out.
     """
     for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "use_cache", None) is True:
-            config.use_cache = False  # type: ignore[union-attr]
+        if isinstance(module, _Configured) and isinstance(module.config, _Caching) and module.config.use_cache is True:
+            module.config.use_cache = False
     return model.eval()
 
 
@@ -128,8 +166,7 @@ def as_inputs(example_inputs: object) -> tuple[object, ...]:
 def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
     """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
     inputs = as_inputs(example_inputs)
-    # A program that holds at its own shapes only says so (a module read from a .pt2 file).
-    return inputs if getattr(model, "has_fixed_shapes", False) else doubled(inputs)
+    return inputs if isinstance(model, _FixedShapes) and model.has_fixed_shapes else doubled(inputs)
 
 
 def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:

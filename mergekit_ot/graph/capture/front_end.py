@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -93,6 +93,11 @@ class TraceLimitError(ArchitectureError):
 _NOT_COUNTED = frozenset({"__get__", "_set_grad_enabled"})
 
 
+@runtime_checkable
+class _Named(Protocol):
+    __name__: str
+
+
 class _Counter(TorchFunctionMode):
     def __init__(self, budget: TraceBudget) -> None:
         super().__init__()
@@ -101,7 +106,7 @@ class _Counter(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") not in _NOT_COUNTED:
+        if not (isinstance(func, _Named) and func.__name__ in _NOT_COUNTED):
             self.budget.operations += 1
             self.budget.check("while it was captured")
         return func(*args, **(kwargs or {}))

@@ -148,7 +148,8 @@ def from_exported(program: ExportedProgram, front_end: str) -> CapturedProgram:
     }
     placeholders = program.graph.find_nodes(op="placeholder")
     inputs = tuple(slots.get(node.name, ProgramSlot(INPUT)) for node in placeholders)
-    kinds = {kind: MUTATION for name in _MUTATIONS if (kind := getattr(OutputKind, name, None)) is not None}
+    # Not every version of torch has all of them.
+    kinds = {OutputKind[name]: MUTATION for name in _MUTATIONS if name in OutputKind.__members__}
     kinds[OutputKind.USER_OUTPUT] = USER_OUTPUT
     outputs = tuple(
         ProgramSlot(kinds.get(spec.kind, OTHER_OUTPUT), str(spec.target or "")) for spec in signature.output_specs

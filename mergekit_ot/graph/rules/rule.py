@@ -32,6 +32,13 @@ class Value:
     which axis of which parameter it is, where the value is a parameter or a reordering of its axes. `is_data` tells
     values that depend on a model input; `name` is that of the value in the captured program, and
     `is_floating` tells numbers from indices and masks; `constant` is the value of a small constant.
+
+    Example:
+        >>> from mergekit_ot.graph.axes.algebra import AxisAlgebra
+        >>> algebra = AxisAlgebra()
+        >>> weight = Value((8, 4), [algebra.atom(8), algebra.atom(4)], frozenset({"fc.weight"}))
+        >>> [label.size for label in weight.labels], weight.is_data
+        ([8, 4], False)
     """
 
     shape: tuple[int, ...]

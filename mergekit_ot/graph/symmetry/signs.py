@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot.graph.blocks import Block
+from mergekit_ot.graph.blocks import Block, spread_along
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Blocks, Factors, Fixed, Neurons
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
@@ -66,9 +66,7 @@ class Sign(AbstractSymmetry):
         self, block: Block, place: int, element: Float[Tensor, " size"], power: int
     ) -> Float[Tensor, "*dimensions"]:
         """Returns the block with its neurons times their signs, whoever makes or reads them."""
-        shape = [1] * block.view.ndim
-        shape[place] = -1
-        return block.view * element.to(block.view).reshape(shape)
+        return block.view * spread_along(element.to(block.view), place, block.view.ndim)
 
 
 def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:

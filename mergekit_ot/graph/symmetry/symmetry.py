@@ -19,7 +19,22 @@ Places = Mapping[tuple[str, int], tuple[int, ...]]
 
 
 class AbstractProof(ABC):
-    """What a symmetry asks before it claims a group."""
+    """What a symmetry asks before it claims a group.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import Sign, trace_model
+        >>> from mergekit_ot.graph.symmetry.planted import PlantedProof
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> inputs = torch.randn(2, 4)
+        >>> proof = PlantedProof(make, (inputs,))
+        >>> makers, readers = {("0.weight", 0): (1,), ("0.bias", 0): (1,)}, {("2.weight", 1): (1,)}
+        >>> graph = trace_model(make(), inputs)
+        >>> proof.is_proven(Sign(), graph, "0.weight:0", {**makers, **readers})
+        True
+        >>> proof.is_proven(Sign(), graph, "0.weight:0", readers)
+        False
+    """
 
     @abstractmethod
     def is_proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, key: str, places: Places) -> bool:
@@ -30,20 +45,6 @@ class AbstractProof(ABC):
             graph: The model's graph.
             key: The group.
             places: Where the elements act, and with which power.
-
-        Example:
-            >>> import torch
-            >>> from mergekit_ot import Sign, trace_model
-            >>> from mergekit_ot.graph.symmetry.planted import PlantedProof
-            >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-            >>> inputs = torch.randn(2, 4)
-            >>> proof = PlantedProof(make, (inputs,))
-            >>> makers, readers = {("0.weight", 0): (1,), ("0.bias", 0): (1,)}, {("2.weight", 1): (1,)}
-            >>> graph = trace_model(make(), inputs)
-            >>> proof.is_proven(Sign(), graph, "0.weight:0", {**makers, **readers})
-            True
-            >>> proof.is_proven(Sign(), graph, "0.weight:0", readers)
-            False
         """
 
 

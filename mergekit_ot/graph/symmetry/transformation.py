@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mergekit_ot.graph.blocks import Block, blocks_of, context_place, gate_dimension
+from mergekit_ot.graph.blocks import Block, context_place, gate_dimension, group_places, paired_blocks
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
@@ -66,7 +66,7 @@ class Transformation:
     def of_tensor(self, tensor: Tensor, name: str, layouts: Sequence[AxisLayout]) -> Tensor:
         """Returns a copy of a parameter with the groups in its layouts transformed."""
         result = tensor.clone()
-        for old, new in zip(blocks_of(tensor, layouts), blocks_of(result, layouts), strict=True):
+        for old, new in paired_blocks(tensor, layouts, result, layouts):
             new.view.copy_(self._of_block(old, name))
         return result
 
@@ -79,10 +79,9 @@ class Transformation:
     def _acting(self, block: Block, name: str) -> Iterable[tuple[int, str, tuple[int, ...]]]:
         """Returns (dimension, group, powers) of what acts on a block, the context of a family before the family."""
         acting = []
-        for place, dimension in enumerate(block.dimensions):
-            key = dimension.group
-            if key is not None and key in self.elements:
-                powers = self.places[key].get((name, dimension.axis), (0,))
+        for place, key in group_places(block):
+            if key in self.elements:
+                powers = self.places[key].get((name, block.dimensions[place].axis), (0,))
                 acting.append((place, key, powers))
         return sorted(acting, key=lambda entry: len(self.graph.groups[entry[1]].context))
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mergekit_ot import RecipeError, load_checkpoint, resolve_architecture, save_checkpoint
+from mergekit_ot import Notify, RecipeError, load_checkpoint, resolve_architecture, save_checkpoint
 from mergekit_ot.errors import unknown_name
 
 # Raised whenever the same description would no longer give the same network.
@@ -116,7 +116,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mergeot"
 
 
-def trained(training: Training, images: Callable[[], Images], notify: Callable[[str], None]) -> nn.Module:
+def trained(training: Training, images: Callable[[], Images], notify: Notify) -> nn.Module:
     """Returns the network in evaluation mode, from the cache or trained now.
 
     Args:
@@ -145,7 +145,7 @@ def trained(training: Training, images: Callable[[], Images], notify: Callable[[
 
 
 def _train(
-    make: Callable[[], nn.Module], training: Training, inputs: Tensor, targets: Tensor, notify: Callable[[str], None]
+    make: Callable[[], nn.Module], training: Training, inputs: Tensor, targets: Tensor, notify: Notify
 ) -> nn.Module:
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):

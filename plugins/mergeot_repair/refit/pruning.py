@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from mergekit_ot import Progress
 
 # Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
 PULL, PULL_OF_STATES = 1e-3, 1e-5
@@ -122,7 +124,7 @@ def eliminate(
     regressions: Sequence[Regression],
     places: Mapping[str, Sequence[Int[Tensor, " neuron"]]],
     sizes: Mapping[str, int],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Int[Tensor, " kept"]]:
     """Returns the neurons of each group that are left when all that are too many are dropped, the least needed first.
 
@@ -133,7 +135,7 @@ def eliminate(
         regressions: Of the maps that read the groups; they are changed.
         places: Group → the numbers of its neurons in each source.
         sizes: Group → how many of its neurons are kept.
-        progress: Called with (neurons dropped, neurons to be dropped).
+        progress: Told the neurons dropped, those to be dropped, and what is done.
     """
     left = {group: torch.cat(list(of_sources)) for group, of_sources in places.items()}
     count = 1 + int(torch.cat([regression.neurons for regression in regressions]).max())
@@ -157,7 +159,7 @@ def eliminate(
                 losses[number] = regression.losses()
         dropped += len(gone)
         if progress is not None:
-            progress(dropped, surplus)
+            progress(dropped, surplus, "refit: choosing neurons")
     return left
 
 

@@ -92,12 +92,8 @@ class Selection:
         regressions = {name: self._regression(name, products[name]) for name in readers}
         sizes = {group: self.alignment.target.groups[group].size for group in groups}
         places = {group: self.places[group] for group in groups}
-        self.kept |= eliminate(list(regressions.values()), places, sizes, self._told)
+        self.kept |= eliminate(list(regressions.values()), places, sizes, self.context.progress)
         self.regressions |= regressions
-
-    def _told(self, dropped: int, surplus: int) -> None:
-        if self.context.progress is not None:
-            self.context.progress(dropped, surplus, "refit: choosing neurons")
 
     def _regression(self, name: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
