@@ -98,6 +98,44 @@ def couple_family(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tu
     return tuple(families), total / max(alignment.target.family_size(group), 1)
 
 
+def kept_up(alignment: Alignment, key: str) -> dict[str, tuple[FamilyCoupling, ...]]:
+    """Returns the families in force that are indexed by a group, for the pairs that its couplings relate now.
+
+    When an outer group gets other couplings, its families are asked for pairs that nobody solved. Until they are
+    solved anew, such a pair takes the member that its fused neuron had: every member has the same sizes, so each is
+    a valid coupling at any pair.
+
+    Args:
+        alignment: The new couplings of `key` hold in it.
+        key: The group whose couplings changed.
+    """
+    groups, completed = alignment.target.groups, {}
+    families = [family for family in alignment.couplings if groups[family].context]
+    for family in sorted(families, key=lambda each: len(groups[each].context)):
+        context = groups[family].context
+        if key not in context and not completed.keys() & set(context):
+            continue
+        members = [found for found in alignment.couplings[family] if isinstance(found, FamilyCoupling)]
+        completed[family] = tuple(
+            _at_pairs(found, coupled_pairs(alignment, context, source)) for source, found in enumerate(members)
+        )
+        alignment = alignment.with_couplings({family: completed[family]})
+    return completed
+
+
+def _at_pairs(family: FamilyCoupling, wanted: list[Pairs]) -> FamilyCoupling:
+    held = family.members
+    if set(wanted) == set(held):
+        return family
+    by_fused = {_fused_side(pairs): member for pairs, member in held.items()}
+    fallback = next(iter(held.values()))
+    return FamilyCoupling({pairs: held.get(pairs) or by_fused.get(_fused_side(pairs), fallback) for pairs in wanted})
+
+
+def _fused_side(pairs: Pairs) -> tuple[int, ...]:
+    return tuple(fused for fused, _ in pairs)
+
+
 def identity_family(alignment: Alignment, group: str) -> FamilyCoupling:
     """Returns the family of couplings that leaves every neuron where it is."""
     fused = alignment.target.groups

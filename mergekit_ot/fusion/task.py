@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families
+from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
@@ -135,6 +135,9 @@ def run_task(task: StepTask) -> StepSolution:
             continue
         couplings[key], report = _solved(task, key, alignment)
         alignment = alignment.with_couplings({key: couplings[key]})
+        families = kept_up(alignment, key)
+        couplings.update(families)
+        alignment = alignment.with_couplings(families)
         reports.append(report)
     return StepSolution(task.number, couplings, tuple(reports))
 
