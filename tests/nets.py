@@ -263,13 +263,17 @@ NETS: dict[str, Net] = {
     "unet": Net(UNet, _images(1), 3, 3),
     "conv1d": Net(
         lambda: nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 3)),
-        (torch.randn(2, 2, 9),), 1, 1,
+        (torch.randn(2, 2, 9),),
+        1,
+        1,
     ),
     "conv3d": Net(
         lambda: nn.Sequential(
             nn.Conv3d(1, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(32, 3)
         ),
-        (torch.randn(2, 1, 5, 5, 5),), 1, 1,
+        (torch.randn(2, 1, 5, 5, 5),),
+        1,
+        1,
     ),
     # The stream, and the gated hidden layer of each of two blocks.
     "residual_mlp": Net(ResidualMlp, (torch.randn(2, 4),), 3, 3),
@@ -277,7 +281,7 @@ NETS: dict[str, Net] = {
     "tied_autoencoder": Net(TiedAutoencoder, (torch.randn(2, 8),), 1, 1),
     # The stream, the heads, and inside each of three heads the query/key and the value/output space.
     "attention": Net(Attention, (torch.randn(2, 5, 6),), 4, 8),
-}  # fmt: skip
+}
 
 
 def draw_norms(net: nn.Module) -> None:

@@ -158,9 +158,13 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
 
 def test_own_checkpoint_returns_all_it_was_given(tmp_path: Path) -> None:
     path = save_checkpoint(
-        _state(), tmp_path / "own.pt", architecture="mlp", arguments={"widths": [5, 2]}, input_shape=(6,),
+        _state(),
+        tmp_path / "own.pt",
+        architecture="mlp",
+        arguments={"widths": [5, 2]},
+        input_shape=(6,),
         provenance={"seed": 1},
-    )  # fmt: skip
+    )
     checkpoint = load_checkpoint(path)
     assert _same(dict(checkpoint.state), dict(_state()))
     assert (checkpoint.architecture, checkpoint.arguments) == ("mlp", {"widths": [5, 2]})

@@ -64,10 +64,13 @@ class Run:
         self.a = {f"fc{int(name[0]) + 1}{name[1:]}": 3 * value for name, value in state.items()}
         first, second = torch.tensor([3, 1, 5, 0, 4, 2]), torch.tensor([4, 2, 0, 1, 3])
         self.b = {
-            "fc1.weight": self.a["fc1.weight"][first], "fc1.bias": self.a["fc1.bias"][first],
-            "fc2.weight": self.a["fc2.weight"][second][:, first], "fc2.bias": self.a["fc2.bias"][second],
-            "fc3.weight": self.a["fc3.weight"][:, second], "fc3.bias": self.a["fc3.bias"],
-        }  # fmt: skip
+            "fc1.weight": self.a["fc1.weight"][first],
+            "fc1.bias": self.a["fc1.bias"][first],
+            "fc2.weight": self.a["fc2.weight"][second][:, first],
+            "fc2.bias": self.a["fc2.bias"][second],
+            "fc3.weight": self.a["fc3.weight"][:, second],
+            "fc3.bias": self.a["fc3.bias"],
+        }
         torch.save(self.a, folder / "a.pt")
         torch.save({"state_dict": self.b, "epoch": 1}, folder / "b.pt")
         # The labels are what A says, so that anything between A and a reordered A is worse.
@@ -154,8 +157,14 @@ def test_checkpoints_that_carry_their_architecture_need_no_flag(run: Run) -> Non
 
 def test_widths_may_differ_and_the_target_decides(run: Run) -> None:
     torch.manual_seed(1)
-    wide = {"fc1.weight": torch.randn(9, 4), "fc1.bias": torch.randn(9), "fc2.weight": torch.randn(7, 9),
-            "fc2.bias": torch.randn(7), "fc3.weight": torch.randn(3, 7), "fc3.bias": torch.randn(3)}  # fmt: skip
+    wide = {
+        "fc1.weight": torch.randn(9, 4),
+        "fc1.bias": torch.randn(9),
+        "fc2.weight": torch.randn(7, 9),
+        "fc2.bias": torch.randn(7),
+        "fc3.weight": torch.randn(3, 7),
+        "fc3.bias": torch.randn(3),
+    }
     torch.save(wide, "wide.pt")
     both = (*run.arch, "--arch", "nets.py:Net?hidden=9&other=7", "--data", "data.npz")
     for target, sizes in (("0", [5, 6]), ("1", [7, 9]), ("nets.py:Net?hidden=3&other=2", [2, 3])):
@@ -235,9 +244,19 @@ def test_inspect_draws_every_group(run: Run) -> None:
 
 def test_barrier_of_a_reordered_copy_vanishes_when_aligned(run: Run) -> None:
     content = run.json(
-        "barrier", "a.pt", "b.pt", *run.arch, "--data", "data.npz", "--align", "weight-matching", "--points", "5",
-        "--plot", "curve.png",
-    )  # fmt: skip
+        "barrier",
+        "a.pt",
+        "b.pt",
+        *run.arch,
+        "--data",
+        "data.npz",
+        "--align",
+        "weight-matching",
+        "--points",
+        "5",
+        "--plot",
+        "curve.png",
+    )
     keys = {"t", "loss", "accuracy", "loss_barrier", "error_barrier"}
     assert set(content) == keys | {"aligned"}
     assert set(content["aligned"]) == keys

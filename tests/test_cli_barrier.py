@@ -37,10 +37,30 @@ def _flat(curve: dict) -> dict:
 def test_everything_at_once(run: Run) -> None:  # noqa: F811
     _plant(run)
     content = run.json(
-        "barrier", "a.pt", "c.pt", *run.arch, "--data", "data.npz", "--align", "weight-matching", "--points", "5",
-        "--repair", "reset", "--refine", "--restarts", "2", "--measure", "weights", "--plot", "curve.svg",
-        "--plane", "plane.png", "--plane-points", "4",
-    )  # fmt: skip
+        "barrier",
+        "a.pt",
+        "c.pt",
+        *run.arch,
+        "--data",
+        "data.npz",
+        "--align",
+        "weight-matching",
+        "--points",
+        "5",
+        "--repair",
+        "reset",
+        "--refine",
+        "--restarts",
+        "2",
+        "--measure",
+        "weights",
+        "--plot",
+        "curve.svg",
+        "--plane",
+        "plane.png",
+        "--plane-points",
+        "4",
+    )
     assert set(content) == _CURVE | {"aligned", "repaired", "plane"}
     assert set(content["aligned"]) == _CURVE
     assert set(content["repaired"]) == _CURVE | {"aligned"}
@@ -78,9 +98,25 @@ def test_nothing_is_added_that_was_not_asked_for(run: Run) -> None:  # noqa: F81
 def test_tables_and_the_paths_of_pictures(run: Run) -> None:  # noqa: F811
     _plant(run)
     out = run(
-        "barrier", "a.pt", "c.pt", *run.arch, "--data", "data.npz", "--align", "wb", "--points", "3",
-        "--repair", "reset", "--plot", "curve.png", "--plane", "plane.pdf", "--plane-points", "3",
-    )  # fmt: skip
+        "barrier",
+        "a.pt",
+        "c.pt",
+        *run.arch,
+        "--data",
+        "data.npz",
+        "--align",
+        "wb",
+        "--points",
+        "3",
+        "--repair",
+        "reset",
+        "--plot",
+        "curve.png",
+        "--plane",
+        "plane.pdf",
+        "--plane-points",
+        "3",
+    )
     assert out.split() == ["curve.png", "plane.pdf"]
     for label in ("naive", "naive + reset", "aligned (wb)", "aligned (wb) + reset"):
         assert f"{label}: loss barrier " in run.err
@@ -103,13 +139,29 @@ _ALIGNED = (*_GIVEN, "--align", "weight-matching")
         (("barrier", "no.pt", "b.pt", *_ALIGNED[3:], "--plane", "no/plane.png"), "the folder 'no' does not exist"),
         (("barrier", "a.pt", "a.pt", *_ALIGNED[3:], "--plane", "plane.png"), "A and B are equal"),
         ((*_ALIGNED, "--plane", "plane.png"), "B is A with its neurons in another order"),
-        (("barrier", "a.pt", "wide.pt", "--arch", "nets.py:Net", "--arch", "nets.py:Net?hidden=7",
-          "--data", "data.npz", "--repair", "reset"), "only models of one architecture and width"),
+        (
+            (
+                "barrier",
+                "a.pt",
+                "wide.pt",
+                "--arch",
+                "nets.py:Net",
+                "--arch",
+                "nets.py:Net?hidden=7",
+                "--data",
+                "data.npz",
+                "--repair",
+                "reset",
+            ),
+            "only models of one architecture and width",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_message_and_leave_nothing_behind(
-    run: Run, arguments: tuple[str, ...], message: str  # noqa: F811
-) -> None:  # fmt: skip
+    run: Run,  # noqa: F811
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
     wide = {"fc1": nn.Linear(4, 7), "fc2": nn.Linear(7, 5), "fc3": nn.Linear(5, 3)}
     torch.save(nn.ModuleDict(wide).state_dict(), "wide.pt")
     before = {path.name for path in run.folder.iterdir()}

@@ -40,8 +40,10 @@ def test_fuse_refines_and_restarts(run: Run) -> None:  # noqa: F811
     shown = [line for line in run.err.splitlines() if "Objective of the whole alignment" in line]
     before, after = (float(line.rpartition(": ")[2].rstrip(".")) for line in shown[-2:])
     assert [line.partition(", ")[2].partition(":")[0] for line in shown] == [
-        "aligned", "before refinement", "after refinement",
-    ]  # fmt: skip
+        "aligned",
+        "before refinement",
+        "after refinement",
+    ]
     assert after <= before
 
 

@@ -36,8 +36,9 @@ def _data(count: int = 60) -> list[tuple[Tensor, Tensor]]:
 
 
 def _vector(state: State) -> Tensor:
-    return torch.cat([value.double().reshape(-1) for name, value in state.items() if "running" not in name
-                      and "tracked" not in name])  # fmt: skip
+    return torch.cat(
+        [value.double().reshape(-1) for name, value in state.items() if "running" not in name and "tracked" not in name]
+    )
 
 
 def _beside(state_a: State, state_b: State, share: float) -> State:

@@ -48,8 +48,16 @@ def test_weights_within_rounding_are_accepted() -> None:
 
 
 def test_file_and_flags_mean_the_same(tmp_path: Path) -> None:
-    flags = {"models": ["a", "b"], "solver": "gwb", "solver_options": {"alpha": 0.5}, "model_weights": (0.25, 0.75),
-             "target": 1, "input_shape": (1, 28, 28), "arch": ["nets.py:mlp"], "seed": 3}  # fmt: skip
+    flags = {
+        "models": ["a", "b"],
+        "solver": "gwb",
+        "solver_options": {"alpha": 0.5},
+        "model_weights": (0.25, 0.75),
+        "target": 1,
+        "input_shape": (1, 28, 28),
+        "arch": ["nets.py:mlp"],
+        "seed": 3,
+    }
     recipe = make_recipe(**flags)
     recipe.write(tmp_path / "fuse.yaml")
     assert make_recipe(tmp_path / "fuse.yaml") == recipe

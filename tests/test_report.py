@@ -197,10 +197,30 @@ def test_scores_are_those_of_evaluate(fuse: Fuse) -> None:
 def test_repeating_the_command_gives_the_same_tensors(fuse: Fuse) -> None:
     Path("it's & mine.npz").write_bytes(Path("data.npz").read_bytes())
     fuse(
-        "a.pt", "b.pt", "-o", "one two.pt", "--solver", "gwb", "--solver-option", "alpha=0.5", "--solver-option",
-        "signs=false", "--data", "it's & mine.npz", "--measure", "activations", "--refine", "--restarts", "2",
-        "--seed", "3", "--model-weights", "0.1,0.9", "--target", "1",
-    )  # fmt: skip
+        "a.pt",
+        "b.pt",
+        "-o",
+        "one two.pt",
+        "--solver",
+        "gwb",
+        "--solver-option",
+        "alpha=0.5",
+        "--solver-option",
+        "signs=false",
+        "--data",
+        "it's & mine.npz",
+        "--measure",
+        "activations",
+        "--refine",
+        "--restarts",
+        "2",
+        "--seed",
+        "3",
+        "--model-weights",
+        "0.1,0.9",
+        "--target",
+        "1",
+    )
     before = load_checkpoint("one two.pt").state
     report = json.loads(Path("report/report.json").read_text())
     page = Page(Path("report/report.html"))
@@ -219,11 +239,28 @@ def test_repeating_the_command_gives_the_same_tensors(fuse: Fuse) -> None:
 
 def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(
-        models=["-a.pt", "b c.pt"], output="o'.pt", solver="gwb", solver_options={"alpha": 0.1, "signs": False},
-        arch=["x.py:f?a=1&b=2", "y"], input_shape=(1, 2), measure="importance", model_weights=(1 / 3, 2 / 3), target=1,
-        data="d.npz", calibration_size=3, repair="reset", refine=True, restarts=4, device="cpu", seed=5, report="r",
-        front_end="export", trace_seconds=2.5, trace_operations=7, executor="other",
-    )  # fmt: skip
+        models=["-a.pt", "b c.pt"],
+        output="o'.pt",
+        solver="gwb",
+        solver_options={"alpha": 0.1, "signs": False},
+        arch=["x.py:f?a=1&b=2", "y"],
+        input_shape=(1, 2),
+        measure="importance",
+        model_weights=(1 / 3, 2 / 3),
+        target=1,
+        data="d.npz",
+        calibration_size=3,
+        repair="reset",
+        refine=True,
+        restarts=4,
+        device="cpu",
+        seed=5,
+        report="r",
+        front_end="export",
+        trace_seconds=2.5,
+        trace_operations=7,
+        executor="other",
+    )
     defaults = FusionRecipe()
     assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == []
     seen = []

@@ -60,9 +60,18 @@ def test_query_returns_what_was_written(arguments: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("-0.5", -0.5), ("1e-3", 1e-3), ("True", True), ("none", None), ("relu", "relu"), ("1,0.2", (1, 0.2)),
-     ("a,b", "a,b"), ("", "")],
-)  # fmt: skip
+    [
+        ("3", 3),
+        ("-0.5", -0.5),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("none", None),
+        ("relu", "relu"),
+        ("1,0.2", (1, 0.2)),
+        ("a,b", "a,b"),
+        ("", ""),
+    ],
+)
 def test_values(text: str, value: object) -> None:
     assert parse_value(text) == value
 

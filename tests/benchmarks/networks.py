@@ -121,9 +121,14 @@ class Llama(nn.Module):
     """A decoder in the manner of Llama (arXiv:2302.13971): rotary embeddings, RMSNorm, SwiGLU, grouped queries."""
 
     def __init__(
-        self, layers: int = 32, width: int = 4096, heads: int = 32, shared: int = 32, hidden: int = 11008,
+        self,
+        layers: int = 32,
+        width: int = 4096,
+        heads: int = 32,
+        shared: int = 32,
+        hidden: int = 11008,
         vocabulary: int = 32000,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(_LlamaLayer(width, heads, shared, hidden) for _ in range(layers))

@@ -128,9 +128,10 @@ def test_a_surplus_key_is_named() -> None:
 def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
     state = Mlp((6, 8, 7, 3)).state_dict()
     assert_refused(
-        ArchitectureError, r"'layers\.1\.weight' has shape \(7, 8\), the architecture has \(5, 8\)",
+        ArchitectureError,
+        r"'layers\.1\.weight' has shape \(7, 8\), the architecture has \(5, 8\)",
         [Mlp(), other(Mlp, state)],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,9 +203,11 @@ def test_example_inputs_of_the_wrong_shape_are_told_with_the_shape() -> None:
 
 def test_averaging_unequal_sizes_names_the_group_and_another_solver() -> None:
     message = assert_refused(
-        SolverError, r"group 'layers\.0\.weight:0' has sizes \[8, 9\] for a fused size of 8",
-        [Mlp(), Mlp((6, 9, 5, 3))], solver="average",
-    )  # fmt: skip
+        SolverError,
+        r"group 'layers\.0\.weight:0' has sizes \[8, 9\] for a fused size of 8",
+        [Mlp(), Mlp((6, 9, 5, 3))],
+        solver="average",
+    )
     assert "'wb'" in message
 
 

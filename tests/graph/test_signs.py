@@ -41,40 +41,55 @@ CASES: dict[str, Case] = {
     "tanh, then relu": (lambda: layers(nn.Tanh(), nn.ReLU()), ROWS, {"0.weight:0": YES}),
     "sigmoid, then tanh": (lambda: layers(nn.Sigmoid(), nn.Tanh()), ROWS, {"2.weight:0": YES}),
     "other odd functions": (
-        lambda: layers(nn.Softsign(), nn.Hardtanh()), ROWS, {"0.weight:0": YES, "2.weight:0": YES},
+        lambda: layers(nn.Softsign(), nn.Hardtanh()),
+        ROWS,
+        {"0.weight:0": YES, "2.weight:0": YES},
     ),
     "gain before tanh": (
         lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.RMSNorm(5), nn.Tanh(), nn.Linear(5, 2)),
-        ROWS, {"0.weight:0": YES},
+        ROWS,
+        {"0.weight:0": YES},
     ),
     "layer norm before tanh": (
-        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)), ROWS, {},
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)),
+        ROWS,
+        {},
     ),
     "convolutions": (
         lambda: nn.Sequential(
-            nn.Conv2d(2, 5, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(5, 4, 2), nn.Tanh(),
-            nn.Flatten(), nn.Linear(16, 2),
+            nn.Conv2d(2, 5, 3),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(5, 4, 2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(16, 2),
         ),
-        torch.randn(3, 2, 8, 8), {"0.weight:0": YES, "3.weight:0": YES},
+        torch.randn(3, 2, 8, 8),
+        {"0.weight:0": YES, "3.weight:0": YES},
     ),
     "convolutions, max pool": (
         lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 2)),
-        torch.randn(3, 2, 8, 8), {},
+        torch.randn(3, 2, 8, 8),
+        {},
     ),
     "rnn": (lambda: Recurrent(nn.RNN), SEQUENCES, {"cell.weight_ih_l0:0": YES}),
     "rnn, relu": (lambda: Recurrent(nn.RNN, nonlinearity="relu"), SEQUENCES, {}),
     "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES, {"cell.weight_ih_l0:0.1": LSTM}),
     "gru": (lambda: Recurrent(nn.GRU), SEQUENCES, {"cell.weight_ih_l0:0.1": GRU}),
     "gru, two layers": (
-        lambda: Recurrent(nn.GRU, num_layers=2), SEQUENCES,
+        lambda: Recurrent(nn.GRU, num_layers=2),
+        SEQUENCES,
         {"cell.weight_ih_l0:0.1": GRU, "cell.weight_ih_l1:0.1": GRU},
     ),
     "lstm, both directions": (
-        lambda: Recurrent(nn.LSTM, bidirectional=True), SEQUENCES,
+        lambda: Recurrent(nn.LSTM, bidirectional=True),
+        SEQUENCES,
         {"cell.weight_ih_l0:0.1": LSTM, "cell.weight_ih_l0_reverse:0.1": LSTM},
     ),
     "lstm, projected": (
-        lambda: Recurrent(nn.LSTM, proj_size=3), SEQUENCES,
+        lambda: Recurrent(nn.LSTM, proj_size=3),
+        SEQUENCES,
         {"cell.weight_ih_l0:0.1": LSTM, "cell.weight_hr_l0:0": YES},
     ),
     "rnn cell": (lambda: CellLoop(nn.RNNCell), SEQUENCES, {"cell.weight_ih:0": YES}),
@@ -85,7 +100,7 @@ CASES: dict[str, Case] = {
     "siamese": (NETS["siamese"].make, torch.randn(2, 5), {"encoder.0.weight:0": YES}),
     # Heads and the spaces inside them are families; between two linear maps any neuron may be negated.
     "attention": (TanhAttention, torch.randn(2, 5, 6), {"head.weight:0": YES, "up.weight:0": YES}),
-}  # fmt: skip
+}
 WITH_SIGNS = [name for name, (_, _, expected) in CASES.items() if expected]
 
 

@@ -68,8 +68,10 @@ def _block(language: str, word: str) -> str:
 def test_it_is_listed_with_its_distribution(installed):
     (row,) = json.loads(_run(installed, "example_radial_basis", MERGEOT, "plugins", "--json").stdout)["plugins"]
     assert (row["name"], row["distribution"], row["version"]) == (
-        "example_radial_basis", "example-radial-basis", "0.0.1",
-    )  # fmt: skip
+        "example_radial_basis",
+        "example-radial-basis",
+        "0.0.1",
+    )
     assert sorted(row["hooks"]) == ["mergeot_architectures", "mergeot_node_rules"]
 
 

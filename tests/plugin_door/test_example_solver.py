@@ -159,10 +159,14 @@ class Reader:
         environment = {name: value for name, value in os.environ.items() if name not in LEAKS}
         paths = [str(self.installed), *filter(None, [environment.get("PYTHONPATH")])]
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder,
+            [sys.executable, *arguments],
+            cwd=self.folder,
             env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True, text=True, encoding="utf-8", check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
         assert done.returncode == 0, f"{arguments}: {done.stderr}{done.stdout}"
         return done
 
@@ -237,8 +241,10 @@ def test_who_follows_the_page_has_the_example(followed):
 def test_it_is_listed_with_its_distribution(followed):
     (row,) = [row for row in followed.listed["plugins"] if row["name"] == MODULE]
     assert (row["distribution"], row["version"], row["hooks"]) == (
-        "example-greedy-matching", "0.0.1", ["mergeot_solvers"],
-    )  # fmt: skip
+        "example-greedy-matching",
+        "0.0.1",
+        ["mergeot_solvers"],
+    )
     assert {"greedy", "wb"} <= set(followed.listed["solvers"])
 
 

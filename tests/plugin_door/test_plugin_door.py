@@ -137,7 +137,7 @@ def test_plugin_that_raises_on_import_does_not_stop_the_command_line(install, tm
     code = "from mergekit_ot.cli.app import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "plugins"], env=environment, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    )
     told = " ".join((done.stderr + done.stdout).split())
     assert done.returncode == 0
     assert "raising-distribution" in told

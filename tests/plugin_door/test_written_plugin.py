@@ -95,10 +95,12 @@ def test_solver_measure_executor_repair_and_observer_fuse_together(written, mana
     order = torch.randperm(9)
     other.load_state_dict(
         {
-            "0.weight": source[0].weight[order], "0.bias": source[0].bias[order],
-            "2.weight": source[2].weight[:, order], "2.bias": source[2].bias,
+            "0.weight": source[0].weight[order],
+            "0.bias": source[0].bias[order],
+            "2.weight": source[2].weight[:, order],
+            "2.bias": source[2].bias,
         }
-    )  # fmt: skip
+    )
     inputs = torch.randn(10, 4, dtype=torch.float64)
     options: dict[str, Any] = {"solver": "nearest", "measure": "directions", "executor": "chatty", "device": "cpu"}
     result = fuse([source, other], example_inputs=inputs, manager=manager, **options)

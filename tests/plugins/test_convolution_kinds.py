@@ -57,12 +57,20 @@ class _Mobile(nn.Module):
         super().__init__()
         norm = nn.BatchNorm2d if batch_norm else (lambda _: nn.Identity())
         self.body = nn.Sequential(
-            nn.Conv2d(2, 8, 3, padding="same"), norm(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1, groups=8), norm(8), nn.ReLU(),
-            nn.Conv2d(8, 6, 1), norm(6), nn.ReLU(),
-            nn.ConvTranspose2d(6, 5, 3, 2, 1, 1), norm(5), nn.ReLU(),
+            nn.Conv2d(2, 8, 3, padding="same"),
+            norm(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            norm(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 6, 1),
+            norm(6),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 5, 3, 2, 1, 1),
+            norm(5),
+            nn.ReLU(),
             nn.Conv2d(5, 3, 3, 2),
-        )  # fmt: skip
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images).mean((2, 3))

@@ -105,10 +105,20 @@ def test_a_network_is_trained_once_and_comes_back_equal() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 2}, {"epochs": 1}, {"rate": 0.2}, {"momentum": 0.0}, {"decay": 0.1}, {"batch": 32}, {"optimizer": "adam"},
-     {"data": "digits-rest"}, {"arguments": {"sizes": "64-8-10", "bias": True}}, {"milestones": (0.5,)}],
+    [
+        {"seed": 2},
+        {"epochs": 1},
+        {"rate": 0.2},
+        {"momentum": 0.0},
+        {"decay": 0.1},
+        {"batch": 32},
+        {"optimizer": "adam"},
+        {"data": "digits-rest"},
+        {"arguments": {"sizes": "64-8-10", "bias": True}},
+        {"milestones": (0.5,)},
+    ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_a_changed_field_trains_anew(change: dict[str, Any]) -> None:
     other = replace(TINY, **change)
     assert other.path != TINY.path
@@ -121,8 +131,9 @@ def test_a_changed_field_trains_anew(change: dict[str, Any]) -> None:
 
 def test_keys_of_trainings_stay() -> None:
     # Networks that took hours lie in caches under these names: a change needs a reason.
-    described = Training("mlp", {"sizes": "784-400-200-100-10", "bias": False}, "mnist-normalised-54000", 43, 20, "sgd",
-                         0.05, 0.5)  # fmt: skip
+    described = Training(
+        "mlp", {"sizes": "784-400-200-100-10", "bias": False}, "mnist-normalised-54000", 43, 20, "sgd", 0.05, 0.5
+    )
     assert described.key == "mlp-d0c8eb49765b91f1"
     assert EXPERIMENTS["mlp"].designs[QUICK]().settings[0].sources[0][0] == described
 
@@ -379,8 +390,11 @@ def test_designs_are_sound(name: str) -> None:
 def test_digits_take_the_place_of_quick_only(monkeypatch: pytest.MonkeyPatch) -> None:
     mlp, residual = EXPERIMENTS["mlp"], EXPERIMENTS["residual"]
     assert [choose_scale(one, is_full) for one in (mlp, residual) for is_full in (False, True)] == [
-        DIGITS, FULL, QUICK, FULL,
-    ]  # fmt: skip
+        DIGITS,
+        FULL,
+        QUICK,
+        FULL,
+    ]
     monkeypatch.setenv("MERGEOT_DATA", "somewhere")
     assert choose_scale(mlp, is_full=False) == QUICK
 

@@ -102,8 +102,11 @@ def test_it_fuses_with_a_module_of_the_same_parameters(tmp_path: Path) -> None:
     program = SourceModel("program", checkpoint.build, checkpoint.state)
     model = Net()
     result = fuse([program, model], solver="wb", example_inputs=checkpoint.example_inputs, model_weights=[0, 1])
-    assert all(torch.equal(value.sort(0).values, model.state_dict()[name].sort(0).values)
-               for name, value in result.state.items() if value.ndim == 1)  # fmt: skip
+    assert all(
+        torch.equal(value.sort(0).values, model.state_dict()[name].sort(0).values)
+        for name, value in result.state.items()
+        if value.ndim == 1
+    )
 
 
 def test_a_state_without_a_program_is_not_written_as_one(tmp_path: Path) -> None:

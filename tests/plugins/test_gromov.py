@@ -171,9 +171,16 @@ def test_the_coupling_is_no_worse_than_that_of_pot(sizes, seed):
     cost = ground_cost(first.support, second.support)
     densities = [each.structure[0] * each.size / math.sqrt(sizes[0]) for each in problem.measures]
     theirs = ot.gromov.fused_gromov_wasserstein(
-        cost.numpy(), *(each.numpy() for each in densities), ot.unif(sizes[0]), ot.unif(sizes[1]),
-        symmetric=False, alpha=0.5, max_iter=500, tol_rel=1e-12, tol_abs=1e-12,
-    )  # fmt: skip
+        cost.numpy(),
+        *(each.numpy() for each in densities),
+        ot.unif(sizes[0]),
+        ot.unif(sizes[1]),
+        symmetric=False,
+        alpha=0.5,
+        max_iter=500,
+        tol_rel=1e-12,
+        tol_abs=1e-12,
+    )
     value = float(four_index(first, second, torch.from_numpy(theirs), 1.0))
     ours = plain(max_steps=500)._search(first, second)
     reached = float(four_index(first, second, ours.transport_plan(first.mass), 1.0))

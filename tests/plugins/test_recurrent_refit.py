@@ -67,10 +67,18 @@ def test_it_comes_nearer_to_the_mean_of_the_sources(kind: str, options: dict[str
     with torch.no_grad():
         goal = (nets[0](held_out) + nets[1](held_out)) / 2
         errors = [
-            float((fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
-                held_out) - goal).square().mean())
+            float(
+                (
+                    fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
+                        held_out
+                    )
+                    - goal
+                )
+                .square()
+                .mean()
+            )
             for repair in ("none", "refit")
-        ]  # fmt: skip
+        ]
     assert errors[1] < 0.7 * errors[0]
 
 
@@ -80,10 +88,18 @@ def test_widths_may_differ() -> None:
     with torch.no_grad():
         goal = (nets[0](data) + nets[1](data)) / 2
         errors = [
-            float((fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
-                data) - goal).square().mean())
+            float(
+                (
+                    fuse(nets, solver="gwb", data=[data], calibration_size=600, repair=repair, device="cpu").model()(
+                        data
+                    )
+                    - goal
+                )
+                .square()
+                .mean()
+            )
             for repair in ("none", "refit")
-        ]  # fmt: skip
+        ]
     assert errors[1] < 0.7 * errors[0]
 
 

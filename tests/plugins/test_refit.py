@@ -72,10 +72,18 @@ def test_different_widths_are_refitted() -> None:
     with torch.no_grad():
         goal = (nets[0](data) + nets[1](data)) / 2
         errors = [
-            float((fuse(nets, solver="wb", data=[data], calibration_size=300, repair=repair, device="cpu").model()(data)
-                   - goal).square().mean())
+            float(
+                (
+                    fuse(nets, solver="wb", data=[data], calibration_size=300, repair=repair, device="cpu").model()(
+                        data
+                    )
+                    - goal
+                )
+                .square()
+                .mean()
+            )
             for repair in ("none", "refit")
-        ]  # fmt: skip
+        ]
     assert errors[1] < 0.5 * errors[0]
 
 

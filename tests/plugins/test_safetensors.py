@@ -29,9 +29,14 @@ def _state() -> dict[str, torch.Tensor]:
 
 def test_round_trip_keeps_tensors_and_what_the_file_says(tmp_path, manager):
     path = save_checkpoint(
-        _state(), tmp_path / "net.safetensors", architecture="mlp", arguments={"sizes": [4, 3], "bias": False},
-        input_shape=(4,), provenance={"solver": "wb", "seed": 0}, manager=manager,
-    )  # fmt: skip
+        _state(),
+        tmp_path / "net.safetensors",
+        architecture="mlp",
+        arguments={"sizes": [4, 3], "bias": False},
+        input_shape=(4,),
+        provenance={"solver": "wb", "seed": 0},
+        manager=manager,
+    )
     assert path.read_bytes()[:2] != b"PK"
     checkpoint = load_checkpoint(path, manager)
     assert checkpoint.architecture == "mlp"
@@ -47,9 +52,7 @@ def test_round_trip_keeps_tensors_and_what_the_file_says(tmp_path, manager):
 
 def test_tied_and_transposed_tensors_are_written(tmp_path, manager):
     weight = torch.arange(6.0).reshape(2, 3)
-    path = save_checkpoint(
-        {"a": weight, "b": weight, "c": weight.t()}, tmp_path / "tied.safetensors", manager=manager
-    )  # fmt: skip
+    path = save_checkpoint({"a": weight, "b": weight, "c": weight.t()}, tmp_path / "tied.safetensors", manager=manager)
     state = load_checkpoint(path, manager).state
     assert torch.equal(state["a"], weight)
     assert torch.equal(state["b"], weight)

@@ -37,9 +37,13 @@ def problems(draw: st.DrawFn, is_equal: bool) -> BarycenterProblem:
     seed = draw(SEEDS)
     weights = np.random.default_rng(seed).dirichlet(np.ones(count))
     return random_problem(
-        sizes, size=width, dimension=draw(st.integers(1, 6)), model_weights=(weights / weights.sum()).tolist(),
-        dtype=draw(DTYPES), seed=seed,
-    )  # fmt: skip
+        sizes,
+        size=width,
+        dimension=draw(st.integers(1, 6)),
+        model_weights=(weights / weights.sum()).tolist(),
+        dtype=draw(DTYPES),
+        seed=seed,
+    )
 
 
 def spreading(**options: float) -> WassersteinBarycenterSolver:

@@ -48,8 +48,10 @@ def test_networks_take_their_inputs(manager, spec, shape, first):
 def test_arguments_may_come_from_a_file(manager):
     model = resolve_architecture("mlp", manager, {"sizes": [6, 5, 4, 3], "bias": False})()
     assert [(name, tuple(value.shape)) for name, value in model.state_dict().items()] == [
-        ("fc1.weight", (5, 6)), ("fc2.weight", (4, 5)), ("fc3.weight", (3, 4)),
-    ]  # fmt: skip
+        ("fc1.weight", (5, 6)),
+        ("fc2.weight", (4, 5)),
+        ("fc3.weight", (3, 4)),
+    ]
 
 
 def test_mlp_is_relu_between_linear_maps(manager):

@@ -248,9 +248,12 @@ def test_one_network_is_widened_with_its_function(make: Make, inputs: Tensor, so
 @pytest.mark.parametrize("solver", ["wb", "gwb"])
 def test_where_none_are_kept_apart_the_marginals_are_the_masses(solver: str) -> None:
     result = fuse(
-        [mlp(4), mlp(5)], solver=solver, solver_options={"keep_apart": "false"}, example_inputs=VECTORS,
+        [mlp(4), mlp(5)],
+        solver=solver,
+        solver_options={"keep_apart": "false"},
+        example_inputs=VECTORS,
         target=wide(mlp, 4, 5),
-    )  # fmt: skip
+    )
     for couplings in result.alignment.couplings.values():
         for coupling in couplings:
             assert isinstance(coupling, Coupling)

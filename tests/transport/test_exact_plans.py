@@ -13,8 +13,12 @@ from mergekit_ot import couple
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 12), st.integers(1, 12), st.integers(0, 10_000), st.floats(-1000, 1000), st.floats(0.01, 100),
-)  # fmt: skip
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 10_000),
+    st.floats(-1000, 1000),
+    st.floats(0.01, 100),
+)
 def test_a_constant_or_a_scale_of_the_cost_changes_no_optimal_plan(rows, columns, seed, shift, scale):
     cost = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     plan = couple(scale * cost + shift).transport_plan(cost)
