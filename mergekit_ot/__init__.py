@@ -123,6 +123,7 @@ _HOMES = {
     "Sign": "mergekit_ot.graph.symmetry.signs",
     "MemoryStore": "mergekit_ot.storage.store",
     "StoreWriter": "mergekit_ot.storage.store",
+    "AbstractFileWriter": "mergekit_ot.storage.file_writer",
     "TensorStore": "mergekit_ot.storage.store",
 }
 
@@ -193,6 +194,7 @@ if TYPE_CHECKING:
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
+    from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost

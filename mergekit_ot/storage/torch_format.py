@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.file_writer import AbstractFileWriter
 from mergekit_ot.storage.files import file_digest
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.storage.state_dicts import find_state, foreign_globals
-from mergekit_ot.storage.store import AbstractHeldStore, StoreWriter, TensorStore, compacted
+from mergekit_ot.storage.store import AbstractHeldStore, TensorStore
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -66,32 +67,14 @@ def _reopened(path: Path, sha256: str | None) -> TorchStore:
 
 
 @final
-class TorchWriter(StoreWriter):
-    """Writes a state with its metadata as a file of torch; the format is written at once, when the writer is closed.
+class TorchWriter(AbstractFileWriter):
+    """Writes a state with its metadata as a file of torch."""
 
-    Args:
-        path: The file.
-        metadata: Plain data: what the file says about the state.
-    """
-
-    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        self.path, self.metadata = path, metadata
-        self._state: dict[str, Tensor] = {}
-        self._is_closed = False
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Takes a tensor; a view is copied."""
-        self._state[name] = compacted(tensor)
-
-    def close(self) -> None:
+    def save(self, state: Mapping[str, Tensor]) -> None:
         """Writes the file."""
-        if self._is_closed:
-            return
         # Given a path, torch writes its name into the file, which would then differ from run to run.
         with self.path.open("wb") as stream:
-            torch.save({**self.metadata, "state_dict": self._state}, stream)
-        self._is_closed = True
-        self._state = {}
+            torch.save({**self.metadata, "state_dict": dict(state)}, stream)
 
     def reopened(self) -> TensorStore:
         """Returns a store of the file."""

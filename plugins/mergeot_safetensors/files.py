@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_ot import Checkpoint, StoreWriter, TensorStore
+from mergekit_ot import AbstractFileWriter, Checkpoint, TensorStore
 from mergekit_ot.errors import CheckpointError
 
 SUFFIX = ".safetensors"
@@ -109,41 +109,24 @@ class SafetensorsStore(TensorStore):
 
 
 @final
-class SafetensorsWriter(StoreWriter):
-    """Writes a state and plain metadata; the format begins with a table of all tensors, so it is written at the end.
+class SafetensorsWriter(AbstractFileWriter):
+    """Writes a state and plain metadata as a safetensors file."""
 
-    Args:
-        path: The file.
-        metadata: Plain data: what the file says about the state.
-    """
-
-    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        self.path, self.metadata = path, metadata
-        self._state: dict[str, Tensor] = {}
-        self._is_closed = False
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Takes a copy of a tensor."""
-        # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
-        self._state[name] = tensor.detach().cpu().contiguous().clone()
-
-    def close(self) -> None:
+    def save(self, state: Mapping[str, Tensor]) -> None:
         """Writes the file.
 
         Raises:
             CheckpointError: A tensor has a type or layout that the format does not hold, or writing failed.
         """
-        if self._is_closed:
-            return
+        # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
+        separate = {name: tensor.contiguous().clone() for name, tensor in state.items()}
         plain = {key: value for key, value in self.metadata.items() if key != "template"}
         try:
-            save_file(self._state, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
+            save_file(separate, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"Cannot write '{self.path}' as safetensors ({error}). Give an output with .pt."
             ) from error
-        self._is_closed = True
-        self._state = {}
 
     def reopened(self) -> SafetensorsStore:
         """Returns a store of the file."""
