@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_ot.errors import RecipeError, unknown_name
+from mergekit_ot.errors import PluginError, RecipeError, unknown_name
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
-def build_solver(
-    solver: str | AbstractBarycenterSolver, options: Mapping[str, object], manager: PluginManager
-) -> AbstractBarycenterSolver:
-    """Returns the solver with its options set.
+def build_solver(solver: str, options: Mapping[str, object], manager: PluginManager) -> AbstractBarycenterSolver:
+    """Returns the solver of a name with its options set.
 
     Raises:
         RecipeError: The solver or an option is unknown.
     """
-    if not isinstance(solver, str):
-        return solver
     kind = manager.get("solver", solver)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in options:
@@ -51,15 +48,20 @@ def refining_solver(manager: PluginManager) -> type[AbstractBarycenterSolver]:
     Raises:
         RecipeError: No plugin brings one, or several do.
     """
-    kinds = {name: entry.load() for name, entry in manager.solvers.items()}
-    names = [name for name, kind in kinds.items() if kind.refines]
-    if len(names) != 1:
-        have = f"There are several: {', '.join(names)}." if names else "No installed plugin brings one."
+    refining: dict[str, type[AbstractBarycenterSolver]] = {}
+    for name, entry in manager.solvers.items():
+        # Every solver is asked, and one that is broken must not take away those that are not.
+        with contextlib.suppress(PluginError):
+            kind = entry.load()
+            if isinstance(kind, type) and issubclass(kind, AbstractBarycenterSolver) and kind.refines:
+                refining[name] = kind
+    if len(refining) != 1:
+        have = f"There are several: {', '.join(refining)}." if refining else "No installed plugin brings one."
         raise RecipeError(
             f"--refine needs one solver that sweeps on from couplings in force. {have} Choose plugins with "
             "MERGEOT_PLUGINS; 'mergeot plugins' lists them."
         )
-    return kinds[names[0]]
+    return next(iter(refining.values()))
 
 
 def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -> AbstractBarycenterSolver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from nets import Cnn, Mlp, ResNet
 from signed import ROWS, SEQUENCES, Recurrent, TanhStream, planted_signs, randomised, relative_error, traced_once
 from torch import Tensor, nn
 
-from mergekit_ot import Coupling, FusionResult, RecipeError, fuse
+from mergekit_ot import Coupling, FusionResult, PluginManager, RecipeError, fuse, hookimpl
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 
 IMAGES, ROWS6 = torch.randn(2, 1, 8, 8), torch.randn(3, 6)
@@ -202,3 +203,20 @@ def test_more_restarts_are_never_worse() -> None:
 def test_values_that_there_are_not_are_refused(solver: str, options: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         fused("mlp", 1, 2, solver=solver, **options)
+
+
+def test_a_broken_solver_of_another_plugin_takes_no_refinement_away() -> None:
+    manager = PluginManager.load()
+    broken = hookimpl(lambda: {"broken": "no_such_module:Solver", "no-class": len})
+    manager.register(SimpleNamespace(mergeot_solvers=broken), "theirs")
+    assert "after refinement" in fused("mlp", 1, 2, solver="wb", refine=True, manager=manager).objectives
+
+
+def test_refinement_needs_one_solver_that_refines() -> None:
+    manager = PluginManager.load()
+    manager.register(
+        SimpleNamespace(mergeot_solvers=hookimpl(lambda: {"mine": "mergeot_gromov.refinement:RefinementSolver"})),
+        "mine",
+    )
+    with pytest.raises(RecipeError, match=r"There are several: mine, refinement\."):
+        fused("mlp", 1, 2, solver="wb", refine=True, manager=manager)
