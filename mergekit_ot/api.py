@@ -107,11 +107,17 @@ def check_model(
     return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
-def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> Checkpoint:
-    """Reads a checkpoint without executing anything that stands in it.
+def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, trust: bool = False) -> Checkpoint:
+    """Reads a checkpoint without executing anything that stands in it, unless the file is trusted.
 
     Plugins are asked first (hook ``mergeot_load_checkpoint``); the core reads what ``torch.save`` writes, new and
     legacy, bare or inside the wrappers of training scripts.
+
+    Args:
+        path: The file, or the folder of a format that has several files.
+        manager: Whose formats are known; the installed plugins by default.
+        trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made the file.
+            Without it only the weights are read, and the checkpoint has no ``build``.
 
     Raises:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
@@ -125,7 +131,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None) -> C
         (['weight'], True)
     """
     hook = (manager or default_manager()).hook
-    return load(Path(path), [lambda place: hook.mergeot_load_checkpoint(path=place)])
+    return load(Path(path), [lambda place: hook.mergeot_load_checkpoint(path=place, is_trusted=trust)])
 
 
 def save_checkpoint(
@@ -136,7 +142,7 @@ def save_checkpoint(
     arguments: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    template: str | Path | None = None,
+    template: Checkpoint | None = None,
     manager: PluginManager | None = None,
 ) -> Path:
     """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
@@ -148,7 +154,8 @@ def save_checkpoint(
         arguments: Its keyword arguments, plain data.
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
-        template: A file that holds the program to which the state belongs, for formats that need one.
+        template: The checkpoint that holds the program to which the state belongs, for formats that need one; it must
+            have been read with ``trust=True``.
         manager: Whose formats are used; the installed plugins by default.
 
     Returns:
@@ -174,8 +181,9 @@ def save_checkpoint(
         "provenance": dict(provenance or {}),
     }
     hook = (manager or default_manager()).hook
+    hook.mergeot_check_output(path=Path(path), template=template)
     formats = [lambda place, kept, known: hook.mergeot_save_checkpoint(path=place, state=kept, metadata=known)]
-    save(Path(path), state, metadata, formats, None if template is None else Path(template))
+    save(Path(path), state, metadata, formats, template)
     return Path(path)
 
 

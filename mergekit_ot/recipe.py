@@ -19,8 +19,19 @@ from mergekit_ot.storage.files import missing_file, write_text
 
 _SUM_TOLERANCE = 1e-6
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
-_FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "input_shape", "measure", "model_weights")
-_FIRST_KEYS += ("target", "data", "calibration_size", "repair", "refine", "restarts", "device", "seed", "report")
+_FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "measure")
+_FIRST_KEYS += (
+    "model_weights",
+    "target",
+    "data",
+    "calibration_size",
+    "repair",
+    "refine",
+    "restarts",
+    "device",
+    "seed",
+    "report",
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -31,6 +42,7 @@ class FusionRecipe(FusionOptions):
         models: The source models, in order; the order is kept everywhere.
         output: Where the fused model is written.
         arch: Architecture SPECs: none (the checkpoints carry theirs), one for all, or one per model.
+        trust: Those of the models whose programs may be loaded, which can run code of whoever made the file.
         input_shape: Shape of one input without the batch axis.
         target: Whose sizes the fused model takes: the place of a source (from 0), or an architecture SPEC.
         data: Data SPEC for calibration.
@@ -40,6 +52,7 @@ class FusionRecipe(FusionOptions):
     models: tuple[str, ...] = ()
     output: str = "fused.pt"
     arch: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
     target: int | str = 0
     data: str | None = None
@@ -148,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise RecipeError(f"'{path}' is not a recipe: expected keys and values, such as 'solver: wb'.")
     known = {key.replace("-", "_"): value for key, value in content.items() if isinstance(key, str)}
-    for single in ("arch", "models"):
+    for single in ("arch", "models", "trust"):
         if isinstance(known.get(single), str):
             known[single] = [known[single]]
     return known

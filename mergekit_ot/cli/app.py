@@ -13,7 +13,18 @@ import typer
 from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
 from mergekit_ot.cli.flags import takes_options
-from mergekit_ot.cli.options import Arch, Data, Json, Model, Models, Shape, Target, installed_plugins, parse_target
+from mergekit_ot.cli.options import (
+    Arch,
+    Data,
+    Json,
+    Model,
+    Models,
+    Shape,
+    Target,
+    Trust,
+    installed_plugins,
+    parse_target,
+)
 from mergekit_ot.errors import MergeotError
 
 if TYPE_CHECKING:
@@ -29,6 +40,7 @@ def fuse(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt.")
     ] = None,
     arch: Arch = None,
+    trust: Trust = None,
     input_shape: Shape = None,
     target: Target = None,
     data: Data = None,
@@ -55,7 +67,14 @@ def fuse(
         from mergekit_ot.jobs.fusing import run_fuse
         from mergekit_ot.recipe import make_recipe
 
-        places = {"models": models, "output": to, "arch": arch, "input_shape": input_shape, "data": data}
+        places = {
+            "models": models,
+            "output": to,
+            "arch": arch,
+            "trust": trust,
+            "input_shape": input_shape,
+            "data": data,
+        }
         asked = make_recipe(recipe, **places, target=parse_target(target), report=report, **chosen)
         outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run)
     output.show_fusion(outcome, as_json=as_json)
@@ -67,6 +86,7 @@ def align(
     others: Annotated[list[str], typer.Argument(metavar="OTHER.pt…", show_default=False, help="What is reordered.")],
     to: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Folder to write to.")],
     arch: Arch = None,
+    trust: Trust = None,
     input_shape: Shape = None,
     data: Data = None,
     *,
@@ -79,7 +99,7 @@ def align(
         from mergekit_ot.recipe import make_recipe
 
         models = [reference, *others]
-        recipe = make_recipe(models=models, arch=arch, input_shape=input_shape, data=data, **chosen)
+        recipe = make_recipe(models=models, arch=arch, trust=trust, input_shape=input_shape, data=data, **chosen)
         written = run_align(recipe, to, installed_plugins(), output.note, step)
     output.show_aligned(reference, recipe.solver, written, as_json=as_json)
 
@@ -88,6 +108,7 @@ def align(
 def check(
     model: Model,
     arch: Arch = None,
+    trust: Trust = None,
     input_shape: Shape = None,
     data: Data = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random orders.")] = 0,
@@ -99,7 +120,7 @@ def check(
     with output.working():
         from mergekit_ot.jobs.looking import Subject, run_check
 
-        subject = Subject(model, tuple(arch or ()), input_shape, data, **chosen)
+        subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
         report = run_check(subject, seed, installed_plugins(), output.note)
     output.show_check(report, as_json=as_json)
 
@@ -108,6 +129,7 @@ def check(
 def inspect(
     model: Model,
     arch: Arch = None,
+    trust: Trust = None,
     input_shape: Shape = None,
     data: Data = None,
     dot: Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write the graph for Graphviz.")] = None,
@@ -123,7 +145,7 @@ def inspect(
     with output.working():
         from mergekit_ot.jobs.looking import Subject, run_inspect
 
-        subject = Subject(model, tuple(arch or ()), input_shape, data, **chosen)
+        subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
         pictures = {"dot": dot, "svg": svg, "modules": modules}
         graph = run_inspect(subject, pictures, installed_plugins(), output.note)
     output.show_graph(graph, as_json=as_json)
@@ -136,6 +158,7 @@ def evaluate(
         str, typer.Option("--data", metavar="SPEC", show_default=False, help="Test data; see fuse --help.")
     ],
     arch: Arch = None,
+    trust: Trust = None,
     *,
     chosen: dict[str, Any],
     as_json: Json = False,
@@ -144,7 +167,8 @@ def evaluate(
     with output.working():
         from mergekit_ot.jobs.looking import run_eval
 
-        scores = run_eval(models, arch or (), data, chosen["device"] or "cpu", installed_plugins(), output.note)
+        device = chosen["device"] or "cpu"
+        scores = run_eval(models, arch or (), data, device, installed_plugins(), output.note, trust or ())
     output.show_scores(models, scores, as_json=as_json)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.flags import takes_options
-from mergekit_ot.cli.options import Arch, Json, Shape, installed_plugins
+from mergekit_ot.cli.options import Arch, Json, Shape, Trust, installed_plugins
 
 
 @takes_options("barrier", device="cpu")
@@ -18,6 +18,7 @@ def barrier(
     model_b: Annotated[str, typer.Argument(metavar="B.pt", show_default=False, help="The model at t = 1.")],
     data: Annotated[str, typer.Option("--data", metavar="SPEC", show_default=False, help="Data to measure on.")],
     arch: Arch = None,
+    trust: Trust = None,
     solver: Annotated[
         str | None, typer.Option("--align", metavar="SOLVER", help="Also measure it after aligning B to A.")
     ] = None,
@@ -53,7 +54,7 @@ def barrier(
         from mergekit_ot.jobs.connectivity import Pictures
         from mergekit_ot.recipe import make_recipe
 
-        places = {"arch": arch, "input_shape": input_shape, "data": data}
+        places = {"arch": arch, "trust": trust, "input_shape": input_shape, "data": data}
         recipe = make_recipe(models=[model_a, model_b], solver=solver, repair=repair, **places, **chosen)
         pictures = Pictures(plot, plane, plane_points)
         connectivity = run_barrier(

@@ -72,6 +72,12 @@ Arch = Annotated[
     list[str] | None,
     typer.Option("--arch", metavar="SPEC", help=f"Architecture ({_SPEC}); once for all checkpoints, or once each."),
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust", metavar="FILE", help="A checkpoint whose program (.pt2) may run: you trust who made it; repeatable."
+    ),
+]
 Shape = Annotated[
     Any,
     typer.Option(

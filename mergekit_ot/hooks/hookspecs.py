@@ -68,8 +68,13 @@ def mergeot_datasets() -> Mapping[str, Callable[..., Any] | str]:  # type: ignor
 
 
 @hookspec(firstresult=True)
-def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
-    """Return the checkpoint at `path`, or None where the format is not this plugin's."""
+def mergeot_load_checkpoint(path: Path, is_trusted: bool) -> Checkpoint | None:
+    """Return the checkpoint at `path`, or None where the format is not yours; run nothing of what is not trusted."""
+
+
+@hookspec
+def mergeot_check_output(path: Path, template: Checkpoint | None) -> None:
+    """Raise where no checkpoint can be written to `path` with the program of `template`, before any work is done."""
 
 
 @hookspec(firstresult=True)

@@ -54,7 +54,9 @@ def run_align(
     for output in outputs:
         if folder.is_dir():
             check_output(output, recipe.models)
-    sources = read_sources(recipe.models, recipe.arch, manager, notify)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
+    for source, output in zip(sources[1:], outputs, strict=True):
+        manager.hook.mergeot_check_output(path=output, template=source.checkpoint)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     written = []
@@ -70,7 +72,7 @@ def run_align(
             arguments=make.arguments if make.is_registered else None,
             input_shape=shape,
             provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-            template=source.checkpoint.path,
+            template=source.checkpoint,
             manager=manager,
         )
         written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))

@@ -44,7 +44,10 @@ def run_fuse(
         check_output(output, recipe.models)
     if recipe.report is not None:
         check_folder(Path(recipe.report))
-    sources = read_sources(recipe.models, recipe.arch, manager, notify)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
+    template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
+    if not dry_run:
+        manager.hook.mergeot_check_output(path=output, template=template)
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
@@ -64,7 +67,7 @@ def run_fuse(
         arguments=fused_as.arguments if fused_as.is_registered else None,
         input_shape=shape,
         provenance=_provenance(recipe, sources, fused_as),
-        template=sources[recipe.target].checkpoint.path if isinstance(recipe.target, int) else None,
+        template=template,
         manager=manager,
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)

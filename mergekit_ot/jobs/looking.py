@@ -39,6 +39,7 @@ class Subject:
         front_end: What captures the module; None for the default.
         trace_seconds: Seconds after which tracing is stopped; None for the default.
         trace_operations: Calls into torch after which it is stopped; None for the default.
+        trust: The checkpoint's own name, where its program may be loaded.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Subject:
     front_end: str | None = None
     trace_seconds: float | None = None
     trace_operations: int | None = None
+    trust: tuple[str, ...] = ()
 
     @property
     def tracing(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class Subject:
 
     def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:
         """Returns the source that was read, and inputs to trace it by."""
-        source = read_sources([self.path], self.arch, manager, notify)[0]
+        source = read_sources([self.path], self.arch, manager, notify, self.trust)[0]
         # Nothing that follows reads the weights, and whoever looks at a checkpoint wants to know that they are damaged.
         source.state.check_all()
         batches = None if self.data is None else resolve_data(self.data, manager)
@@ -96,9 +98,15 @@ def run_inspect(
 
 
 def run_eval(
-    paths: Sequence[str], arch: Sequence[str], data: str, device: str, manager: PluginManager, notify: Notify
+    paths: Sequence[str],
+    arch: Sequence[str],
+    data: str,
+    device: str,
+    manager: PluginManager,
+    notify: Notify,
+    trust: Sequence[str] = (),
 ) -> tuple[Evaluation, ...]:
     """Scores checkpoints on the test part of data, in one pass."""
     source = resolve_data(data, manager)
-    models = [read.module() for read in read_sources(paths, arch, manager, notify)]
+    models = [read.module() for read in read_sources(paths, arch, manager, notify, trust)]
     return evaluate(models, source, device)

@@ -42,6 +42,8 @@ def _flags_of_places(recipe: FusionRecipe) -> list[str]:
     flags = ["--output", recipe.output]
     for spec in recipe.arch:
         flags += ["--arch", spec]
+    for name in recipe.trust:
+        flags += ["--trust", name]
     if recipe.input_shape is not None:
         flags += ["--input-shape", ",".join(map(str, recipe.input_shape))]
     flags += ["--target", str(recipe.target)]

@@ -49,7 +49,9 @@ class ReadSource:
         return module
 
 
-def read_sources(paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Notify) -> list[ReadSource]:
+def read_sources(
+    paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Notify, trust: Sequence[str] = ()
+) -> list[ReadSource]:
     """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
 
     No tensor is read for it; one that holds NaN or infinity is refused when it is read.
@@ -59,20 +61,25 @@ def read_sources(paths: Sequence[str], arch: Sequence[str], manager: PluginManag
         arch: No SPEC (each file carries its own), one for all, or one per checkpoint.
         manager: Whose formats and architectures are known.
         notify: Told what was found.
+        trust: Those of the checkpoints whose programs may be loaded.
 
     Raises:
         CheckpointError: A file cannot be read.
         ArchitectureError: No architecture is known for it, or the state does not fit.
-        RecipeError: The number of architectures fits neither.
+        RecipeError: The number of architectures fits neither, or a file that is trusted is no checkpoint.
     """
     if len(arch) not in (0, 1, len(paths)):
         raise RecipeError(
             f"{len(arch)} architectures for {len(paths)} checkpoints: give --arch once for all, or once each."
         )
+    trusted = _trusted_places(paths, trust)
     checkpoints = []
     for path in paths:
-        checkpoints.append(load_checkpoint(Path(path), manager))
+        is_trusted = Path(path).resolve() in trusted
+        checkpoints.append(load_checkpoint(Path(path), manager, trust=is_trusted))
         notify(f"{path}: {checkpoints[-1].found}")
+        if is_trusted and checkpoints[-1].build is None:
+            notify(f"{path} holds no program: that it is trusted changes nothing.")
     sources: list[ReadSource] = []
     for index, checkpoint in enumerate(checkpoints):
         spec = arch[index if len(arch) > 1 else 0] if arch else None
@@ -84,11 +91,27 @@ def read_sources(paths: Sequence[str], arch: Sequence[str], manager: PluginManag
     return sources
 
 
+def _trusted_places(paths: Sequence[str], trust: Sequence[str]) -> set[Path]:
+    known = {Path(path).resolve() for path in paths}
+    for name in trust:
+        if Path(name).resolve() not in known:
+            raise RecipeError(
+                f"'{name}' is to be trusted, and is none of the checkpoints that are read: {', '.join(paths)}. "
+                "Give --trust the name of one of them."
+            )
+    return {Path(name).resolve() for name in trust}
+
+
 def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:
     if spec is not None:
         return resolve_architecture(spec, manager)
     if checkpoint.build is not None:
         return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
+    if checkpoint.has_untouched_program:
+        raise ArchitectureError(
+            f"'{checkpoint.path}' holds a program, and loading a program can run code of whoever made the file: pass "
+            f"--trust {checkpoint.path} if you trust them, or --arch SPEC to take only the weights from it."
+        )
     if checkpoint.architecture is None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "

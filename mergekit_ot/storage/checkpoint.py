@@ -1,7 +1,8 @@
 """Checkpoints: read any plain state dict safely, write one that says how it was made.
 
 A file written here holds plain data only: tensors, numbers, strings, lists and mappings. What it names (a registered
-architecture) is looked up among the installed plugins; no code is ever taken out of a file.
+architecture) is looked up among the installed plugins; no code is taken out of a file, but for the program of one that
+the user trusts.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Saver = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], bool | None]
 
 
 def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
-    """Reads a checkpoint without executing anything that stands in it.
+    """Reads a checkpoint; of what ``torch.save`` writes, nothing is executed.
 
     Args:
         path: The file, or the folder of a format that has several files.
-        formats: Asked first, in order; then it is what ``torch.save`` writes.
+        formats: Asked first, in order; then it is what ``torch.save`` writes. They know whether the file is trusted.
 
     Raises:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
@@ -55,7 +56,7 @@ def save(
     state: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
     formats: Sequence[Saver],
-    template: Path | None = None,
+    template: Checkpoint | None = None,
 ) -> None:
     """Writes a state and its metadata, beside the place first, then renamed into it.
 
@@ -64,7 +65,8 @@ def save(
         state: Name → tensor.
         metadata: Plain data: what the file says about the state.
         formats: Asked first, in order; then it is a PyTorch file.
-        template: A file that holds the program to which the state belongs, for formats that need one.
+        template: The checkpoint that holds the program to which the state belongs, for formats that need one. They
+            are told its file only where its program was read, which it is where the user trusts it.
 
     Raises:
         CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
@@ -72,7 +74,8 @@ def save(
     compact = {name: compacted(value) for name, value in state.items() if isinstance(value, Tensor)}
     for key, value in metadata.items():
         _check_plain(value, key)
-    known = {**metadata, "template": None if template is None else str(template)}
+    program = None if template is None or template.build is None else str(template.path)
+    known = {**metadata, "template": program}
     with replacing(path) as beside:
         if not any(write(beside, compact, known) for write in formats):
             write_all(compact, TorchWriter(beside, metadata))

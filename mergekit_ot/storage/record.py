@@ -30,8 +30,9 @@ class Checkpoint:
         input_shape: Shape of one input without the batch axis.
         found: A sentence: what was found in the file.
         provenance: How the file was made, where it says so.
-        build: Builds the module, where the file holds the program itself.
+        build: Builds the module, where the file holds the program itself and is trusted.
         example_inputs: Inputs of that program.
+        has_untouched_program: Whether the file holds a program that was not read, because the file is not trusted.
 
     Example:
         What a reader of a format returns (hook ``mergeot_load_checkpoint``):
@@ -51,6 +52,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = None
     example_inputs: tuple[Tensor, ...] | None = None
+    has_untouched_program: bool = False
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -1,10 +1,9 @@
-"""Reads and writes exported programs."""
+"""Reads and writes the programs of files that the user trusts: torch.export.load may run what stands in them."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,17 +16,15 @@ from torch.export import ExportedProgram
 
 from mergekit_ot import Checkpoint, CheckpointError, MemoryStore
 
-# What a pickle of plain tensors inside an exported program may name.
-_PLAIN = ("torch.", "collections.OrderedDict", "_codecs.encode")
-_UNSAFE = ("torch.load", "torch.hub", "torch.utils", "torch.serialization.load", "torch.package", "torch._dynamo")
-_ZIP = b"PK\x03\x04"
+# Where an operation stood in the source code, with the folders of whoever exported it.
+_SOURCE_FOLDER = re.compile(r'(?<=File ")[^"\n]*[/\\]')
 
 
-def load(path: Path) -> Checkpoint:
-    """Returns the state of an exported program together with what builds its module.
+def load_program(path: Path) -> Checkpoint:
+    """Returns the state of an exported program together with what builds its module; the file must be trusted.
 
     Raises:
-        CheckpointError: The file is damaged, or a pickle in it wants to load code.
+        CheckpointError: The file is damaged, or holds no example inputs.
     """
     program = _read(path)
     inputs, named = program.example_inputs or ((), {})
@@ -51,32 +48,33 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
     """Writes the program of the file named by ``template`` in `metadata` with the tensors in `state`.
 
     Raises:
-        CheckpointError: No source is an exported program of these shapes.
+        CheckpointError: No source that is trusted is an exported program.
     """
     template = metadata.get("template")
-    if not template or Path(template).suffix != path.suffix:
-        raise CheckpointError(
-            f"A {path.suffix} file holds a program, and the source whose sizes the result takes is none. "
-            "Choose another extension, such as .pt, or an exported program as the target."
-        )
+    if not template:
+        raise CheckpointError(f"A {path.suffix} file holds a program, and there is none that is trusted to write on.")
     program = _read(Path(template))
     for name, value in program.state_dict.items():
         with torch.no_grad():
             value.copy_(state[name])
-    with _quiet():
-        torch.export.save(program, path)
+    _forget_folders(program)
+    # Given a path, torch names the members after it.
+    with _quiet(), path.open("wb+") as stream:
+        torch.export.save(program, stream)
+
+
+def _forget_folders(program: ExportedProgram) -> None:
+    """Leaves of the places in source code, which a program keeps for messages, the names of the files alone."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if node.meta.get("stack_trace"):
+                node.meta["stack_trace"] = _SOURCE_FOLDER.sub("", node.meta["stack_trace"])
 
 
 def _read(path: Path) -> ExportedProgram:
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"'{path}' is not an exported program, or it is truncated. Write it with torch.export.save."
-        )
-    foreign = _foreign_in_archive(path)
-    if foreign:
-        raise CheckpointError(
-            f"'{path}' carries code: a pickle in it wants to load {', '.join(sorted(set(foreign))[:4])}. It was not "
-            "executed. Export the model again without custom objects."
         )
     try:
         with _quiet():
@@ -86,39 +84,6 @@ def _read(path: Path) -> ExportedProgram:
             f"'{path}' is not an exported program that this version of torch reads "
             f"({str(error).splitlines()[0][:200]}). Export it again with torch.export.save."
         ) from error
-
-
-def _foreign_in_archive(archive: Path | io.BytesIO) -> list[str]:
-    """Returns what the pickles in an archive want imported beyond plain tensors; nothing is executed."""
-    foreign: list[str] = []
-    with zipfile.ZipFile(archive) as opened:
-        for member in opened.namelist():
-            content = opened.read(member)
-            if content.startswith(_ZIP) and zipfile.is_zipfile(io.BytesIO(content)):
-                foreign += _foreign_in_archive(io.BytesIO(content))
-            elif content.startswith(b"\x80"):
-                foreign += [name for name in _globals_of(content) if _is_foreign(name)]
-    return foreign
-
-
-def _is_foreign(name: str) -> bool:
-    return not name.startswith(_PLAIN) or name.startswith(_UNSAFE)
-
-
-def _globals_of(pickled: bytes) -> list[str]:
-    named: list[str] = []
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "GLOBAL":
-                named.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                named.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except Exception:
-        return []  # raw numbers that happen to begin like a pickle
-    return named
 
 
 def _module(program: ExportedProgram) -> nn.Module:
