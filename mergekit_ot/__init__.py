@@ -90,6 +90,7 @@ _HOMES = {
     "resolve_data": "mergekit_ot.sources.datasets",
     "PluginManager": "mergekit_ot.hooks.manager",
     "default_manager": "mergekit_ot.hooks.manager",
+    "printable": "mergekit_ot.text",
     "MergeotError": "mergekit_ot.errors",
     "DataError": "mergekit_ot.errors",
     "CheckpointError": "mergekit_ot.errors",
@@ -197,6 +198,7 @@ if TYPE_CHECKING:
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
+    from mergekit_ot.text import printable
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.barycenter import (
         averaged_support,

@@ -19,9 +19,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mergekit_ot.text import printable
+
 
 class MergeotError(Exception):
-    """A problem with what the user gave, told in one message."""
+    """A problem with what the user gave, told in one message; names in it are shown so that nothing in them acts."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(MergeotError):

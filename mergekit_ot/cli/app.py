@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
@@ -26,9 +28,13 @@ from mergekit_ot.cli.options import (
     parse_target,
 )
 from mergekit_ot.errors import MergeotError
+from mergekit_ot.text import printable
 
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
+
+# Typer shows the class of all errors of usage by its children only.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 @takes_options("fuse")
@@ -204,10 +210,34 @@ def _root(
     """Fuse neural networks that were trained independently, by optimal transport."""
 
 
+class _Program(TyperGroup):
+    """The program's commands; what an error of usage says holds what was typed, or the names of files."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Reads the program's own arguments."""
+        with _readable_usage():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Reads a command's arguments and runs it."""
+        with _readable_usage():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _readable_usage() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
 def build_app(manager: PluginManager) -> typer.Typer:
     """Returns the command line with its own commands and those of the plugins."""
     app = typer.Typer(
         name="mergeot",
+        cls=_Program,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

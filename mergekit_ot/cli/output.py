@@ -13,11 +13,24 @@ from types import TracebackType
 from typing import Any
 
 from mergekit_ot.storage.files import plain
+from mergekit_ot.text import printable
 
 
 def note(text: str) -> None:
-    """Prints a line for the reader on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line for the reader on standard error; nothing that comes from a file or a name acts on the terminal."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show_path(path: object) -> None:
+    """Prints the name of a written file on standard output: as it is for programs, readable on a terminal."""
+    name = str(path)
+    if sys.stdout.isatty():
+        print(printable(name), flush=True)
+        return
+    try:
+        print(name, flush=True)
+    except UnicodeEncodeError:  # a name need not be text
+        print(printable(name), flush=True)
 
 
 def warn(texts: Sequence[str]) -> None:
@@ -50,10 +63,11 @@ def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None 
     from rich.text import Text
 
     names = list(columns or (rows[0] if rows else ()))
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=_box(), pad_edge=False)
+    heading = Text(printable(title), style="table.title") if title else None
+    table = Table(title=heading, title_justify="left", header_style="bold", box=_box(), pad_edge=False)
     for name in names:
         is_number = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*[Text(shown(row.get(name))) for name in names])
     width = None if sys.stderr.isatty() else 160
@@ -73,8 +87,8 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple | set | frozenset):
-        return ", ".join(map(str, value)) or "–"
-    return str(value)
+        return printable(", ".join(map(str, value))) or "–"
+    return printable(str(value))
 
 
 class StepLine:
@@ -96,7 +110,7 @@ class StepLine:
             spent, steps = now - self._since, done - self._from
             is_known = steps > 0 and done < total and spent > 2
             left = f", about {spent / steps * (total - done):.0f} s left" if is_known else ""
-            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}{left}  {name[:60]}")
+            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}{left}  {printable(name)[:60]}")
             sys.stderr.flush()
             self._is_shown = True
 
@@ -116,11 +130,12 @@ def report_error(error: BaseException) -> None:
 def report_bug(error: BaseException) -> None:
     """Prints a short message for an error that nobody foresaw; the traceback with ``MERGEOT_DEBUG=1``."""
     if os.environ.get("MERGEOT_DEBUG") == "1":
-        traceback.print_exception(error, file=sys.stderr)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            note(line)
         return
     first = str(error).splitlines()[0] if str(error) else "no message"
+    note(f"mergeot: internal error: {type(error).__name__}: {first}")
     note(
-        f"mergeot: internal error: {type(error).__name__}: {first}\n"
         "This is a mistake in mergeot or in a plugin. Run the same command with MERGEOT_DEBUG=1 for the traceback, and "
         "please report it together with the command."
     )
@@ -145,7 +160,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     for text in outcome.result.notes:
         note(text)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
-    print(outcome.output)
+    show_path(outcome.output)
 
 
 def show_aligned(reference: str, solver: str, written: Sequence[Any], *, as_json: bool) -> None:
@@ -156,7 +171,7 @@ def show_aligned(reference: str, solver: str, written: Sequence[Any], *, as_json
         return
     show_table(rows, title=f"In the neuron order of {reference} (solver {solver})")
     for row in rows:
-        print(row["path"])
+        show_path(row["path"])
 
 
 def show_check(report: Any, *, as_json: bool) -> None:
@@ -242,7 +257,7 @@ def show_barrier(connectivity: Any, pictures: Sequence[object], *, as_json: bool
         height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"
         note(f"{label}: loss barrier {shown(curve['loss_barrier'])}{height}")
     for path in pictures:
-        print(path)
+        show_path(path)
 
 
 def _scores_at(curve: Any, index: int) -> str:

@@ -20,6 +20,7 @@ from mergekit_ot.report.writing import write_report
 from mergekit_ot.scoring.evaluation import choose_device
 from mergekit_ot.sources.datasets import TRAIN, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
 from mergekit_ot.storage.files import check_writable
@@ -142,14 +143,14 @@ def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Archi
     return {
         "made_by": f"mergekit_ot {__version__}",
         "solver": recipe.solver,
-        "solver_options": dict(recipe.solver_options),
+        "solver_options": {key: portable_value(value) for key, value in recipe.solver_options.items()},
         "measure": recipe.measure,
         "repair": recipe.repair,
         "refine": recipe.refine,
         "restarts": recipe.restarts,
         "seed": recipe.seed,
-        "target": recipe.target,
-        "arch": fused_as.name,
+        "target": portable_spec(recipe.target) if isinstance(recipe.target, str) else recipe.target,
+        "arch": portable_spec(fused_as.name),
         "sources": [
             {"name": Path(source.name).name, "sha256": source.checkpoint.sha256, "weight": weight}
             for source, weight in zip(sources, recipe.weights, strict=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from mergekit_ot.text import visible
+
 if TYPE_CHECKING:
     from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
 
@@ -47,15 +49,18 @@ def group_dot(graph: ModelGraph) -> str:
     network = graph.group_graph
     lines = ["digraph groups {", "  node [shape=box, style=rounded, fontname=monospace];"]
     for key, data in network.nodes(data=True):
-        label = f"{key}\\n{data['size']} neurons"
-        lines.append(f"  {_quoted(key)} [label={_quoted(label)}];")
+        lines.append(f'  {_quoted(key)} [label="{_escaped(key)}\\n{data["size"]} neurons"];')
     for before, after, parameters in _edges(network):
         lines.append(f"  {_quoted(before)} -> {_quoted(after)} [label={_quoted(', '.join(parameters))}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'
+    return f'"{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _edges(network: nx.MultiDiGraph) -> list[tuple[str, str, list[str]]]:

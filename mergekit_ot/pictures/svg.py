@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
+from mergekit_ot.text import visible
+
 CHARACTER = 6.6
 MARGIN = 24.0
 _STYLE = (
@@ -31,13 +33,13 @@ def text(x: float, y: float, content: str, *, is_small: bool = False, is_middle:
     """Returns a line of text, by default centred at `x`."""
     kind = ' class="small"' if is_small else ""
     anchor = ' text-anchor="middle"' if is_middle else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(content)}</text>'
+    return f'<text{kind} x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(visible(content))}</text>'
 
 
 def arrow(curve: str, title: str, kind: str = "") -> str:
     """Returns an arrow along a path; its title shows where the pointer rests."""
     chosen = f' class="{kind}"' if kind else ""
-    return f'<g><path{chosen} d="{curve}" marker-end="url(#head)"><title>{escape(title)}</title></path></g>'
+    return f'<g><path{chosen} d="{curve}" marker-end="url(#head)"><title>{escape(visible(title))}</title></path></g>'
 
 
 def document(width: float, height: float, elements: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from mergekit_ot.report.repeating import fuse_command, recipe_command
 from mergekit_ot.report.scores import Scores
 from mergekit_ot.scoring.evaluation import Evaluation, choose_device
 from mergekit_ot.sources.instances import on_meta
+from mergekit_ot.sources.portable import portable_path, portable_spec, portable_text, portable_value
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
 from mergekit_ot.storage.files import file_digest
@@ -31,7 +32,7 @@ class FileFacts:
     """A checkpoint of a fusion.
 
     Attributes:
-        name: The file, as the user gave it.
+        name: The file, as the user gave it; without its folder where that was an absolute path.
         sha256: Its digest.
         size: In bytes.
         parameters: Number of its trainable numbers.
@@ -140,9 +141,11 @@ def collect_report(
     """
     output = Path(outcome.output or recipe.output)
     device = choose_device(recipe.device).type
+    shared, result = portable_recipe(recipe), outcome.result
+    warnings, notes = (tuple(map(portable_text, texts)) for texts in (result.warnings, result.notes))
     files = [
         FileFacts(
-            source.name,
+            portable_path(source.name),
             source.checkpoint.sha256,
             source.checkpoint.path.stat().st_size,
             _count(source.make),
@@ -151,16 +154,17 @@ def collect_report(
         )
         for source, weight in zip(sources, recipe.weights, strict=True)
     ]
-    fused = FileFacts(str(output), file_digest(output), output.stat().st_size, _count(fused_as), _spec(fused_as), None)
+    name = portable_path(str(output))
+    fused = FileFacts(name, file_digest(output), output.stat().st_size, _count(fused_as), _spec(fused_as), None)
     return Report(
-        recipe,
-        outcome.result,
+        shared,
+        replace(result, warnings=warnings, notes=notes),
         tuple(files),
         fused,
-        scores,
-        tuple(describe_groups(outcome.result)),
-        fuse_command(recipe, device),
-        recipe_command(folder),
+        _portable_scores(scores),
+        tuple(describe_groups(result)),
+        fuse_command(shared, device),
+        recipe_command(Path(portable_path(str(folder)))),
         device,
         versions(),
         datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -191,5 +195,26 @@ def _count(make: Architecture) -> int:
 
 def _spec(make: Architecture) -> str:
     if "?" in make.name or not make.arguments:
-        return make.name
-    return make.name + "?" + "&".join(f"{key}={value}" for key, value in make.arguments.items())
+        return portable_spec(make.name)
+    return portable_spec(make.name + "?" + "&".join(f"{key}={value}" for key, value in make.arguments.items()))
+
+
+def portable_recipe(recipe: FusionRecipe) -> FusionRecipe:
+    """Returns a recipe in which no file is named by an absolute path."""
+    named = {key: tuple(map(portable_path, getattr(recipe, key))) for key in ("models", "trust")}
+    optional = {"report": portable_path, "data": portable_spec, "target": portable_spec}
+    for key, rename in optional.items():
+        value = getattr(recipe, key)
+        named[key] = rename(value) if isinstance(value, str) else value
+    return replace(
+        recipe,
+        **named,
+        output=portable_path(recipe.output),
+        arch=tuple(map(portable_spec, recipe.arch)),
+        solver_options={key: portable_value(value) for key, value in recipe.solver_options.items()},
+    )
+
+
+def _portable_scores(scores: Scores) -> Scores:
+    missing, naive, path = map(portable_text, (scores.missing, scores.naive_missing, scores.path_missing))
+    return replace(scores, missing=missing, naive_missing=naive, path_missing=path, data=portable_spec(scores.data))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from mergekit_ot.text import visible
+
 _VOID = frozenset({"img", "link", "meta", "br"})
 
 
@@ -14,11 +16,11 @@ class Markup(str):
 
 
 def escape(value: object) -> Markup:
-    """Returns a value as markup; names of files that are no valid text show a replacement character."""
+    """Returns a value as markup; of names that are no valid text, a replacement character and escapes are shown."""
     if isinstance(value, Markup):
         return value
     readable = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return Markup(html.escape(readable, quote=True))
+    return Markup(html.escape(visible(readable), quote=True))
 
 
 def join(*children: object) -> Markup:

@@ -196,7 +196,8 @@ def repeat_section(report: Report) -> Markup:
         commands += [tag("h3", "By flags"), tag("pre", tag("code", report.command))]
     commands += [tag("h3", "By the recipe beside this page"), tag("pre", tag("code", report.recipe_command))]
     note = (
-        "To be run in the folder where it was run first: names of files are as they were typed. With the same versions "
+        "To be run in the folder where it was run first: names of files are as they were typed, those of files "
+        "elsewhere that had been named by an absolute path without their folders. With the same versions "
         "on the same kind of machine the fused tensors come out the same to the last bit."
     )
     shown = definitions(list(report.versions.items()))

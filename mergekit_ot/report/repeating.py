@@ -14,6 +14,7 @@ from mergekit_ot.sources.specs import parse_value
 
 RECIPE_FILE = "recipe.yaml"
 _PLUGINS = "MERGEOT_PLUGINS"
+_QUOTED = str.maketrans({"\\": "\\\\", "'": "\\'"})
 
 
 def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
@@ -69,8 +70,20 @@ def recipe_command(folder: Path) -> str:
 
 def _shown(command: list[str]) -> str:
     chosen = os.environ.get(_PLUGINS)
-    before = "" if chosen is None else f"{_PLUGINS}={shlex.quote(chosen)} "
-    return before + shlex.join(command)
+    before = "" if chosen is None else f"{_PLUGINS}={_quoted(chosen)} "
+    return before + " ".join(map(_quoted, command))
+
+
+def _quoted(word: str) -> str:
+    """Returns a word for a shell; what is not printed is written as bytes, which the shells of today read."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = [letter.translate(_QUOTED) if letter.isprintable() else _as_bytes(letter) for letter in word]
+    return f"$'{''.join(letters)}'"
+
+
+def _as_bytes(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
 
 
 def _written(value: object) -> str:

@@ -21,6 +21,7 @@ from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
 from mergekit_ot.storage.files import write_json, write_text
+from mergekit_ot.text import as_markdown
 
 if TYPE_CHECKING:
     from mergekit_ot.report.outcome import FusionOutcome
@@ -65,8 +66,8 @@ def write_report(
         )
     report = collect_report(folder, recipe, outcome, sources, fused_as, scores)
     page, summary = report_page(report), report_summary(report)
-    recipe.write(folder / RECIPE_FILE)
-    write_json(folder / "report.json", {**outcome.as_json(), **report.as_json()})
+    report.recipe.write(folder / RECIPE_FILE)
+    write_json(folder / "report.json", {**outcome.as_json(), "output": report.fused.name, **report.as_json()})
     write_text(folder / "report.md", summary)
     write_text(folder / PAGE, page)
     notify(f"Report: {folder / PAGE}")
@@ -75,19 +76,21 @@ def write_report(
 def report_summary(report: Report) -> str:
     """Returns the report in brief, as Markdown."""
     recipe = report.recipe
-    lines = [f"# {', '.join(recipe.models)} → {report.fused.name}", "", verdict(report), ""]
+    shown = as_markdown
+    lines = [f"# {shown(', '.join(recipe.models))} → {shown(report.fused.name)}", "", shown(verdict(report)), ""]
     lines.append(
-        f"Solver {recipe.solver}, model weights {', '.join(f'{weight:g}' for weight in recipe.weights)}, "
+        f"Solver {shown(recipe.solver)}, model weights {', '.join(f'{weight:g}' for weight in recipe.weights)}, "
         f"{report.result.seconds:.2f} s. Largest error of the aligned sources: "
         f"{number_text(report.result.aligned_sources_max_error)}."
     )
     lines += [*_score_lines(report), *_group_lines(report)]
-    lines += ["", *[f"- {text}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)]]
+    lines += [
+        "",
+        *[f"- {shown(text)}" for text in (*report.result.warnings, *report.result.notes, *report.not_measured)],
+    ]
     repeated = [command for command in (report.command, report.recipe_command) if command is not None]
     lines += ["", "Repeat it:", "", *[f"    {command}" for command in repeated]]
-    text = "\n".join(lines).rstrip() + "\n"
-    # A file name need not be valid text.
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _score_lines(report: Report) -> list[str]:
@@ -95,7 +98,7 @@ def _score_lines(report: Report) -> list[str]:
     if not own:
         return []
     rows = [
-        f"| {name} | {number_text(score.loss)} | {percent(score.accuracy)} |"
+        f"| {as_markdown(name)} | {number_text(score.loss)} | {percent(score.accuracy)} |"
         for name, score in [*own, *report.scores.rows]
     ]
     return ["", "| model | loss | accuracy |", "|---|---|---|", *rows]
@@ -112,6 +115,12 @@ def _group_lines(report: Report) -> list[str]:
         cells = [group.name, str(group.size), number_text(group.cost), status_word(group.status), group.solver]
         if has_symmetries:
             cells.append(", ".join(facts.symmetries) or "–")
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(map(as_markdown, cells))} |")
     sentence = symmetry_sentence(report)
-    return ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows, *(["", sentence] if sentence else [])]
+    return [
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+        *rows,
+        *(["", as_markdown(sentence)] if sentence else []),
+    ]

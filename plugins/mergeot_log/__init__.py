@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mergekit_ot import RecipeError, hookimpl
+from mergekit_ot import RecipeError, hookimpl, printable
 from mergekit_ot.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -69,4 +69,4 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # On a terminal a progress line may stand there.
         start = "\r\x1b[2K" if sys.stderr.isatty() else ""
-        sys.stderr.write(f"{start}mergeot: {self.format(record)}\n")
+        sys.stderr.write(f"{start}mergeot: {printable(self.format(record))}\n")
