@@ -244,6 +244,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         solver="gwb",
         solver_options={"alpha": 0.1, "signs": False},
         arch=["x.py:f?a=1&b=2", "y"],
+        trust=["b c.pt"],
         input_shape=(1, 2),
         measure="importance",
         model_weights=(1 / 3, 2 / 3),

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import random
 import shutil
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -23,35 +22,8 @@ from typer.core import TyperGroup
 from mergekit_ot import CheckpointError, MergeotError, load_checkpoint, save_checkpoint
 from mergekit_ot.cli.app import build_app
 from mergekit_ot.hooks.manager import default_manager
+from tests.alarm import alarm
 from tests.malicious_programs import KINDS, MODULE, RUNNING, SOURCE, Plain, harmless_program, malicious_program
-
-# What would happen if something in a file ran.
-_ALARMS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "pickle.find_class", "ctypes.dlopen")
-_heard: list[str] = []
-_is_listening = False
-
-
-def _listen(event: str, arguments: tuple[Any, ...]) -> None:
-    if _is_listening and (event in _ALARMS or (event == "import" and arguments[0].startswith(MODULE))):
-        _heard.append(f"{event} {arguments}")
-
-
-@contextlib.contextmanager
-def alarm() -> Iterator[None]:
-    """Fails where something is unpickled, started, loaded or imported that no checkpoint needs."""
-    global _is_listening
-    _heard.clear()
-    _is_listening = True
-    try:
-        yield
-    finally:
-        _is_listening = False
-    assert _heard == []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hook() -> None:
-    sys.addaudithook(_listen)  # it cannot be taken away again
 
 
 @pytest.fixture(scope="module")
