@@ -116,11 +116,12 @@ class _Reader:
         place, described = entry.get("path_name"), entry.get("tensor_meta")
         if not isinstance(place, str) or not _PLACE.fullmatch(place) or not isinstance(described, dict):
             raise _Refused(f"the place or the type of '{name}' is not what torch.export.save writes")
-        if described.get("layout") != _STRIDED or not _is_integer(described.get("dtype")):
+        if described.get("layout") != _STRIDED:
             raise _Refused(f"'{name}' is not a dense tensor")
-        kind = _TYPES.get(described["dtype"])
+        number = described.get("dtype")
+        kind = _TYPES.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
         if kind is None:
-            raise _Refused(f"'{name}' has a type of numbers that is not known (number {described['dtype']})")
+            raise _Refused(f"'{name}' has a type of numbers that is not known ({number})")
         sizes, strides = (_integers(described.get(key), name) for key in ("sizes", "strides"))
         (offset,) = _integers([described.get("storage_offset")], name)
         return _view(self._content(place), kind, sizes, strides, offset, name)
@@ -146,10 +147,10 @@ class _Reader:
         if size > min(most, self._left):
             raise _Refused(f"its member '{name}' is larger than it can be ({size} bytes)")
         self._left -= size
-        content = bytearray(size)
         with self._archive.open(member) as stream:
-            if stream.readinto(content) != size or stream.read(1):
-                raise _Refused(f"its member '{name}' is truncated")
+            content = bytearray(stream.read(size + 1))
+        if len(content) != size:
+            raise _Refused(f"its member '{name}' is truncated")
         return content
 
 
@@ -157,14 +158,13 @@ def _integers(values: object, name: str) -> list[int]:
     """Returns plain integers that are written as such; a size that is an expression would have to be evaluated."""
     if not isinstance(values, list) or len(values) > _MOST_AXES:
         raise _Refused(f"the shape of '{name}' is no list of sizes")
-    numbers = [value.get("as_int") if isinstance(value, Mapping) and len(value) == 1 else None for value in values]
-    if not all(_is_integer(number) and 0 <= number < _LARGEST_INTEGER for number in numbers):
-        raise _Refused(f"the shape of '{name}' does not consist of plain integers")
+    numbers: list[int] = []
+    for value in values:
+        number = value.get("as_int") if isinstance(value, Mapping) and len(value) == 1 else None
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _LARGEST_INTEGER:
+            raise _Refused(f"the shape of '{name}' does not consist of plain integers")
+        numbers.append(number)
     return numbers
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _view(content: Tensor, kind: torch.dtype, sizes: list[int], strides: list[int], offset: int, name: str) -> Tensor:
