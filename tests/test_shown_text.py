@@ -17,12 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mergekit_ot import CheckpointError, fuse, trace_model
+from mergekit_ot import CheckpointError, trace_model
 from mergekit_ot.cli import output
 from mergekit_ot.cli.app import main
 from mergekit_ot.pictures.dot import group_dot
-from mergekit_ot.pictures.groups import group_svg
-from mergekit_ot.pictures.modules import module_svg
 from mergekit_ot.recipe import make_recipe
 from mergekit_ot.report.markup import tag
 from mergekit_ot.report.repeating import fuse_command
@@ -163,6 +161,11 @@ def test_paths_on_standard_output_are_for_programs_unless_a_terminal_reads_them(
 ) -> None:
     output.show_path("a\x1b[2J.pt")
     assert capsys.readouterr().out == "a\x1b[2J.pt\n"
+    raw = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+        output.show_path("a\udcff.pt")
+        assert raw.getvalue() == b"a\xff.pt\n"
     monkeypatch.setattr("sys.stdout", Terminal())
     output.show_path("a\x1b[2J.pt")
     assert output.sys.stdout.getvalue() == "a\\x1b[2J.pt\n"
@@ -258,10 +261,17 @@ def test_relative_names_stay_as_they_were_typed() -> None:
     assert portable_text('File "/home/me/x/net.py", line 3') == 'File "net.py", line 3'
 
 
-def test_warnings_of_a_fusion_in_python_are_shown_calmly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_shown_calmly(capsys: pytest.CaptureFixture[str]) -> None:
     output.show_warning("two\nlines \x1b[31m")
     assert capsys.readouterr().err == "warning: two\\nlines \\x1b[31m\n"
-    net = nn.Sequential(nn.Linear(2, 3))
-    assert fuse([net, net], example_inputs=torch.randn(2, 2)).state
-    assert group_svg(trace_model(net, torch.randn(2, 2)))
-    assert module_svg(trace_model(net, torch.randn(2, 2)))
+
+
+def test_tracebacks_of_mistakes_are_shown_calmly(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for debug in ("0", "1"):
+        monkeypatch.setenv("MERGEOT_DEBUG", debug)
+        output.report_bug(ValueError("of\x1b[2J a name\u202e"))
+        printed = capsys.readouterr().err
+        assert is_calm(printed)
+        assert "ValueError: of\\x1b[2J a name\\u202e" in printed

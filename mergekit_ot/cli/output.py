@@ -30,7 +30,8 @@ def show_path(path: object) -> None:
     try:
         print(name, flush=True)
     except UnicodeEncodeError:  # a name need not be text
-        print(printable(name), flush=True)
+        sys.stdout.buffer.write(os.fsencode(name) + b"\n")
+        sys.stdout.flush()
 
 
 def warn(texts: Sequence[str]) -> None:
