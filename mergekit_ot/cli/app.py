@@ -12,6 +12,7 @@ import typer
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
+from mergekit_ot.cli.docs import docs
 from mergekit_ot.cli.flags import takes_options
 from mergekit_ot.cli.options import Arch, Data, Json, Model, Models, Shape, Target, installed_plugins, parse_target
 from mergekit_ot.errors import MergeotError
@@ -161,6 +162,7 @@ _COMMANDS = (
     (evaluate, "eval", "mergeot eval a.pt b.pt --arch nets.py:mlp --data 'mnist.npz?mean=0.1307&std=0.3081'"),
     (barrier, "barrier", "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
     (plugins, "plugins", "mergeot plugins --json"),
+    (docs, "docs", "mergeot docs solvers"),
 )
 
 
