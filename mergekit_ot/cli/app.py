@@ -194,7 +194,7 @@ def build_app(manager: PluginManager) -> typer.Typer:
     app.callback()(_root)
     for function, name, example in _COMMANDS:
         app.command(name, epilog=f"Example: {example}")(function)
-    manager.hook.mergeot_commands(app=app)
+    manager.add_commands(app)
     return app
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mergekit_ot.errors import PluginError, blaming, origin_of
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
 from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
@@ -15,6 +16,7 @@ from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import NeuronMeasure, flaw_of
 from mergekit_ot.transport.problem import BarycenterProblem, Status
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope
 
@@ -157,11 +159,33 @@ def _solved(task: StepTask, key: str, alignment: Alignment) -> tuple[GroupCoupli
         couple = couple_family if group.context else couple_outer
         couplings, cost = couple(view, task.model_weights)
         return tuple(couplings), GroupReport(key, group.size, cost, Status.CONVERGED, NESTED)
-    measures = task.measure.measure(view)
+    measures = _measured(task, view, key)
     initial = _plain(alignment.couplings.get(key))
     problem = BarycenterProblem(measures, task.model_weights, group.size, initial, task.seed, key)
     solution = solver.solve(problem)
     return solution.couplings, GroupReport(key, group.size, solution.cost, solution.status, solver.name)
+
+
+def _measured(task: StepTask, view: GroupView, key: str) -> tuple[NeuronMeasure, ...]:
+    """Returns what the node measure says of a group, where it is what measures say.
+
+    Raises:
+        PluginError: The measure raises, or returns anything else than one measure per source on common columns.
+    """
+    who = f"Measure '{type(task.measure).__name__}' on group '{key}'"
+    with blaming(task.measure, who):
+        measures = tuple(task.measure.measure(view))
+        flaws = [flaw_of(measure) for measure in measures]
+    flaw = next((flaw for flaw in flaws if flaw), "")
+    columns = {tuple(measure.support.shape[1:]) for measure in measures} if not flaw else set()
+    if len(measures) != view.count or len(columns) > 1:
+        flaw = f"it gave {len(measures)} measures for {view.count} sources, with columns {sorted(columns)}"
+    if flaw:
+        raise PluginError(
+            f"{who} (of {origin_of(task.measure)}) returned what is no measure: {flaw}. Check it with "
+            "mergekit_ot.testing.check_measure, or leave its plugin out with MERGEOT_PLUGINS."
+        )
+    return measures
 
 
 def _plain(couplings: GroupCouplings | None) -> tuple[Coupling, ...] | None:
