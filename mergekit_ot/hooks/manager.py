@@ -239,7 +239,7 @@ shows, or leave its plugin out with MERGEOT_PLUGINS.
                 self._without_hook(implementation.plugin_name, reason)
 
     def add_commands(self, app: typer.Typer) -> None:
-        """Lets every plugin add its commands; one that raises or takes a taken name is left out with all its commands."""
+        """Lets every plugin add its commands; one that raises or takes a taken name loses all of its own."""
         for implementation in self._pluggy.hook.mergeot_commands.get_hookimpls():
             kept = CommandTable(app)
             try:

@@ -154,7 +154,7 @@ class AbstractBarycenterSolver(abc.ABC):
         solution = _solution(self.name, problem, found)
         if not torch.equal(before, _fingerprint(problem)):
             raise SolverError(
-                f"Solver '{self.name}' changed the measures of {_group(problem)} that it was given, and so the sources. "
+                f"Solver '{self.name}' changed the measures of {_group(problem)} that it was given. "
                 "Let it work on copies; mergekit_ot.testing.check_solver finds where."
             )
         _check_sizes(self.name, problem, solution.couplings)
