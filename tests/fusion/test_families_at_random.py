@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,12 +21,10 @@ from mergekit_ot.graph.layouts import leaf_groups
 
 pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
-BLOCKS = {
-    LINES: (
-        "StackedExperts ListedExperts GroupedQueries GroupsInGroups Convolution Norm Heads Attention Experts Scale Residual"
-    ),
-    IMAGES: "GroupsInGroups Convolution Norm Scale Depthwise Tokens Residual",
-}
+ATTENTION = ("GroupedQueries", "Heads", "Attention")
+EXPERTS = ("StackedExperts", "ListedExperts", "Experts")
+CHANNELS = ("GroupsInGroups", "Convolution", "Norm", "Scale", "Residual")
+BLOCKS = {LINES: (*ATTENTION, *EXPERTS, *CHANNELS), IMAGES: (*CHANNELS, "Depthwise", "Tokens")}
 SOLVERS = (
     "wb",
     "gwb",
@@ -36,13 +36,12 @@ SOLVERS = (
     "average",
     "refinement",
 )
-WEIGHTS = {2: (None, None, (0.7, 0.3), (1.0, 0.0)), 3: (None, None, (0.6, 0.3, 0.1), (0.0, 1.0, 0.0))}
 
 
 def blocks(axis: int, depth: int) -> st.SearchStrategy[Description]:
     """Blocks with families, and those that contain such blocks."""
     found = []
-    for name in BLOCKS[axis].split():
+    for name in BLOCKS[axis]:
         kind = kinds()[name]
         if depth > 0 or not kind.chains:
             inside = [chains(kind.inner or axis, depth - 1) for _ in range(kind.chains)]
@@ -132,9 +131,9 @@ def holds(description: NetworkDescription, solver: str, refine: bool, weights: t
     if refine:
         assert result.objectives["after refinement"] <= result.objectives["before refinement"]
     if solver != "weight-matching" or not is_matched_to_itself(result):
-        slack = 1e-6 * sum(float(p.square().sum()) for model in models for p in model.parameters())
+        slack = 1e-6 * sum(float(p.detach().square().sum()) for model in models for p in model.parameters())
         for run in watching.runs:
-            assert all(after <= before + slack for before, after in zip(run, run[1:], strict=False)), run
+            assert all(after <= before + slack for before, after in itertools.pairwise(run)), run
 
 
 def law(examples: int) -> settings:
@@ -146,7 +145,7 @@ def law(examples: int) -> settings:
 SOURCES = one_of(2, 3, (0.7, 0.3), (0.6, 0.3, 0.1), (1.0, 0.0), (0.0, 1.0, 0.0))
 
 
-@law(6)
+@law(3)
 @given(NETWORKS, one_of(*SOLVERS), st.booleans(), SOURCES)
 def test_families_are_fused_and_no_step_raises_the_objective(
     description: NetworkDescription, solver: str, refine: bool, weights: tuple[float, ...] | int
@@ -155,7 +154,7 @@ def test_families_are_fused_and_no_step_raises_the_objective(
 
 
 @pytest.mark.slow
-@law(25)
+@law(15)
 @given(NETWORKS, one_of(*SOLVERS), st.booleans(), SOURCES)
 def test_many_families_are_fused_and_no_step_raises_the_objective(
     description: NetworkDescription, solver: str, refine: bool, weights: tuple[float, ...] | int
@@ -163,7 +162,6 @@ def test_many_families_are_fused_and_no_step_raises_the_objective(
     holds(description, solver, refine, weights)
 
 
-EXPERTS = (LINES, "linear", (("Experts", (2, "sum"), ()), ("ListedExperts", (2, 6, True), ())), "mean")
 NESTED = (
     LINES,
     "linear",
@@ -184,9 +182,6 @@ STREAM = (
 )
 
 
-@pytest.mark.parametrize(
-    "description", [NESTED, QUERIES, STREAM], ids=["groups in groups", "queries, experts", "stream"]
-)
-@pytest.mark.parametrize("weights", [2, 3])
-def test_weight_matching_and_refinement_of_families(description: NetworkDescription, weights: int) -> None:
-    holds(description, "weight-matching", True, weights)
+@pytest.mark.parametrize(("description", "count"), [(NESTED, 2), (QUERIES, 3), (STREAM, 3)])
+def test_weight_matching_and_refinement_of_families(description: NetworkDescription, count: int) -> None:
+    holds(description, "weight-matching", True, count)
