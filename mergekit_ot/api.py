@@ -19,6 +19,7 @@ from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
 from mergekit_ot.graph.trace import trace
+from mergekit_ot.hooks.formats import check_format, readers, writers
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.hooks.preparing import GivenMethods, prepare
 from mergekit_ot.hooks.symmetries import required_symmetries
@@ -130,8 +131,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, t
         >>> list(checkpoint.state), "model_state_dict" in checkpoint.found
         (['weight'], True)
     """
-    hook = (manager or default_manager()).hook
-    return load(Path(path), [lambda place: hook.mergeot_load_checkpoint(path=place, is_trusted=trust)])
+    return load(Path(path), readers(manager or default_manager(), is_trusted=trust))
 
 
 def save_checkpoint(
@@ -180,10 +180,9 @@ def save_checkpoint(
         "input_shape": None if input_shape is None else [int(size) for size in input_shape],
         "provenance": dict(provenance or {}),
     }
-    hook = (manager or default_manager()).hook
-    hook.mergeot_check_output(path=Path(path), template=template)
-    formats = [lambda place, kept, known: hook.mergeot_save_checkpoint(path=place, state=kept, metadata=known)]
-    save(Path(path), state, metadata, formats, template)
+    manager = manager or default_manager()
+    check_format(manager, Path(path), template)
+    save(Path(path), state, metadata, writers(manager), template)
     return Path(path)
 
 

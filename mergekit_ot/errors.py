@@ -16,8 +16,11 @@ Each message says what went wrong and where, why, and what to do next.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import importlib.metadata
+import inspect
+from collections.abc import Iterable, Iterator
 
 from mergekit_ot.text import printable
 
@@ -64,3 +67,61 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     guess = f" Did you mean '{close[0]}'?" if close else ""
     listing = ", ".join(names) if names else "none (is a plugin missing? see 'mergeot plugins')"
     return f"Unknown {kind} '{name}'.{guess} Known: {listing}."
+
+
+@contextlib.contextmanager
+def blaming(maker: object, doing: str, kind: type[MergeotError] = PluginError) -> Iterator[None]:
+    """Turns whatever foreign code raises into one error that says what it did and who brought it.
+
+    Args:
+        maker: An object, class or function of the foreign code.
+        doing: What it does, as the subject of a sentence.
+        kind: Class of the error.
+
+    Raises:
+        MergeotError: The block raised something; an error of this package passes as it is.
+
+    Example:
+        >>> with blaming(len, "Solver 'mine'"):
+        ...     raise ZeroDivisionError("division by zero")
+        Traceback (most recent call last):
+        ...
+        mergekit_ot.errors.PluginError: Solver 'mine' (of module 'builtins') raised ZeroDivisionError: division by \
+zero. Report it to those who made it, with the traceback that MERGEOT_DEBUG=1 shows, or leave its plugin out with \
+MERGEOT_PLUGINS.
+    """
+    try:
+        yield
+    except MergeotError:
+        raise
+    # A plugin that calls sys.exit would end the program without a word.
+    except (Exception, SystemExit) as error:
+        raise kind(
+            f"{doing} (of {origin_of(maker)}) raised {reason_of(error)}. Report it to those who made it, with the "
+            "traceback that MERGEOT_DEBUG=1 shows, or leave its plugin out with MERGEOT_PLUGINS."
+        ) from error
+
+
+def origin_of(thing: object) -> str:
+    """Returns who brought an object, class or function: its distribution, or its module where none is known.
+
+    Example:
+        >>> origin_of(len)
+        "module 'builtins'"
+    """
+    module = inspect.getmodule(thing) or inspect.getmodule(type(thing))
+    if module is None:
+        return "unknown origin"
+    owners = importlib.metadata.packages_distributions().get(module.__name__.partition(".")[0], ())
+    return f"distribution '{owners[0]}'" if owners else f"module '{module.__name__}'"
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the class and the first line of an error, without a full stop.
+
+    Example:
+        >>> reason_of(OSError("disk full."))
+        'OSError: disk full'
+    """
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
+from mergekit_ot.cli.docs import docs
 from mergekit_ot.cli.flags import takes_options
 from mergekit_ot.cli.options import (
     Arch,
@@ -191,6 +192,7 @@ _COMMANDS = (
     (evaluate, "eval", "mergeot eval a.pt b.pt --arch nets.py:mlp --data 'mnist.npz?mean=0.1307&std=0.3081'"),
     (barrier, "barrier", "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
     (plugins, "plugins", "mergeot plugins --json"),
+    (docs, "docs", "mergeot docs solvers"),
 )
 
 
@@ -246,7 +248,7 @@ def build_app(manager: PluginManager) -> typer.Typer:
     app.callback()(_root)
     for function, name, example in _COMMANDS:
         app.command(name, epilog=f"Example: {example}")(function)
-    manager.hook.mergeot_commands(app=app)
+    manager.add_commands(app)
     return app
 
 

@@ -1,29 +1,29 @@
 """Nested transport: groups whose neurons hold families of neurons of their own (grouped convolution, heads).
 
-The outer cost of two outer neurons is the optimal transport cost between the families they hold; the families are
-coupled afterwards, one pair of coupled outer neurons at a time. Couplings are exact and relate every source to one
-source that has the fused sizes.
+The cost of two outer neurons is what the best couplings of the families they hold leave apart (`nested.py`). Couplings
+are exact, and those of one source that has the fused sizes are the identity.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling, Pairs
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.moving import transport_block
-from mergekit_ot.graph.blocks import Block, context_place
+from mergekit_ot.fusion.nested import FacedTensors, NestedCoupling, nested_coupling
+from mergekit_ot.graph.blocks import Block, context_place, places_of
 from mergekit_ot.graph.layouts import IN
 from mergekit_ot.transport.coupling import Coupling
-from mergekit_ot.transport.ground_cost import couple, ground_cost
-from mergekit_ot.transport.measure import uniform_mass
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import Scope
+
+GroupCouplings = tuple[Coupling | FamilyCoupling, ...]
 
 
 def has_open_families(view: GroupView) -> bool:
@@ -53,49 +53,184 @@ def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
     return max(fitting, key=lambda place: (model_weights[place], -place))
 
 
-def couple_outer(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tuple[Coupling, ...], float]:
-    """Returns the couplings of an outer group and their cost, from the transport costs between the families."""
-    anchor = anchor_of(view, model_weights)
-    reference = _slices(view, anchor)
-    size = view.size(anchor)
-    couplings: list[Coupling] = []
+def couple_nested(
+    view: GroupView, model_weights: tuple[float, ...]
+) -> tuple[dict[str, tuple[Coupling | FamilyCoupling, ...]], float]:
+    """Returns the couplings of a group that holds families or is one, and their cost.
+
+    Every source is coupled with the anchor; where couplings are in force, with the mean of all other sources. Then
+    the families inside the group get the couplings there that its own were found with.
+    """
+    anchor, key = anchor_of(view, model_weights), view.group
+    families, group = _open_families(view), view.alignment.target.groups[view.group]
+    in_force = all(each in view.alignment.couplings for each in (key, *families))
+    held: GroupCouplings = view.alignment.couplings.get(key, ())
     total = 0.0
     for source in range(view.count):
         if source == anchor:
-            couplings.append(Permutation.identity(size))
-            continue
-        slices = _slices(view, source)
-        cost = torch.zeros(size, view.size(source))
-        for ours, theirs in zip(reference, slices, strict=True):
-            for j, k in itertools.product(range(size), range(view.size(source))):
-                cost[j, k] += _transport_cost(ours[j], theirs[k])
-        found = couple(cost, uniform_mass(size, cost), uniform_mass(view.size(source), cost))
-        couplings.append(found)
-        total += model_weights[source] * float((found.transport_plan(cost) * cost).sum())
-    return tuple(couplings), total
+            identity = NestedCoupling(Permutation.identity(view.size(anchor)), 0.0)
+            found = dict.fromkeys(coupled_pairs(view.alignment, group.context, source), identity)
+        else:
+            found = _coupled(view, source, _others(view, source, anchor, model_weights, in_force), families)
+        total += model_weights[source] * sum(each.cost for each in found.values())
+        members = {pairs: each.coupling for pairs, each in found.items()}
+        held = (*held[:source], FamilyCoupling(members) if group.context else members[()], *held[source + 1 :])
+        if in_force:
+            view = replace(view, alignment=_with_inside(view.alignment, key, held, source, found))
+    inside = {each: view.alignment.couplings[each] for each in families} if in_force else {}
+    return {key: held, **inside}, total / max(group.size * view.alignment.target.family_size(key), 1)
 
 
-def couple_family(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tuple[FamilyCoupling, ...], float]:
-    """Returns the couplings of a family whose context is aligned, one per pair of coupled outer neurons."""
-    alignment, group = view.alignment, view.group
-    anchor = anchor_of(view, model_weights)
-    context = alignment.target.groups[group].context
-    families: list[FamilyCoupling] = []
-    total = 0.0
-    for source in range(view.count):
-        members: dict[Pairs, Coupling] = {}
-        for pairs in coupled_pairs(alignment, context, source):
-            if source == anchor:
-                members[pairs] = Permutation.identity(view.size(anchor))
-                continue
-            ours = _rows(view, anchor, context, tuple((j, j) for j, _ in pairs))
-            theirs = _rows(view, source, context, pairs)
-            cost = ground_cost(ours, theirs)
-            mass = uniform_mass(ours.shape[0], cost), uniform_mass(theirs.shape[0], cost)
-            members[pairs] = couple(cost, *mass)
-            total += model_weights[source] * float((members[pairs].transport_plan(cost) * cost).sum())
-        families.append(FamilyCoupling(members))
-    return tuple(families), total / max(alignment.target.family_size(group), 1)
+def _open_families(view: GroupView) -> dict[str, tuple[str, ...]]:
+    """Returns the families inside the group that are to be coupled, and what each is indexed by."""
+    alignment = view.alignment
+    free = {key: group.context for key, group in alignment.target.groups.items() if group.is_free}
+    families = {key: context for key, context in free.items() if view.group in context}
+    graphs = (alignment.target, *alignment.graphs)
+    return {key: families[key] for key in families if any(graph.groups[key].size > 1 for graph in graphs)}
+
+
+def _others(
+    view: GroupView, source: int, anchor: int, model_weights: tuple[float, ...], in_force: bool
+) -> dict[int, float]:
+    """Returns the sources that one is coupled with, and their shares."""
+    weights = {other: weight for other, weight in enumerate(model_weights) if other != source and weight > 0}
+    total = sum(weights.values())
+    if not in_force or total == 0:
+        return {anchor: 1.0}
+    return {other: weight / total for other, weight in weights.items()}
+
+
+def _coupled(
+    view: GroupView, source: int, others: Mapping[int, float], families: Mapping[str, tuple[str, ...]]
+) -> dict[Pairs, NestedCoupling]:
+    """Returns the cheapest couplings of one source, for every pair of outer neurons that are coupled."""
+    alignment, key = view.alignment, view.group
+    sizes = alignment.target.groups[key].size, view.size(source)
+    described = list(_described(view, source, others, families))
+    found = {}
+    for pairs in coupled_pairs(alignment, alignment.target.groups[key].context, source):
+        prefer = alignment.coupling(key, source, pairs) if key in alignment.couplings else None
+        tensors = [each.at(pairs) for each in described]
+        found[pairs] = nested_coupling(tensors, key, families, sizes, prefer)
+    return found
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A block of a source that describes a group at one of its dimensions, and the same of what it is coupled with."""
+
+    view: GroupView
+    source: int
+    name: str
+    block: Block
+    ours: Tensor
+    place: int
+    held: tuple[int, ...]
+
+    def at(self, pairs: Pairs) -> FacedTensors:
+        """Returns both at a pair of outer neurons, the group and its families in the order of each."""
+        alignment, dimensions = self.view.alignment, self.block.dimensions
+        context = alignment.target.groups[self.view.group].context
+        fixed = {context_place(dimensions, self.place, key): pair for key, pair in zip(context, pairs, strict=True)}
+        kept = (self.place, *self.held)
+        theirs = transport_block(self.block, self.name, alignment, self.source, frozenset(kept), fixed)
+        ours = self.ours
+        for place in sorted(fixed, reverse=True):
+            ours = ours.select(place, fixed[place][0])
+        left = [place for place in range(len(dimensions)) if place not in fixed]
+        open_places, groups = [left.index(place) for place in kept], []
+        for place in kept:
+            key = dimensions[place].group or ""
+            groups.append(key)
+            if alignment.graphs[self.source].roles[self.name, dimensions[place].axis, key] == IN:
+                theirs = theirs * (dimensions[place].size / alignment.target.groups[key].size)
+        ours, theirs = (
+            each.movedim(open_places, list(range(len(kept)))).flatten(len(kept))
+            if each.ndim > len(kept)
+            else each.movedim(open_places, list(range(len(kept)))).unsqueeze(-1)
+            for each in (ours, theirs)
+        )
+        return FacedTensors(ours, theirs, tuple(groups))
+
+
+def _described(
+    view: GroupView, source: int, others: Mapping[int, float], families: Mapping[str, tuple[str, ...]]
+) -> Iterator[_Described]:
+    alignment = view.alignment
+    for found in zip(*(view.blocks(number) for number in (source, *others)), strict=True):
+        name, block = found[0]
+        places = [(place, _held_at(block, place, view.group, families)) for place in places_of(block, view.group)]
+        usable = [(place, held) for place, held in places if _is_usable(view, source, name, block, (place, *held))]
+        if usable:
+            moved = [
+                share * transport_block(other, name, alignment, number)
+                for (number, share), (_, other) in zip(others.items(), found[1:], strict=True)
+            ]
+            ours = sum(moved[1:], moved[0])
+            for place, held in usable:
+                yield _Described(view, source, name, block, ours, place, held)
+
+
+def _held_at(block: Block, place: int, group: str, families: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
+    """Returns the dimensions on which families stand that are indexed by a group at a dimension."""
+    return tuple(
+        other
+        for other, dimension in enumerate(block.dimensions)
+        if dimension.group in families and context_place(block.dimensions, other, group) == place
+    )
+
+
+def _is_usable(view: GroupView, source: int, name: str, block: Block, kept: tuple[int, ...]) -> bool:
+    """Whether all that stands beside what is coupled is aligned, and nothing of it stands there twice."""
+    keys = [block.dimensions[place].group for place in kept]
+    roles = view.alignment.graphs[source].roles
+    if view.scope is Scope.INCOMING:
+        mine = [d for d in block.dimensions if d.group == view.group]
+        if any(roles[name, d.axis, view.group] == IN for d in mine):
+            return False
+    beside = [d.group for place, d in enumerate(block.dimensions) if place not in kept]
+    return len(set(keys)) == len(keys) and all(view.alignment.is_aligned(key) for key in beside)
+
+
+def _with_inside(
+    alignment: Alignment, key: str, held: GroupCouplings, source: int, found: Mapping[Pairs, NestedCoupling]
+) -> Alignment:
+    """Returns an alignment in which couplings of a group hold, and those found inside it for a source."""
+    alignment = alignment.with_couplings({key: held})
+    alignment = alignment.with_couplings(kept_up(alignment, key))
+    groups, members = alignment.target.groups, {}
+    context = groups[key].context
+    for pairs, nested in found.items():
+        _collect(alignment, key, nested, dict(zip(context, pairs, strict=True)), members)
+    for family in sorted(members, key=lambda each: len(groups[each].context)):
+        couplings = alignment.couplings[family]
+        mine = couplings[source]
+        if isinstance(mine, FamilyCoupling):
+            # A deeper family was asked for other pairs by the couplings above it; they are all there by now.
+            new = {pairs: members[family].get(pairs, member) for pairs, member in mine.members.items()}
+            alignment = alignment.with_couplings(
+                {family: (*couplings[:source], FamilyCoupling(new), *couplings[source + 1 :])}
+            )
+            alignment = alignment.with_couplings(kept_up(alignment, family))
+    return alignment
+
+
+def _collect(
+    alignment: Alignment,
+    key: str,
+    nested: NestedCoupling,
+    outer: Mapping[str, tuple[int, int]],
+    members: dict[str, dict[Pairs, Coupling]],
+) -> None:
+    """Adds the couplings inside a nested one to `members`, by family and pairs of its context."""
+    for pair, inside in nested.inside.items():
+        pairs = {**outer, key: pair}
+        for family, found in inside.items():
+            context = alignment.target.groups[family].context
+            if set(context) <= set(pairs):
+                members.setdefault(family, {})[_in_order(pairs, context)] = found.coupling
+                _collect(alignment, family, found, pairs, members)
 
 
 def kept_up(alignment: Alignment, key: str) -> dict[str, tuple[FamilyCoupling, ...]]:
@@ -161,66 +296,3 @@ def coupled_pairs(alignment: Alignment, context: tuple[str, ...], source: int) -
 
 def _in_order(pairs: Mapping[str, tuple[int, int]], context: tuple[str, ...]) -> Pairs:
     return tuple(pairs[outer] for outer in context)
-
-
-def _transport_cost(ours: Tensor, theirs: Tensor) -> float:
-    cost = ground_cost(ours, theirs)
-    if cost.shape == (1, 1):
-        return float(cost)
-    plan = couple(cost, uniform_mass(ours.shape[0], cost), uniform_mass(theirs.shape[0], cost)).transport_plan(cost)
-    return float((plan * cost).sum()) * ours.shape[0]
-
-
-def _usable(view: GroupView, source: int, block: Block, name: str, open_groups: set[str]) -> bool:
-    others = {d.group for d in block.dimensions if d.group is not None} - {view.group}
-    roles = view.alignment.graphs[source].roles
-    if view.scope is Scope.INCOMING:
-        mine = [d for d in block.dimensions if d.group == view.group]
-        if any(roles[name, d.axis, view.group] == IN for d in mine):
-            return False
-    return all(other in open_groups or view.alignment.is_aligned(other) for other in others)
-
-
-def _slices(view: GroupView, source: int) -> list[list[Tensor]]:
-    """Returns, per block, one matrix per outer neuron: the rows of the families it holds."""
-    alignment = view.alignment
-    families = {k for k, g in alignment.target.groups.items() if view.group in g.context and g.is_free}
-    found = []
-    for name, block in view.blocks(source):
-        if not _usable(view, source, block, name, families):
-            continue
-        found.append(_family_rows(view, source, name, block, families))
-    return found
-
-
-def _family_rows(view: GroupView, source: int, name: str, block: Block, families: set[str]) -> list[Tensor]:
-    alignment = view.alignment
-    place = next(p for p, d in enumerate(block.dimensions) if d.group == view.group)
-    # Families stay in the source's order: the transport between them is the cost.
-    held = [p for p, d in enumerate(block.dimensions) if d.group in families]
-    moved = transport_block(block, name, alignment, source, frozenset([place, *held]))
-    ordered = moved.movedim([place, *held], list(range(1 + len(held))))
-    inner = 1
-    for dimension in (block.dimensions[p] for p in held):
-        family = dimension.group or ""
-        inner *= dimension.size
-        if alignment.graphs[source].roles[name, dimension.axis, family] == IN:
-            ordered = ordered * (dimension.size / alignment.target.groups[family].size)
-    return list(ordered.reshape(view.size(source), inner, -1))
-
-
-def _rows(view: GroupView, source: int, context: tuple[str, ...], pairs: Pairs) -> Tensor:
-    """Returns one row per neuron of the family member at `pairs`, every other axis aligned."""
-    rows = []
-    for name, block in view.blocks(source):
-        if not _usable(view, source, block, name, set()):
-            continue
-        place = next(p for p, d in enumerate(block.dimensions) if d.group == view.group)
-        outer = {context_place(block.dimensions, place, key): pair for key, pair in zip(context, pairs, strict=True)}
-        moved = transport_block(block, name, view.alignment, source, frozenset([place]), outer)
-        order = [p for p in range(len(block.dimensions)) if p not in outer]
-        row = moved.movedim(order.index(place), 0).reshape(view.size(source), -1)
-        if view.alignment.graphs[source].roles[name, block.dimensions[place].axis, view.group] == IN:
-            row = row * (view.size(source) / view.alignment.target.groups[view.group].size)
-        rows.append(row)
-    return torch.cat(rows, 1) if rows else torch.zeros(view.size(source), 0)

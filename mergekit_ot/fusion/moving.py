@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment, Pairs
+from mergekit_ot.fusion.gathering import gathered
 from mergekit_ot.graph.blocks import Block, context_place, gate_dimension, paired_blocks, spread_along
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, Fixed, layout_size
@@ -71,6 +72,12 @@ def _transport(
 ) -> Tensor:
     """Transports `view`, whose dimensions are those of `block` at `places`; the others are fixed already."""
     contexts = _contexts(block, parts, places, alignment)
+    if contexts and not any(any(parts[place].answers) for place in places):
+        groups = {place: parts[place].group for place in places}
+        cuts = {place: parts[place].pairs for place in places}
+        moved = gathered(block, view, groups, cuts, alignment, source)
+        if moved is not None:
+            return moved
     for position, place in enumerate(places):
         dependents = contexts.get(place)
         if not dependents or place in {p for inner in contexts.values() for p in inner}:

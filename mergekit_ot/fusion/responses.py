@@ -28,7 +28,12 @@ class _Recorder(fx.Interpreter):
         self.kept: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        if n.target is torch.ops.aten.view.default:
+            # Captured with strides that were guessed; a tensor that runs may have others, of which no view is one.
+            values, shape = self.fetch_args_kwargs_from_env(n)[0]
+            result = values.reshape(shape)
+        else:
+            result = super().run_node(n)
         if n.name in self.wanted and isinstance(result, Tensor):
             self.kept[n.name] = result
         return result

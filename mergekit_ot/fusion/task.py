@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.families import couple_family, couple_outer, has_open_families, kept_up
+from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.families import GroupCouplings, couple_nested, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
 from mergekit_ot.fusion.step_report import GroupReport
+from mergekit_ot.fusion.tensors import Spread, spread_of
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import NeuronMeasure, flaw_of
 from mergekit_ot.transport.problem import BarycenterProblem, Status
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope
 
 # Who couples what no solver is asked for.
 NESTED = "nested assignment"
 NOBODY = "nobody"
-
-GroupCouplings = tuple[Coupling | FamilyCoupling, ...]
 
 
 class StepTensors:
@@ -35,15 +35,15 @@ class StepTensors:
     """
 
     def __init__(self, read: Callable[[int, str], Tensor], sources: int, names: Sequence[str]) -> None:
-        self._read, self._sources, self._names = read, sources, tuple(names)
+        self._read, self._sources, self.names = read, sources, tuple(names)
 
     def read(self, source: int, name: str) -> Tensor:
         """Returns a parameter of a source."""
         return self._read(source, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        keys = [(source, name) for source in range(self._sources) for name in self._names]
-        return _sent, ({key: self._read(*key) for key in keys}, self._sources, self._names)
+        keys = [(source, name) for source in range(self._sources) for name in self.names]
+        return _sent, ({key: self._read(*key) for key in keys}, self._sources, self.names)
 
 
 def _sent(values: Mapping[tuple[int, str], Tensor], sources: int, names: Sequence[str]) -> StepTensors:
@@ -127,41 +127,102 @@ def run_task(task: StepTask) -> StepSolution:
         >>> fuse([net, net], example_inputs=torch.randn(2, 4), executor=Sending()).groups[0].solver
         'wb'
     """
-    alignment, couplings, reports = task.alignment, {}, []
+    if task.solver.max_sweeps == 0:
+        sizes = [task.alignment.target.groups[key].size for key in task.groups]
+        stay = [
+            GroupReport(key, size, None, Status.CONVERGED, NOBODY) for key, size in zip(task.groups, sizes, strict=True)
+        ]
+        return StepSolution(task.number, {}, tuple(stay))
+    nested = any(_is_nested(_view(task, key, task.alignment)) for key in task.groups)
+    if nested and all(key in task.alignment.couplings for key in task.groups):
+        return _improved(task)
+    alignment, reports = task.alignment, []
     for key in task.groups:
-        size = alignment.target.groups[key].size
-        if task.solver.max_sweeps == 0:
-            reports.append(GroupReport(key, size, None, Status.CONVERGED, NOBODY))
-            continue
-        couplings[key], report = _solved(task, key, alignment)
-        alignment = alignment.with_couplings({key: couplings[key]})
-        families = kept_up(alignment, key)
-        couplings.update(families)
-        alignment = alignment.with_couplings(families)
+        alignment, report = _solved(task, key, alignment)
         reports.append(report)
-    return StepSolution(task.number, couplings, tuple(reports))
+    return _solution(task, alignment, reports)
 
 
-def _solved(task: StepTask, key: str, alignment: Alignment) -> tuple[GroupCouplings, GroupReport]:
-    group, solver = alignment.target.groups[key], task.solver
-    view = GroupView(
+def _improved(task: StepTask) -> StepSolution:
+    """Solves groups with families for which couplings are in force, and keeps only what leaves less apart.
+
+    An outer group is judged with the couplings found inside it. Where it gains nothing, the families may.
+    """
+    alignment, least, reports = task.alignment, _spread(task, task.alignment), []
+    for key in task.groups:
+        found, report = _solved(task, key, alignment)
+        spread = _spread(task, found)
+        reports.append(report)
+        if least is None or spread is None or spread.is_below(least):
+            alignment, least = found, spread
+    return _solution(task, alignment, reports)
+
+
+def _spread(task: StepTask, alignment: Alignment) -> Spread | None:
+    """Returns what couplings leave apart in the parameters of the step."""
+    tensors = task.tensors
+    return spread_of(tensors, alignment, task.model_weights, task.solver.structure_weight, tensors.names)
+
+
+def _solution(task: StepTask, alignment: Alignment, reports: Sequence[GroupReport]) -> StepSolution:
+    before = task.alignment.couplings
+    changed = {key: found for key, found in alignment.couplings.items() if before.get(key) is not found}
+    return StepSolution(task.number, changed, tuple(reports))
+
+
+def _view(task: StepTask, key: str, alignment: Alignment) -> GroupView:
+    return GroupView(
         group=key,
         alignment=alignment,
         scope=task.scope,
         read=task.tensors.read,
-        wants_structure=solver.wants_structure,
+        wants_structure=task.solver.wants_structure,
         responses=None if task.responses is None else task.responses.rows,
-        members=solver.members,
+        members=task.solver.members,
     )
-    if group.context or has_open_families(view):
-        couple = couple_family if group.context else couple_outer
-        couplings, cost = couple(view, task.model_weights)
-        return tuple(couplings), GroupReport(key, group.size, cost, Status.CONVERGED, NESTED)
-    measures = task.measure.measure(view)
-    initial = _plain(alignment.couplings.get(key))
-    problem = BarycenterProblem(measures, task.model_weights, group.size, initial, task.seed, key)
-    solution = solver.solve(problem)
-    return solution.couplings, GroupReport(key, group.size, solution.cost, solution.status, solver.name)
+
+
+def _is_nested(view: GroupView) -> bool:
+    return bool(view.alignment.target.groups[view.group].context) or has_open_families(view)
+
+
+def _solved(task: StepTask, key: str, alignment: Alignment) -> tuple[Alignment, GroupReport]:
+    """Returns the alignment with a group solved, and its families kept up with it."""
+    group, solver, view = alignment.target.groups[key], task.solver, _view(task, key, alignment)
+    if _is_nested(view):
+        found, cost = couple_nested(view, task.model_weights)
+        alignment = alignment.with_couplings(found)
+        report = GroupReport(key, group.size, cost, Status.CONVERGED, NESTED)
+    else:
+        measures = _measured(task, view, key)
+        initial = _plain(alignment.couplings.get(key))
+        problem = BarycenterProblem(measures, task.model_weights, group.size, initial, task.seed, key)
+        solution = solver.solve(problem)
+        alignment = alignment.with_couplings({key: solution.couplings})
+        report = GroupReport(key, group.size, solution.cost, solution.status, solver.name)
+    return alignment.with_couplings(kept_up(alignment, key)), report
+
+
+def _measured(task: StepTask, view: GroupView, key: str) -> tuple[NeuronMeasure, ...]:
+    """Returns what the node measure says of a group, where it is what measures say.
+
+    Raises:
+        PluginError: The measure raises, or returns anything else than one measure per source on common columns.
+    """
+    who = f"Measure '{type(task.measure).__name__}' on group '{key}'"
+    with blaming(task.measure, who):
+        measures = tuple(task.measure.measure(view))
+        flaws = [flaw_of(measure) for measure in measures]
+    flaw = next((flaw for flaw in flaws if flaw), "")
+    columns = {tuple(measure.support.shape[1:]) for measure in measures} if not flaw else set()
+    if len(measures) != view.count or len(columns) > 1:
+        flaw = f"it gave {len(measures)} measures for {view.count} sources, with columns {sorted(columns)}"
+    if flaw:
+        raise PluginError(
+            f"{who} (of {origin_of(task.measure)}) returned what is no measure: {flaw}. Check it with "
+            "mergekit_ot.testing.check_measure, or leave its plugin out with MERGEOT_PLUGINS."
+        )
+    return measures
 
 
 def _plain(couplings: GroupCouplings | None) -> tuple[Coupling, ...] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.blocks import Block, blocks_of, group_places, spread_along
 from mergekit_ot.graph.layouts import IN, leaf_groups
 from mergekit_ot.transport.averaging import Share, mean_over_present
+
+# Sums of squares in double precision of numbers in single precision.
+_ROUNDING = 1e-8
 
 
 class SourceTensors:
@@ -48,14 +53,25 @@ class SourceTensors:
 
         A fused neuron that has no partner in some source is the mean over the others.
         """
-        return mean_over_present(self._moved(name, alignment, model_weights))
+        return mean_over_present(_moved(self, name, alignment, model_weights))
 
-    def _moved(self, name: str, alignment: Alignment, model_weights: Sequence[float]) -> Iterator[Share]:
-        """Yields a parameter of each aligned source that has weight, one source at a time."""
-        for source, weight in enumerate(model_weights):
-            if weight > 0:
-                moved = transport_parameter(self.read(source, name), name, alignment, source)
-                yield Share(weight, moved, presence_of(name, alignment, source, moved))
+
+class ReadsParameters(Protocol):
+    """Gives the sources' parameters."""
+
+    def read(self, source: int, name: str) -> Tensor:
+        """Returns a parameter of a source."""
+        ...
+
+
+def _moved(
+    tensors: ReadsParameters, name: str, alignment: Alignment, model_weights: Sequence[float]
+) -> Iterator[Share]:
+    """Yields a parameter of each aligned source that has weight, one source at a time."""
+    for source, weight in enumerate(model_weights):
+        if weight > 0:
+            moved = transport_parameter(tensors.read(source, name), name, alignment, source)
+            yield Share(weight, moved, presence_of(name, alignment, source, moved))
 
 
 def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> Tensor | None:
@@ -92,8 +108,61 @@ def _clear_absent(block: Block, present: Mapping[tuple[int, str], Tensor]) -> No
             block.view.mul_(spread_along(here, place, block.view.ndim))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What couplings leave apart in some parameters: ``Σ λ_i |θ_i − θ̄|²`` over aligned sources and their mean.
+
+    Attributes:
+        apart: It.
+        moment: ``Σ λ_i |θ_i|²``, to which its rounding is relative.
+    """
+
+    apart: float
+    moment: float
+
+    def is_below(self, other: Spread) -> bool:
+        """Whether less is left apart than under other couplings, beyond rounding."""
+        return self.apart < other.apart - _ROUNDING * max(self.moment, other.moment)
+
+
+def spread_of(
+    tensors: ReadsParameters,
+    alignment: Alignment,
+    model_weights: Sequence[float],
+    structure_weight: float = 1.0,
+    names: Iterable[str] | None = None,
+) -> Spread | None:
+    """Returns what couplings leave apart in some parameters, None where some neurons are kept apart.
+
+    Args:
+        tensors: Gives the sources' parameters.
+        alignment: The couplings.
+        model_weights: One per source.
+        structure_weight: Weight of parameters in which a group refers to itself (``alpha``).
+        names: The parameters; all that are no buffers, where none are given.
+    """
+    apart, moment = 0.0, 0.0
+    for name in alignment.target.layouts if names is None else names:
+        if name in alignment.target.buffers:
+            continue
+        if any(
+            presence_of(name, alignment, source, torch.empty(fused_shape(alignment.target, name))) is not None
+            for source in range(len(model_weights))
+        ):
+            return None
+        squares = 0.0
+        for source, weight in enumerate(model_weights):
+            if weight > 0:
+                squares += weight * _moved_squares(tensors.read(source, name), name, alignment, source)
+        mean = mean_over_present(_moved(tensors, name, alignment, model_weights))
+        factor = structure_weight if _refers_to_itself(name, alignment) else 1.0
+        apart += (squares - _squared(mean)) * factor
+        moment += squares * factor
+    return Spread(apart, moment)
+
+
 def alignment_objective(
-    tensors: SourceTensors, alignment: Alignment, model_weights: Sequence[float], structure_weight: float = 1.0
+    tensors: ReadsParameters, alignment: Alignment, model_weights: Sequence[float], structure_weight: float = 1.0
 ) -> float | None:
     """Returns what all couplings together leave apart: ``Σ λ_i |θ_i − θ̄|²`` over aligned sources and their mean.
 
@@ -106,21 +175,8 @@ def alignment_objective(
         model_weights: One per source.
         structure_weight: Weight of parameters in which a group refers to itself (``alpha``).
     """
-    total = 0.0
-    for name in alignment.target.layouts:
-        if name in alignment.target.buffers:
-            continue
-        if any(
-            presence_of(name, alignment, source, torch.empty(fused_shape(alignment.target, name))) is not None
-            for source in range(len(model_weights))
-        ):
-            return None
-        spread = -_squared(tensors.fused(name, alignment, model_weights))
-        for source, weight in enumerate(model_weights):
-            if weight > 0:
-                spread += weight * _moved_squares(tensors.read(source, name), name, alignment, source)
-        total += spread * (structure_weight if _refers_to_itself(name, alignment) else 1.0)
-    return total
+    spread = spread_of(tensors, alignment, model_weights, structure_weight)
+    return None if spread is None else spread.apart
 
 
 def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int) -> float:

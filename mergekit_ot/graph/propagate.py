@@ -43,7 +43,7 @@ _SAME_VALUES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.def
 # How often the time is looked at: every so many operations.
 _BUDGET_STEP = 64
 
-_RULE_HINT = "Teach it with a rule: docs/how-to/unknown-operations.md."
+_RULE_HINT = "Teach it with a rule: see 'mergeot docs unknown-operations'."
 _Shapes = list[tuple[int, ...] | None]
 
 

@@ -7,14 +7,11 @@ be registered as an import string, which is resolved when the thing is first use
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import inspect
-import os
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
@@ -24,9 +21,17 @@ from mergekit_ot.errors import (
     MergeotError,
     PluginError,
     RecipeError,
+    blaming,
+    reason_of,
     unknown_name,
 )
 from mergekit_ot.hooks import hookspecs
+from mergekit_ot.hooks.commands import CommandTable
+from mergekit_ot.hooks.entries import Entry, PluginRow
+from mergekit_ot.hooks.loading import imported, wanted_points
+
+if TYPE_CHECKING:
+    import typer
 
 GROUP = hookspecs.PROJECT
 PREFIX = "mergeot_"
@@ -45,46 +50,9 @@ _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A registered thing: its name, the plugin it comes from, and the thing or its import string."""
-
-    name: str
-    plugin: str
-    target: Any
-
-    def load(self) -> Any:
-        """Returns the thing itself.
-
-        Raises:
-            PluginError: The import string leads nowhere.
-        """
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
-        try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except Exception as error:
-            raise PluginError(
-                f"Plugin '{self.plugin}' registers '{self.name}' as '{self.target}', which cannot be imported: "
-                f"{_reason(error)}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
-            ) from error
-
-
 @runtime_checkable
 class _Named(Protocol):
     __name__: str
-
-
-@dataclass(frozen=True)
-class PluginRow:
-    """One line of ``mergeot plugins``."""
-
-    name: str
-    version: str
-    distribution: str
-    hooks: tuple[str, ...]
-    registered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Registered:
@@ -148,7 +116,7 @@ class PluginManager:
     def load(cls) -> PluginManager:
         """Returns a manager with the installed plugins (those in ``MERGEOT_PLUGINS``, where it is set)."""
         manager = cls()
-        for point in _wanted_points():
+        for point in wanted_points(GROUP):
             manager._load_entry_point(point)
         return manager
 
@@ -161,12 +129,11 @@ class PluginManager:
             )
         self._distributions[point.name] = (distribution, version)
         try:
-            self.register(point.load(), point.name)
-        except Exception as error:  # importing a plugin may raise anything, and must not stop the host
-            reason = f"{error}" if isinstance(error, PluginError) else _reason(error)
+            self.register(imported(point.load), point.name)
+        except PluginError as error:  # a plugin must not stop the host
             self._leave_out(
                 point.name,
-                reason,
+                f"{error}",
                 f"Plugin '{point.name}' of distribution '{distribution}' cannot be loaded",
                 f"Reinstall or remove '{distribution}'.",
             )
@@ -224,17 +191,66 @@ class PluginManager:
 
     def _registered(self, implementation: pluggy.HookImpl) -> Mapping[str, Any]:
         plugin, hook = implementation.plugin_name, implementation.function.__name__
-        advice = "Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
         try:
             found = implementation.function()
-        except Exception as error:  # a plugin may raise anything, and must not stop the host
-            self._leave_out(plugin, f"{hook} raised {_reason(error)}", f"Plugin '{plugin}' has a broken hook", advice)
-            return {}
+        except (Exception, SystemExit) as error:  # a plugin may raise anything, and must not stop the host
+            return self._without_hook(plugin, f"{hook} raised {reason_of(error)}")
         if not isinstance(found, Mapping):
-            reason = f"{hook} returned a {type(found).__name__}, not a mapping of names"
-            self._leave_out(plugin, reason, f"Plugin '{plugin}' has a broken hook", advice)
-            return {}
+            return self._without_hook(plugin, f"{hook} returned a {type(found).__name__}, not a mapping of names")
+        odd = next((name for name in found if not isinstance(name, str)), None)
+        if odd is not None:
+            return self._without_hook(plugin, f"{hook} returned the name {odd!r}, which is no text")
         return found
+
+    def _without_hook(self, plugin: str, reason: str) -> Mapping[str, Any]:
+        """Leaves out a hook of a plugin; all its other hooks stay."""
+        distribution = self._distributions.get(plugin, ("", ""))[0]
+        whose = f" of distribution '{distribution}'" if distribution else ""
+        advice = "Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
+        self._leave_out(plugin, reason, f"Plugin '{plugin}'{whose} has a broken hook", advice)
+        return {}
+
+    def calls(self, hook: str) -> list[Callable[..., Any]]:
+        """Returns the implementations of a hook, the last registered first; what one raises is told by its plugin.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> broken = SimpleNamespace(__name__="mine", mergeot_step_done=hookspecs.hookimpl(lambda report: 1 / 0))
+            >>> (call,) = PluginManager([broken]).calls("mergeot_step_done")
+            >>> call(report=None)
+            Traceback (most recent call last):
+            ...
+            mergekit_ot.errors.PluginError: mergeot_step_done of plugin 'mine' (of module 'mergekit_ot.hooks.manager') \
+raised ZeroDivisionError: division by zero. Report it to those who made it, with the traceback that MERGEOT_DEBUG=1 \
+shows, or leave its plugin out with MERGEOT_PLUGINS.
+        """
+        found = getattr(self._pluggy.hook, hook).get_hookimpls()
+        return [functools.partial(_called, implementation) for implementation in reversed(found)]
+
+    def observe_step(self, report: object) -> None:
+        """Tells every observer that a step is done; one that raises is told once, and never stops the fusion."""
+        for implementation in self._pluggy.hook.mergeot_step_done.get_hookimpls():
+            if implementation.plugin_name in self.broken:
+                continue
+            try:
+                _called(implementation, report=report)
+            except PluginError as error:
+                reason = f"mergeot_step_done raised {reason_of(error.__cause__ or error)}"
+                self._without_hook(implementation.plugin_name, reason)
+
+    def add_commands(self, app: typer.Typer) -> None:
+        """Lets every plugin add its commands; one that raises or takes a taken name loses all of its own."""
+        for implementation in self._pluggy.hook.mergeot_commands.get_hookimpls():
+            kept = CommandTable(app)
+            try:
+                _called(implementation, app=app)
+                taken = kept.taken()
+                reason = f"its command '{taken}' is taken" if taken else ""
+            except PluginError as error:
+                reason = f"mergeot_commands raised {reason_of(error.__cause__ or error)}"
+            if reason:
+                kept.restore()
+                self._without_hook(implementation.plugin_name, reason)
 
     def get(self, kind: str, name: str) -> Any:
         """Returns what is registered as `name`.
@@ -265,22 +281,11 @@ class PluginManager:
         return sorted(rows, key=lambda row: row.name)
 
 
-def _wanted_points() -> list[importlib.metadata.EntryPoint]:
-    """Returns the entry points of the installed plugins by name, of those in ``MERGEOT_PLUGINS`` where it is set."""
-    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
-    chosen = os.environ.get("MERGEOT_PLUGINS")
-    if chosen is None:
-        return points
-    wanted = [name.strip() for name in chosen.split(",") if name.strip()]
-    installed = {point.name for point in points}
-    for name in wanted:
-        if name not in installed:
-            raise PluginError(f"MERGEOT_PLUGINS: {unknown_name('plugin', name, installed)}")
-    return [point for point in points if point.name in wanted]
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _called(implementation: pluggy.HookImpl, **arguments: object) -> Any:
+    """Returns what an implementation of a hook returns; it may take fewer arguments than the hook has."""
+    what = f"{implementation.function.__name__} of plugin '{implementation.plugin_name}'"
+    with blaming(implementation.function, what):
+        return implementation.function(**{name: arguments[name] for name in implementation.argnames})
 
 
 @functools.cache

@@ -7,9 +7,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_ot.errors import PluginError, RecipeError, unknown_name
+from mergekit_ot.errors import PluginError, RecipeError, blaming, unknown_name
+from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+_CLASSES: Mapping[str, type[Any]] = {
+    "solver": AbstractBarycenterSolver,
+    "measure": AbstractNodeMeasure,
+    "repair": AbstractRepair,
+    "executor": AbstractExecutor,
+}
 
 
 def build_solver(solver: str, options: Mapping[str, object], manager: PluginManager) -> AbstractBarycenterSolver:
@@ -18,7 +28,7 @@ def build_solver(solver: str, options: Mapping[str, object], manager: PluginMana
     Raises:
         RecipeError: The solver or an option is unknown.
     """
-    kind = manager.get("solver", solver)
+    kind = _kind_of(manager, "solver", solver)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in options:
         if name not in fields:
@@ -91,5 +101,26 @@ def _like_default(default: object, value: object) -> object:
 
 
 def build(manager: PluginManager, kind: str, name: str) -> Any:
-    """Returns a new instance of a registered measure, repair or executor."""
-    return manager.get(kind, name)()
+    """Returns a new instance of a registered measure, repair or executor.
+
+    Raises:
+        PluginError: What is registered is no class of that kind, or raises when it is made.
+    """
+    registered = _kind_of(manager, kind, name)
+    with blaming(registered, f"{kind.capitalize()} '{name}'"):
+        return registered()
+
+
+def _kind_of(manager: PluginManager, kind: str, name: str) -> type[Any]:
+    """Returns the class that is registered under a name.
+
+    Raises:
+        PluginError: It is no class of that kind.
+    """
+    registered, wanted = manager.get(kind, name), _CLASSES[kind]
+    if isinstance(registered, type) and issubclass(registered, wanted):
+        return registered
+    raise PluginError(
+        f"Plugin '{manager.table(kind)[name].plugin}' registers {kind} '{name}', which is no subclass of "
+        f"{wanted.__name__} but {registered!r:.80}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
+    )

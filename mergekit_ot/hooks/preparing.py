@@ -66,7 +66,7 @@ def prepare(
         batches=batches,
         device=torch.device(_available(options.device)),
         options=options,
-        observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
+        observers=(manager.observe_step,),
     )
 
 

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from mergekit_ot.errors import PluginError
+from mergekit_ot.errors import PluginError, blaming
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
+from mergekit_ot.hooks.entries import Entry
 from mergekit_ot.hooks.manager import PluginManager
 
 
 def build_symmetries(manager: PluginManager) -> tuple[AbstractSymmetry, ...]:
-    """Returns every registered symmetry."""
-    return tuple(entry.load()() for entry in manager.symmetries.values())
+    """Returns every registered symmetry.
+
+    Raises:
+        PluginError: One cannot be imported, raises when it is made, or is no symmetry.
+    """
+    return tuple(map(_built, manager.symmetries.values()))
+
+
+def _built(entry: Entry) -> AbstractSymmetry:
+    kind = entry.load()
+    with blaming(kind, f"Symmetry '{entry.name}'"):
+        symmetry = kind()
+    if not isinstance(symmetry, AbstractSymmetry):
+        raise PluginError(
+            f"Plugin '{entry.plugin}' registers the symmetry '{entry.name}', which is no subclass of AbstractSymmetry "
+            f"but {kind!r:.80}. Reinstall the plugin, or leave it out with MERGEOT_PLUGINS."
+        )
+    return symmetry
 
 
 def required_symmetries(manager: PluginManager) -> tuple[AbstractSymmetry, ...]:

@@ -13,6 +13,7 @@ from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
+from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, source_model
 from mergekit_ot.progress import Notify, Progress
@@ -56,7 +57,7 @@ def run_align(
             check_output(output, recipe.models)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
     for source, output in zip(sources[1:], outputs, strict=True):
-        manager.hook.mergeot_check_output(path=output, template=source.checkpoint)
+        check_format(manager, output, source.checkpoint)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     written = []

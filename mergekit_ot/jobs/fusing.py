@@ -11,6 +11,7 @@ from mergekit_ot.errors import CheckpointError, MergeotError
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
 from mergekit_ot.progress import Notify, Progress
@@ -48,7 +49,7 @@ def run_fuse(
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
     if not dry_run:
-        manager.hook.mergeot_check_output(path=output, template=template)
+        check_format(manager, output, template)
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)

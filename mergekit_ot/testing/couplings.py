@@ -86,6 +86,11 @@ class _Dense:
         return torch.where(self.coins(self.size), -1.0, 1.0).double()
 
 
+def _has_no_flaw(dense: _Dense) -> str:
+    """The coupling finds no flaw in itself."""
+    return dense.coupling.flaw()
+
+
 def _plan_is_a_plan(dense: _Dense) -> str:
     """The plan has the sizes of both sides, no negative mass, and the marginals that the coupling tells."""
     coupling, plan = dense.coupling, dense.plan
@@ -227,6 +232,7 @@ def _copies_are_the_same(dense: _Dense) -> str:
 
 
 _CLAUSES = (
+    _has_no_flaw,
     _plan_is_a_plan,
     _signs_are_signs,
     _maps_are_stochastic,

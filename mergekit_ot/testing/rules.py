@@ -62,7 +62,7 @@ def check_rule(
         raise PluginError("A rule that is not registered needs the name of its operation: check_rule(…, operation=…).")
     watched = _Watched(rule)  # type: ignore[arg-type]
     report = check_model(make, example_inputs, manager=_WithRule(base, operation, watched), seed=seed)
-    contract = Contract(f"The rule for '{operation}'", "How rules are written: docs/writing-plugins.md.")
+    contract = Contract(f"The rule for '{operation}'", "How rules are written: see 'mergeot docs writing-plugins'.")
     for clause in (_is_used, _fits, _accounts_for_every_axis, _keeps_the_function, _frees_what_is_expected, _is_proven):
         contract.check(clause, watched, report, groups)
     return report

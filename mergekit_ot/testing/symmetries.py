@@ -69,7 +69,7 @@ def check_symmetry(
     graph = trace_model(model, example_inputs, manager)
     inputs = traced_inputs(model, example_inputs)
     case = _Case(checked, graph, make, inputs, seed, groups)
-    advice = "How symmetries are written: docs/how-to/symmetries.md."
+    advice = "How symmetries are written: see 'mergeot docs symmetries'."
     contract = Contract(f"The symmetry '{checked.name}'", advice, blame=raised_by("the symmetry"))
     for clause in _CLAUSES:
         contract.check(clause, case)

@@ -74,6 +74,10 @@ class Coupling(abc.ABC):
         """What the coupling is stored as."""
 
     @abc.abstractmethod
+    def flaw(self) -> str:
+        """Returns what makes this no coupling, such as a negative mass, in words; nothing where all is well."""
+
+    @abc.abstractmethod
     def to(self, like: Tensor) -> Coupling:
         """Returns the coupling on the device of `like`, its masses and signs in the dtype of `like`."""
 

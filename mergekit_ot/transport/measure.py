@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+_MASS_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Signs:
@@ -71,6 +73,29 @@ class NeuronMeasure:
     def is_uniform(self) -> bool:
         """Whether every neuron has the same mass."""
         return bool(torch.allclose(self.mass, uniform_mass(self.size, self.mass), atol=0, rtol=1e-6))
+
+
+def flaw_of(measure: object) -> str:
+    """Returns what makes something no neuron measure, in words; nothing where all is well.
+
+    Numbers that are not finite are no flaw of the measure: they stand in the sources, and a solver says so.
+
+    Example:
+        >>> flaw_of(NeuronMeasure(torch.zeros(2, 3), torch.tensor([1.5, -0.5])))
+        'a mass is negative'
+    """
+    if not isinstance(measure, NeuronMeasure):
+        return f"a {type(measure).__name__} is no NeuronMeasure"
+    support, mass, structure = measure.support, measure.mass, measure.structure
+    if support.dim() != 2 or mass.shape != support.shape[:1]:
+        return f"a support of shape {tuple(support.shape)} with masses of shape {tuple(mass.shape)}"
+    if structure is not None and (structure.dim() != 3 or {*structure.shape[1:]} - {measure.size}):
+        return f"a structure of shape {tuple(structure.shape)} for {measure.size} neurons"
+    if bool((mass < 0).any()):
+        return "a mass is negative"
+    if measure.size and not abs(float(mass.sum()) - 1) < _MASS_TOLERANCE:
+        return f"masses that sum to {float(mass.sum()):.4g}, not to one"
+    return ""
 
 
 def uniform_mass(size: int, like: Tensor) -> Float[Tensor, " n"]:

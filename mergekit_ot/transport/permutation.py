@@ -72,6 +72,16 @@ class Permutation(Coupling):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.index,) if self.sign is None else (self.index, self.sign)
 
+    def flaw(self) -> str:
+        size = self.index.numel()
+        if self.index.dim() != 1 or self.index.is_floating_point():
+            return f"its index is a {self.index.dtype} of shape {tuple(self.index.shape)}, not a list of whole numbers"
+        if not torch.equal(self.index.sort().values, torch.arange(size, device=self.index.device).to(self.index)):
+            return f"its index does not hold each number from 0 to {size - 1} once"
+        if self.sign is not None and not (self.sign.shape == self.index.shape and bool((self.sign.abs() == 1).all())):
+            return "its signs are not 1 or -1 for each neuron"
+        return ""
+
     def to(self, like: Tensor) -> Permutation:
         return Permutation(self.index.to(like.device), None if self.sign is None else self.sign.to(like))
 

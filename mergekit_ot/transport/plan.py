@@ -14,6 +14,9 @@ from torch import Tensor
 from mergekit_ot.transport.coupling import Coupling, have_close_plans, telling_sign
 from mergekit_ot.transport.measure import Signs
 
+# Solvers in single precision leave masses this far below zero, relative to the largest.
+_ROUNDING = 1e-6
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,15 @@ class Plan(Coupling):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.matrix,) if self.sign is None else (self.matrix, self.sign)
+
+    def flaw(self) -> str:
+        if self.matrix.dim() != 2 or not self.matrix.is_floating_point():
+            return f"its plan is a {self.matrix.dtype} of shape {tuple(self.matrix.shape)}, not a matrix of masses"
+        if self.matrix.numel() and float(self.matrix.min()) < -_ROUNDING * float(self.matrix.abs().max()):
+            return f"its plan holds the negative mass {float(self.matrix.min()):.2g}"
+        if self.sign is not None and not (self.sign.shape == self.matrix.shape and bool((self.sign.abs() == 1).all())):
+            return "its signs are not 1 or -1 for each pair of neurons"
+        return ""
 
     def to(self, like: Tensor) -> Plan:
         return Plan(self.matrix.to(like), None if self.sign is None else self.sign.to(like))

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, final
 
-from mergekit_ot.errors import PluginError, SolverError
+import torch
+from torch import Tensor
+
+from mergekit_ot.errors import PluginError, SolverError, blaming
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, in_order_of, rounding_error, unsolved
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
@@ -145,8 +148,15 @@ class AbstractBarycenterSolver(abc.ABC):
             raise SolverError(
                 "No source has a positive model weight, so there is nothing to fuse. Give weights that sum to one."
             )
-        found = self.find(problem)
-        solution = found if isinstance(found, Solution) else Solution(tuple(found))
+        before = _fingerprint(problem)
+        with blaming(self, f"Solver '{self.name}' on {_group(problem)}", SolverError):
+            found = self.find(problem)
+        solution = _solution(self.name, problem, found)
+        if not torch.equal(before, _fingerprint(problem)):
+            raise SolverError(
+                f"Solver '{self.name}' changed the measures of {_group(problem)} that it was given. "
+                "Let it work on copies; mergekit_ot.testing.check_solver finds where."
+            )
         _check_sizes(self.name, problem, solution.couplings)
         _check_marginals(self.name, problem, solution.couplings)
         barycenter = _barycenter(problem, solution, solution.couplings)
@@ -156,6 +166,38 @@ class AbstractBarycenterSolver(abc.ABC):
                 f"{Status.NONFINITE.value}"
             )
         return _settled(problem, solution, barycenter)
+
+
+def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
+    """Returns what a solver found, where it is what solvers return.
+
+    Raises:
+        SolverError: It is something else.
+    """
+    if isinstance(found, Solution):
+        found, kept = found.couplings, found
+    else:
+        kept = None
+    is_plain = isinstance(found, Sequence) and all(isinstance(coupling, Coupling) for coupling in found)
+    if not is_plain:
+        raise SolverError(
+            f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source "
+            "or a Solution. Check it with mergekit_ot.testing.check_solver."
+        )
+    return kept or Solution(tuple(found))
+
+
+def _fingerprint(problem: BarycenterProblem) -> Tensor:
+    """Returns numbers that change when a solver writes to the measures that it is given."""
+    tensors = [tensor for measure in problem.measures for tensor in (measure.support, measure.mass, measure.structure)]
+    held = [tensor for tensor in tensors if tensor is not None and tensor.numel()]
+    return torch.stack([_weighed(tensor) for tensor in held]) if held else torch.zeros(0)
+
+
+def _weighed(tensor: Tensor) -> Tensor:
+    """Returns one number: the sum of a tensor's rows, each times its place, so that an exchange of rows is seen."""
+    rows = tensor.detach().reshape(len(tensor), -1).sum(1, dtype=torch.float64).cpu()
+    return rows @ torch.arange(1, len(rows) + 1, dtype=torch.float64)
 
 
 def _barycenter(problem: BarycenterProblem, solution: Solution, couplings: tuple[Coupling, ...]) -> Barycenter:
@@ -202,6 +244,12 @@ def _check_sizes(name: str, problem: BarycenterProblem, couplings: Sequence[Coup
 
 def _check_marginals(name: str, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> None:
     for place, (coupling, measure) in enumerate(zip(couplings, problem.measures, strict=True)):
+        flaw = coupling.flaw()
+        if flaw:
+            raise SolverError(
+                f"Solver '{name}' returned a coupling of {_group(problem)} with source {place} that is none: {flaw}. "
+                "Check it with mergekit_ot.testing.check_solver."
+            )
         error = _marginal_error(coupling, measure)
         # Masses may have changed since the couplings in force were found: what builds on those may miss them as well.
         before = 0.0 if problem.initial is None else _marginal_error(problem.initial[place], measure)

@@ -244,3 +244,22 @@ def test_a_fusion_uses_all_its_calibration_data() -> None:
     run = FusionRun(setup)
     run.run()
     assert set(run.grams.columns.values()) == {200}
+
+
+class StridesThatDiffer(nn.Module):
+    """Flattens what a normalisation gives of a transposed tensor: captured with other strides than it runs with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x).transpose(1, 2)).transpose(1, 2).flatten(1))
+
+
+def test_responses_are_read_whatever_the_strides_are() -> None:
+    inputs = torch.randn(3, 4, 5)
+    models = [StridesThatDiffer().eval() for _ in range(2)]
+    result = fuse(models, solver="activation-matching", data=[inputs], example_inputs=inputs, device="cpu")
+    assert result.aligned_sources_max_error < 1e-5
+    assert [group.solver for group in result.groups] == ["activation-matching"]

@@ -46,7 +46,7 @@ def test_an_operation_without_a_rule_pins_its_axes_and_says_where_and_what_to_do
     assert not graph.free_groups
     (sentence,) = graph.diagnostics.unknown_operations
     assert "aten.tril.default" in sentence
-    assert "docs/how-to/unknown-operations.md" in sentence
+    assert "mergeot docs unknown-operations" in sentence
     assert "tril" in str(graph.groups["first.weight:0"].pin)
 
 

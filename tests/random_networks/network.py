@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot import check_model
 from mergekit_ot.graph.symmetry.check import CheckReport
-from random_networks import attention, mixing, plain  # noqa: F401  # their classes are the kinds
+from random_networks import attention, families, mixing, plain  # noqa: F401  # their classes are the kinds
 from random_networks.block import (
     IMAGES,
     LENGTH,

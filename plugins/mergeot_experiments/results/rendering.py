@@ -10,7 +10,7 @@ from mergeot_experiments.results.tables import ResultTable, Row
 _HEAD = """\
 # Measured results
 
-Written by `mergeot experiments table`; how to run them is told in `docs/how-to/experiments.md`.
+Written by `mergeot experiments table`; `mergeot docs experiments` tells how to run them.
 
 Accuracy in percent on test images, which no network was trained on and nothing was chosen by: mean ± sample standard
 deviation over sets of sources from different seeds, with their number in brackets where not all sets were run.

@@ -1,0 +1,198 @@
+"""Nested couplings: neurons that hold families of neurons, coupled with what they hold.
+
+What two neurons cost is what the best couplings of all that they hold leave apart, in all tensors together. So a
+coupling of the outer neurons is found with the couplings inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.ground_cost import at_least_single, couple, ground_cost
+from mergekit_ot.transport.measure import uniform_mass
+
+# Families that stand in one tensor are coupled in turn; a pair of neurons is judged after so many rounds.
+_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class FacedTensors:
+    """A tensor of the fused neurons and one of a source, alike in all that is not to be coupled.
+
+    Attributes:
+        ours: One dimension per group of `groups`, then a flat one.
+        theirs: The same for the source, in densities.
+        groups: The groups that are to be coupled.
+    """
+
+    ours: Tensor
+    theirs: Tensor
+    groups: tuple[str, ...]
+
+    def cut(self, group: str, ours: int, theirs: int) -> FacedTensors:
+        """Returns the tensors at one neuron of a group each."""
+        place = self.groups.index(group)
+        rest = (*self.groups[:place], *self.groups[place + 1 :])
+        return FacedTensors(self.ours.select(place, ours), self.theirs.select(place, theirs), rest)
+
+    def moved(self, group: str, coupling: Coupling) -> FacedTensors:
+        """Returns the tensors with a group coupled: it is no longer open."""
+        place = self.groups.index(group)
+        theirs = coupling.move(self.theirs, place, False).movedim(place, -1).flatten(-2)
+        rest = (*self.groups[:place], *self.groups[place + 1 :])
+        return FacedTensors(self.ours.movedim(place, -1).flatten(-2), theirs, rest)
+
+    def led_by(self, group: str) -> FacedTensors:
+        """Returns the tensors with a group's dimension first."""
+        place = self.groups.index(group)
+        rest = (*self.groups[:place], *self.groups[place + 1 :])
+        return FacedTensors(self.ours.movedim(place, 0), self.theirs.movedim(place, 0), (group, *rest))
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Returns both tensors as one row per combination of neurons."""
+        return self.ours.reshape(-1, self.ours.shape[-1]), self.theirs.reshape(-1, self.theirs.shape[-1])
+
+
+@dataclass(frozen=True)
+class NestedCoupling:
+    """A coupling, and those of the families inside each pair of neurons that it relates.
+
+    Attributes:
+        coupling: Of the outer neurons.
+        cost: The transport cost, one row's worth per neuron: what is left apart in all tensors.
+        inside: (fused neuron, source neuron) → family → its coupling there.
+    """
+
+    coupling: Coupling
+    cost: float
+    inside: Mapping[tuple[int, int], Mapping[str, NestedCoupling]] = field(default_factory=dict)
+
+
+Contexts = Mapping[str, tuple[str, ...]]
+
+
+def nested_coupling(
+    tensors: Sequence[FacedTensors],
+    group: str,
+    contexts: Contexts,
+    sizes: tuple[int, int],
+    prefer: Coupling | None = None,
+) -> NestedCoupling:
+    """Returns the cheapest coupling of a group, with couplings of the families that its neurons hold.
+
+    Args:
+        tensors: Those that describe the group; `group` is open in all of them.
+        group: Its key.
+        contexts: Family → the groups that index it.
+        sizes: Number of fused neurons and of the source's.
+        prefer: A coupling to keep where it is as good.
+    """
+    tensors = [faced.led_by(group) for faced in tensors]
+    cost = _pair_costs(tensors, group, contexts, sizes)
+    mass = uniform_mass(sizes[0], cost), uniform_mass(sizes[1], cost)
+    coupling = couple(cost, *mass, prefer if prefer is not None and prefer.is_permutation else None)
+    plan = coupling.transport_plan(cost)
+    inside = {}
+    if any(len(faced.groups) > 1 for faced in tensors):
+        for j, k in plan.nonzero().tolist():
+            inside[j, k] = _inside([faced.cut(group, j, k) for faced in tensors], contexts)[1]
+    return NestedCoupling(coupling, float((plan * cost).sum()) * sizes[0], inside)
+
+
+def _pair_costs(tensors: Sequence[FacedTensors], group: str, contexts: Contexts, sizes: tuple[int, int]) -> Tensor:
+    """Returns what each pair of neurons costs, every family that it holds coupled as well as can be."""
+    families = {key for faced in tensors for key in faced.groups if key != group}
+    if not tensors:
+        return torch.zeros(sizes)
+    if not families:
+        return _joined_cost(tensors)
+    if len(families) == 1:
+        return _costs_of_one_family(tensors, sizes)
+    cost = torch.zeros(sizes, dtype=at_least_single(tensors[0].ours).dtype)
+    for j in range(sizes[0]):
+        for k in range(sizes[1]):
+            cost[j, k] = _inside([faced.cut(group, j, k) for faced in tensors], contexts)[0]
+    return cost
+
+
+def _costs_of_one_family(tensors: Sequence[FacedTensors], sizes: tuple[int, int]) -> Tensor:
+    """Returns what each pair of neurons costs where they hold one family: all ground costs are one product."""
+    alone = [faced for faced in tensors if len(faced.groups) == 1]
+    nested = [faced for faced in tensors if len(faced.groups) > 1]
+    inner = nested[0].ours.shape[1], nested[0].theirs.shape[1]
+    joined = _joined_cost(nested)
+    blocks = joined.reshape(sizes[0], inner[0], sizes[1], inner[1]).transpose(1, 2)
+    cost = _joined_cost(alone) if alone else torch.zeros(sizes).to(joined)
+    found = torch.zeros_like(cost)
+    mass = uniform_mass(inner[0], joined), uniform_mass(inner[1], joined)
+    for j in range(sizes[0]):
+        for k in range(sizes[1]):
+            block = blocks[j, k]
+            plan = None if inner == (1, 1) else couple(block, *mass).transport_plan(block)
+            found[j, k] = block.sum() if plan is None else (plan * block).sum() * inner[0]
+    return cost + found
+
+
+def _joined_cost(tensors: Sequence[FacedTensors]) -> Tensor:
+    """Returns the distances of rows in all tensors together."""
+    rows = [faced.rows() for faced in tensors]
+    return ground_cost(torch.cat([ours for ours, _ in rows], 1), torch.cat([theirs for _, theirs in rows], 1))
+
+
+def _inside(tensors: Sequence[FacedTensors], contexts: Contexts) -> tuple[float, dict[str, NestedCoupling]]:
+    """Returns what is left apart when all open families are coupled, and their couplings, found in turn."""
+    present = list(dict.fromkeys(key for faced in tensors for key in faced.groups))
+    roots = [key for key in present if not set(contexts.get(key, ())) & set(present)]
+    found: dict[str, NestedCoupling] = {}
+    rounds = _ROUNDS if len(roots) > 1 else 1
+    for _ in range(rounds):
+        for root in roots:
+            seen = _seen_by(root, tensors, roots, found, contexts)
+            faced = next(each for each in tensors if root in each.groups)
+            place = faced.groups.index(root)
+            sizes = faced.ours.shape[place], faced.theirs.shape[place]
+            found[root] = nested_coupling(seen, root, contexts, sizes)
+    return sum(_left_apart(faced, found, contexts) for faced in tensors), found
+
+
+def _seen_by(
+    root: str,
+    tensors: Sequence[FacedTensors],
+    roots: Sequence[str],
+    found: Mapping[str, NestedCoupling],
+    contexts: Contexts,
+) -> list[FacedTensors]:
+    """Returns the tensors that describe a family, with what stands beside it coupled, its own families open."""
+    own = {root, *(key for faced in tensors for key in faced.groups if root in contexts.get(key, ()))}
+    seen = []
+    for faced in tensors:
+        if root not in faced.groups:
+            continue
+        beside = [key for key in faced.groups if key not in own]
+        if any(key not in found or found[key].inside for key in beside):
+            continue
+        for key in beside:
+            faced = faced.moved(key, found[key].coupling)
+        seen.append(faced)
+    return seen
+
+
+def _left_apart(faced: FacedTensors, found: Mapping[str, NestedCoupling], contexts: Contexts) -> float:
+    """Returns the squared distance of two tensors under couplings of all their groups."""
+    if not faced.groups:
+        return float((at_least_single(faced.ours) - at_least_single(faced.theirs)).square().sum())
+    root = next(key for key in faced.groups if key in found)
+    nested = found[root]
+    if not nested.inside:
+        return _left_apart(faced.moved(root, nested.coupling), found, contexts)
+    total = 0.0
+    plan = nested.coupling.transport_plan()
+    for j, k in plan.nonzero().tolist():
+        share = float(plan[j, k]) * plan.shape[0]
+        total += share * _left_apart(faced.cut(root, j, k), {**found, **nested.inside[j, k]}, contexts)
+    return total
