@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mergekit_ot.errors import PluginError, blaming, origin_of
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.families import GroupCouplings, couple_nested, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
