@@ -124,6 +124,8 @@ _HOMES = {
     "MemoryStore": "mergekit_ot.storage.store",
     "StoreWriter": "mergekit_ot.storage.store",
     "AbstractFileWriter": "mergekit_ot.storage.file_writer",
+    "check_output": "mergekit_ot.storage.outputs",
+    "write_text": "mergekit_ot.storage.files",
     "TensorStore": "mergekit_ot.storage.store",
 }
 
@@ -195,6 +197,8 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
+    from mergekit_ot.storage.files import write_text
+    from mergekit_ot.storage.outputs import check_output
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost

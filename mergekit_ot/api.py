@@ -137,6 +137,7 @@ def save_checkpoint(
     input_shape: Sequence[int] | None = None,
     provenance: Mapping[str, Any] | None = None,
     template: str | Path | None = None,
+    overwrite: bool = False,
     manager: PluginManager | None = None,
 ) -> Path:
     """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
@@ -149,13 +150,14 @@ def save_checkpoint(
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
         template: A file that holds the program to which the state belongs, for formats that need one.
+        overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
+        CheckpointError: The file may not be written (`check_output`), or the metadata is not plain data.
 
     Example:
         >>> import tempfile, pathlib
@@ -175,7 +177,7 @@ def save_checkpoint(
     }
     hook = (manager or default_manager()).hook
     formats = [lambda place, kept, known: hook.mergeot_save_checkpoint(path=place, state=kept, metadata=known)]
-    save(Path(path), state, metadata, formats, None if template is None else Path(template))
+    save(Path(path), state, metadata, formats, None if template is None else Path(template), overwrite=overwrite)
     return Path(path)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.storage.files import check_is_file, check_readable, replacing
+from mergekit_ot.storage.files import check_is_file, check_readable
+from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
+from mergekit_ot.storage.replacing import replacing
 from mergekit_ot.storage.state_dicts import quantised_name
 from mergekit_ot.storage.store import compacted, write_all
 from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
@@ -56,6 +58,8 @@ def save(
     metadata: Mapping[str, Any],
     formats: Sequence[Saver],
     template: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes a state and its metadata, beside the place first, then renamed into it.
 
@@ -65,6 +69,7 @@ def save(
         metadata: Plain data: what the file says about the state.
         formats: Asked first, in order; then it is a PyTorch file.
         template: A file that holds the program to which the state belongs, for formats that need one.
+        overwrite: Whether a file that mergeot did not write may be replaced.
 
     Raises:
         CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
@@ -73,8 +78,10 @@ def save(
     for key, value in metadata.items():
         _check_plain(value, key)
     known = {**metadata, "template": None if template is None else str(template)}
-    with replacing(path) as beside:
-        if not any(write(beside, compact, known) for write in formats):
+    with replacing(path, overwrite=overwrite) as beside:
+        if any(write(beside, compact, known) for write in formats):
+            mark_archive(beside)
+        else:
             write_all(compact, TorchWriter(beside, metadata))
 
 
