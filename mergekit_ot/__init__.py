@@ -125,6 +125,7 @@ _HOMES = {
     "StoreWriter": "mergekit_ot.storage.store",
     "AbstractFileWriter": "mergekit_ot.storage.file_writer",
     "check_output": "mergekit_ot.storage.outputs",
+    "torch_stream": "mergekit_ot.storage.torch_stream",
     "write_text": "mergekit_ot.storage.files",
     "TensorStore": "mergekit_ot.storage.store",
 }
@@ -201,6 +202,7 @@ if TYPE_CHECKING:
     from mergekit_ot.storage.outputs import check_output
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
+    from mergekit_ot.storage.torch_stream import torch_stream
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.barycenter import (
         averaged_support,

@@ -23,9 +23,12 @@ def save_figure(figure: Any, path: Path, *, overwrite: bool = False) -> None:
     Raises:
         CheckpointError: The file may not be written, or writing failed.
     """
+    import matplotlib
+
     kind = path.suffix.lower().lstrip(".")
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, dpi=200, metadata=_METADATA[kind])
+    with matplotlib.rc_context({"svg.hashsalt": DRAWN_BY}):
+        figure.savefig(drawn, format=kind, dpi=200, metadata=_METADATA[kind])
     content = drawn.getvalue()
     if kind == "svg":
         content = with_mark(content.decode("utf-8"), XML_COMMENT).encode("utf-8")

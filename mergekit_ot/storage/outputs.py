@@ -30,7 +30,8 @@ _ADVICE = {
     errno.EROFS: _NOT_ALLOWED,
     errno.ENAMETOOLONG: "Give a shorter name.",
 }
-_USUAL_NAME_LIMIT = 255
+_LONGEST_PART = "." * 60
+_SHOWN = 200
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path] = (), *, overwrite: bool = False) -> None:
@@ -143,9 +144,10 @@ def is_same(path: Path, other: Path) -> bool:
 def refusal(path: Path, error: OSError | ValueError) -> str:
     """Returns the sentence for a file that cannot be written: why, and what to do."""
     if not isinstance(error, OSError):
-        return f"Cannot write {str(path)!r}: no file can have this name ({error}). Choose another."
+        return f"Cannot write {str(path)[:_SHOWN]!r}: no file can have this name ({error}). Choose another."
     advice = _ADVICE.get(error.errno or 0, "Choose another place.")
-    return f"Cannot write '{path}': {error.strerror or error}. {advice}"
+    name = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+    return f"Cannot write '{name}': {error.strerror or error}. {advice}"
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -169,24 +171,13 @@ def _check_place(path: Path, target: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise CheckpointError(f"Cannot write '{path}': '{folder}' is a file, not a folder. Choose another place.")
     _check_allowed(path, folder)
-    length, most = len(os.fsencode(target.name)), _longest_name(folder)
-    if length > most:
-        raise CheckpointError(
-            f"Cannot write '{path.name[:40]}…': its name has {length} bytes, and the folder '{folder}' takes names of "
-            f"{most}. Give a shorter name."
-        )
+    # It is written in a folder of its own beside its place, whose path is longer.
+    _status(folder / _LONGEST_PART / path.name)
 
 
 def _check_allowed(path: Path, folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckpointError(f"Cannot write '{path}': the folder '{folder}' is not writable. {_NOT_ALLOWED}")
-
-
-def _longest_name(folder: Path) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):
-        return _USUAL_NAME_LIMIT
 
 
 def _check_no_input(path: Path, target: Path, inputs: Iterable[str | Path]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mergekit_ot import Checkpoint, CheckpointError, MemoryStore
+from mergekit_ot import Checkpoint, CheckpointError, MemoryStore, torch_stream
 
 # What a pickle of plain tensors inside an exported program may name.
 _PLAIN = ("torch.", "collections.OrderedDict", "_codecs.encode")
@@ -63,8 +63,8 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
     for name, value in program.state_dict.items():
         with torch.no_grad():
             value.copy_(state[name])
-    with _quiet():
-        torch.export.save(program, path)
+    with _quiet(), torch_stream(path) as stream:
+        torch.export.save(program, stream)
 
 
 def _read(path: Path) -> ExportedProgram:
