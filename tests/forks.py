@@ -7,69 +7,63 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from mergekit_ot.cli.app import main
 
 _UNFORESEEN = 99
 
 
-@dataclass
 class Forked:
-    """A command that runs, and what it printed on standard error."""
+    """A command that runs; it ends on its own, or is killed."""
 
-    process: int
-    errors: Path
+    def __init__(self, process: int, errors: int) -> None:
+        self.process, self._errors = process, errors
+        self.text = ""
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal."""
         os.kill(self.process, number)
 
-    def status(self) -> int:
-        """Waits and returns the exit status, negative where a signal ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-
-    def end(self, limit: float = 60.0) -> int:
-        """Waits at most so long, and returns the status.
+    def end(self, limit: float = 120.0) -> int:
+        """Waits at most so long, and returns the status, negative where a signal ended it; ``text`` is what it said.
 
         Raises:
             TimeoutError: It was not over; it is then.
         """
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            process, state = os.waitpid(self.process, os.WNOHANG)
-            if process:
-                return os.waitstatus_to_exitcode(state)
-            time.sleep(0.01)
-        self.kill()
-        self.status()
-        raise TimeoutError(f"not over after {limit} s: {self.text}")
+        until, state = time.monotonic() + limit, None
+        while state is None and time.monotonic() < until:
+            process, found = os.waitpid(self.process, os.WNOHANG)
+            state = found if process else None
+            time.sleep(0 if process else 0.005)
+        if state is None:
+            self.kill()
+            os.waitpid(self.process, 0)
+        with os.fdopen(self._errors, errors="replace") as stream:
+            self.text = stream.read()
+        if state is None:
+            raise TimeoutError(f"not over after {limit} s: {self.text}")
+        return os.waitstatus_to_exitcode(state)
 
-    @property
-    def text(self) -> str:
-        """What it printed on standard error."""
-        return self.errors.read_text(errors="replace")
 
-
-def forked(arguments: Sequence[str], errors: Path, prepare: Callable[[], object] | None = None) -> Forked:
+def forked(arguments: Sequence[str], prepare: Callable[[], object] | None = None) -> Forked:
     """Starts a command line in a forked process.
 
     Args:
-        arguments: Of the command line.
-        errors: File for standard error; standard output goes nowhere.
+        arguments: Of the command line; standard output goes nowhere.
         prepare: Called in the new process first.
     """
+    reading, writing = os.pipe()
     process = os.fork()
     if process:
-        return Forked(process, errors)
+        os.close(writing)
+        return Forked(process, reading)
     status = _UNFORESEEN
     try:
-        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(writing, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.stderr, sys.stdout = open(2, "w", closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if prepare is not None:
             prepare()
         main(arguments)
