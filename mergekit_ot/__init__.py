@@ -125,6 +125,9 @@ _HOMES = {
     "MemoryStore": "mergekit_ot.storage.store",
     "StoreWriter": "mergekit_ot.storage.store",
     "AbstractFileWriter": "mergekit_ot.storage.file_writer",
+    "check_output": "mergekit_ot.storage.outputs",
+    "torch_stream": "mergekit_ot.storage.torch_stream",
+    "write_text": "mergekit_ot.storage.files",
     "TensorStore": "mergekit_ot.storage.store",
 }
 
@@ -196,8 +199,11 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
+    from mergekit_ot.storage.files import write_text
+    from mergekit_ot.storage.outputs import check_output
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
+    from mergekit_ot.storage.torch_stream import torch_stream
     from mergekit_ot.text import printable
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
     from mergekit_ot.transport.barycenter import (

@@ -143,6 +143,7 @@ def save_checkpoint(
     input_shape: Sequence[int] | None = None,
     provenance: Mapping[str, Any] | None = None,
     template: Checkpoint | None = None,
+    overwrite: bool = False,
     manager: PluginManager | None = None,
 ) -> Path:
     """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
@@ -156,13 +157,14 @@ def save_checkpoint(
         provenance: Plain data on how the weights were made.
         template: The checkpoint that holds the program to which the state belongs, for formats that need one; it must
             have been read with ``trust=True``.
+        overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
+        CheckpointError: The file may not be written (`check_output`), or the metadata is not plain data.
 
     Example:
         >>> import tempfile, pathlib
@@ -182,7 +184,7 @@ def save_checkpoint(
     }
     manager = manager or default_manager()
     check_format(manager, Path(path), template)
-    save(Path(path), state, metadata, writers(manager), template)
+    save(Path(path), state, metadata, writers(manager), template, overwrite=overwrite)
     return Path(path)
 
 

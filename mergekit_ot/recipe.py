@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.storage.files import missing_file, write_text
+from mergekit_ot.storage.marks import YAML_COMMENT
 
 _SUM_TOLERANCE = 1e-6
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
@@ -47,6 +48,7 @@ class FusionRecipe(FusionOptions):
         target: Whose sizes the fused model takes: the place of a source (from 0), or an architecture SPEC.
         data: Data SPEC for calibration.
         report: Folder for a report.
+        overwrite: Whether files that mergeot did not write may be replaced.
     """
 
     models: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class FusionRecipe(FusionOptions):
     target: int | str = 0
     data: str | None = None
     report: str | None = None
+    overwrite: bool = False
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -69,8 +72,12 @@ class FusionRecipe(FusionOptions):
         return yaml.safe_dump({key: given[key] for key in recipe_keys() if key in given}, sort_keys=False)
 
     def write(self, path: Path) -> None:
-        """Writes the recipe as a YAML file."""
-        write_text(path, self.to_yaml())
+        """Writes the recipe as a YAML file; one that mergeot did not write is replaced where it says ``overwrite``.
+
+        Raises:
+            CheckpointError: The file may not be written.
+        """
+        write_text(path, self.to_yaml(), comment=YAML_COMMENT, overwrite=self.overwrite)
 
 
 def recipe_keys() -> list[str]:

@@ -261,6 +261,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         trace_seconds=2.5,
         trace_operations=7,
         executor="other",
+        overwrite=True,
     )
     defaults = FusionRecipe()
     assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == []
@@ -450,7 +451,7 @@ def test_a_report_that_cannot_be_written_loses_nothing(
     def fails(*_: object, **__: object) -> None:
         raise CheckpointError("Cannot write 'report/report.html': no space left on device.")
 
-    monkeypatch.setattr("mergekit_ot.report.writing.write_json", fails)
+    monkeypatch.setattr("mergekit_ot.report.writing.write_texts", fails)
     capsys.readouterr()
     assert fuse("a.pt", "b.pt", "-o", "again.pt", status=1).text == page
     assert "'again.pt' was written, but its report was not. Cannot write" in capsys.readouterr().err

@@ -16,12 +16,14 @@ from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
 from mergekit_ot.cli.docs import docs
 from mergekit_ot.cli.flags import takes_options
+from mergekit_ot.cli.interrupting import Stop, stopping
 from mergekit_ot.cli.options import (
     Arch,
     Data,
     Json,
     Model,
     Models,
+    Overwrite,
     Shape,
     Target,
     Trust,
@@ -61,6 +63,7 @@ def fuse(
         typer.Option("--report", metavar="DIR", help="Write a report there: report.html, its numbers, the recipe."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; compute and write nothing.")] = False,
+    overwrite: Overwrite = None,
     as_json: Json = False,
 ) -> None:
     """Fuse two or more networks into one, by aligning their neurons first.
@@ -82,8 +85,9 @@ def fuse(
             "input_shape": input_shape,
             "data": data,
         }
-        asked = make_recipe(recipe, **places, target=parse_target(target), report=report, **chosen)
-        outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run)
+        written = {"report": report, "overwrite": overwrite}
+        asked = make_recipe(recipe, **places, target=parse_target(target), **written, **chosen)
+        outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run, recipe_file=recipe)
     output.show_fusion(outcome, as_json=as_json)
 
 
@@ -98,6 +102,7 @@ def align(
     data: Data = None,
     *,
     chosen: dict[str, Any],
+    overwrite: Overwrite = None,
     as_json: Json = False,
 ) -> None:
     """Write models in another one's neuron order: the same functions, for any other merging tool."""
@@ -106,7 +111,8 @@ def align(
         from mergekit_ot.recipe import make_recipe
 
         models = [reference, *others]
-        recipe = make_recipe(models=models, arch=arch, trust=trust, input_shape=input_shape, data=data, **chosen)
+        places = {"arch": arch, "trust": trust, "input_shape": input_shape, "data": data, "overwrite": overwrite}
+        recipe = make_recipe(models=models, **places, **chosen)
         written = run_align(recipe, to, installed_plugins(), output.note, step)
     output.show_aligned(reference, recipe.solver, written, as_json=as_json)
 
@@ -146,6 +152,7 @@ def inspect(
     ] = None,
     *,
     chosen: dict[str, Any],
+    overwrite: Overwrite = None,
     as_json: Json = False,
 ) -> None:
     """Show which parameter axes share one neuron order: the groups of the traced graph."""
@@ -154,7 +161,7 @@ def inspect(
 
         subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
         pictures = {"dot": dot, "svg": svg, "modules": modules}
-        graph = run_inspect(subject, pictures, installed_plugins(), output.note)
+        graph = run_inspect(subject, pictures, installed_plugins(), output.note, overwrite=bool(overwrite))
     output.show_graph(graph, as_json=as_json)
 
 
@@ -253,18 +260,34 @@ def build_app(manager: PluginManager) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and ends the process: 0 done, 1 an error of the input, 2 wrong usage."""
+    """Runs the command line and ends the process: 0 done, 1 an error of the input, 2 wrong usage, 130 on Ctrl-C."""
+    with stopping() as stop:
+        try:
+            status = _run(arguments, stop)
+        except BaseException:
+            if stop.signal is None:
+                raise
+        # Whatever a library made of it: the user asked to end.
+        if stop.signal is not None:
+            stop.tell()
+            status = stop.status
+    sys.exit(status)
+
+
+def _run(arguments: Sequence[str] | None, stop: Stop) -> int:
+    """Runs the command line and returns the exit status."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = output.show_warning
             app = build_app(installed_plugins())
             app(args=None if arguments is None else list(arguments), prog_name="mergeot")
-    except MergeotError as error:
-        output.report_error(error)
-        sys.exit(1)
     except Exception as error:
-        output.report_bug(error)
-        sys.exit(1)
+        # What an interrupt makes libraries raise is no error.
+        if stop.signal is None:
+            report = output.report_error if isinstance(error, MergeotError) else output.report_bug
+            report(error)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

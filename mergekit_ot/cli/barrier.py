@@ -9,7 +9,7 @@ import typer
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.flags import takes_options
-from mergekit_ot.cli.options import Arch, Json, Shape, Trust, installed_plugins
+from mergekit_ot.cli.options import Arch, Json, Overwrite, Shape, Trust, installed_plugins
 
 
 @takes_options("barrier", device="cpu")
@@ -46,6 +46,7 @@ def barrier(
     input_shape: Shape = None,
     *,
     chosen: dict[str, Any],
+    overwrite: Overwrite = None,
     as_json: Json = False,
 ) -> None:
     """Measure the loss and error barrier on the straight path between two models, and draw the plane around it."""
@@ -54,7 +55,7 @@ def barrier(
         from mergekit_ot.jobs.connectivity import Pictures
         from mergekit_ot.recipe import make_recipe
 
-        places = {"arch": arch, "trust": trust, "input_shape": input_shape, "data": data}
+        places = {"arch": arch, "trust": trust, "input_shape": input_shape, "data": data, "overwrite": overwrite}
         recipe = make_recipe(models=[model_a, model_b], solver=solver, repair=repair, **places, **chosen)
         pictures = Pictures(plot, plane, plane_points)
         connectivity = run_barrier(

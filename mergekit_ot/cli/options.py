@@ -95,5 +95,8 @@ Target = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+Overwrite = Annotated[
+    bool | None, typer.Option("--overwrite", help="Also replace files that mergeot did not write; never an input.")
+]
 Models = Annotated[list[str], typer.Argument(metavar="CKPT…", show_default=False, help="Checkpoints.")]
 Model = Annotated[str, typer.Argument(metavar="CKPT", show_default=False, help="A checkpoint.")]

@@ -15,12 +15,15 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, source_model
+from mergekit_ot.jobs.fusing import check_methods, source_model
+from mergekit_ot.jobs.places import input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
+from mergekit_ot.storage.files import made_folder
+from mergekit_ot.storage.outputs import check_folder, check_output
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def run_align(
     outputs = _output_names(folder, others)
     for output in outputs:
         if folder.is_dir():
-            check_output(output, recipe.models)
+            check_output(output, input_files(recipe), overwrite=recipe.overwrite)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
     for source, output in zip(sources[1:], outputs, strict=True):
         check_format(manager, output, source.checkpoint)
@@ -64,18 +67,19 @@ def run_align(
     for source, output in zip(sources[1:], outputs, strict=True):
         result = align_pair(sources[0], source, recipe, inputs, data, manager, progress)
         check_reference_order(sources[0], result, recipe.solver)
-        folder.mkdir(exist_ok=True)
         make, digest = source.make, source.checkpoint.sha256
-        save_checkpoint(
-            result.aligned_state(1),
-            output,
-            architecture=make.name if make.is_registered else None,
-            arguments=make.arguments if make.is_registered else None,
-            input_shape=shape,
-            provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-            template=source.checkpoint,
-            manager=manager,
-        )
+        with made_folder(folder):
+            save_checkpoint(
+                result.aligned_state(1),
+                output,
+                architecture=make.name if make.is_registered else None,
+                arguments=make.arguments if make.is_registered else None,
+                input_shape=shape,
+                provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
+                template=source.checkpoint,
+                overwrite=recipe.overwrite,
+                manager=manager,
+            )
         written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
     return written
 

@@ -17,6 +17,7 @@ from mergekit_ot.hooks.methods import build
 from mergekit_ot.jobs.aligning import align_pair, check_reference_order
 from mergekit_ot.jobs.connectivity import Connectivity, Pictures
 from mergekit_ot.jobs.fusing import check_methods
+from mergekit_ot.jobs.places import input_files
 from mergekit_ot.pictures.curves import check_picture_path, plot_barrier
 from mergekit_ot.pictures.plane import plot_plane
 from mergekit_ot.progress import Notify, Progress
@@ -26,7 +27,7 @@ from mergekit_ot.scoring.plane import LossPlane, PlaneFrame, check_grid, plane_f
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
-from mergekit_ot.storage.files import check_writable
+from mergekit_ot.storage.outputs import check_outputs
 
 
 def run_barrier(
@@ -62,11 +63,11 @@ def run_barrier(
     frame = None if drawn.plane is None else _frame(pair, paths)
     connectivity = _connectivity(request, pair, paths)
     if drawn.curves is not None:
-        plot_barrier(connectivity.curves(), drawn.curves)
+        plot_barrier(connectivity.curves(), drawn.curves, overwrite=recipe.overwrite)
     if drawn.plane is None or frame is None:
         return connectivity
     surface = _surface(request, pair, frame)
-    plot_plane(surface, drawn.plane)
+    plot_plane(surface, drawn.plane, overwrite=recipe.overwrite)
     return replace(connectivity, plane=surface)
 
 
@@ -122,9 +123,8 @@ def _check(request: _Request) -> None:
     check_grid(pictures.plane_points)
     for path in pictures.paths:
         check_picture_path(path)
-        check_writable(path)
-    if len({path.resolve() for path in pictures.paths}) < len(pictures.paths):
-        raise RecipeError(f"--plot and --plane are both '{pictures.plane}': give each a file of its own.")
+    files = {"--plot": pictures.curves, "--plane": pictures.plane}
+    check_outputs(files, input_files(recipe), overwrite=recipe.overwrite)
 
 
 def _check_nothing_is_about_an_alignment(recipe: FusionRecipe, pictures: Pictures) -> None:

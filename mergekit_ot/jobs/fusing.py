@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.jobs.places import check_fusion_places
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
@@ -24,7 +24,6 @@ from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
-from mergekit_ot.storage.files import check_writable
 
 
 def run_fuse(
@@ -34,18 +33,24 @@ def run_fuse(
     progress: Progress | None = None,
     *,
     dry_run: bool = False,
+    recipe_file: Path | None = None,
 ) -> FusionOutcome:
     """Fuses checkpoints as a recipe says and saves the fused model; whatever can fail is tried before the work.
+
+    Args:
+        recipe: What is fused, how, and where it goes.
+        manager: Whose methods and formats are used.
+        notify: Told what was found.
+        progress: Told about each step.
+        dry_run: Whether to plan only; nothing is written then.
+        recipe_file: The file that the recipe was read from, which no output may replace.
 
     Raises:
         MergeotError: Anything the user gave does not fit; nothing is written then.
     """
     check_methods(recipe, manager)
+    check_fusion_places(recipe, recipe_file, is_dry=dry_run)
     output = Path(recipe.output)
-    if not dry_run:
-        check_output(output, recipe.models)
-    if recipe.report is not None:
-        check_folder(Path(recipe.report))
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
     if not dry_run:
@@ -70,6 +75,7 @@ def run_fuse(
         input_shape=shape,
         provenance=_provenance(recipe, sources, fused_as),
         template=template,
+        overwrite=recipe.overwrite,
         manager=manager,
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
@@ -78,6 +84,9 @@ def run_fuse(
             write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
         except MergeotError as error:
             raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
+        except BaseException:
+            notify(f"'{outcome.output}' was written, but its report was not.")
+            raise
     return outcome
 
 
@@ -101,31 +110,6 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
         manager.get("measure", recipe.measure)
     if recipe.repair != NO_REPAIR:
         manager.get("repair", recipe.repair)
-
-
-def check_output(output: Path, inputs: Sequence[str]) -> None:
-    """Checks that a result can be written, and that it would not replace an input.
-
-    Raises:
-        CheckpointError: The place does not exist, is not writable, or is an input.
-    """
-    check_writable(output)
-    for name in inputs:
-        source = Path(name)
-        if source.resolve() == output.resolve() or (source.exists() and output.exists() and source.samefile(output)):
-            raise CheckpointError(f"The output '{output}' is the input '{name}': it would be lost. Choose another -o.")
-
-
-def check_folder(folder: Path) -> None:
-    """Checks that `folder` exists or can be made in an existing one.
-
-    Raises:
-        CheckpointError: It is a file, or its parent does not exist.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"'{folder}' is a file; a folder is needed there. Choose another name.")
-    if not folder.exists():
-        check_writable(folder)
 
 
 def _target_of(

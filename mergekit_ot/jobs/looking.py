@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from mergekit_ot.scoring.evaluation import Evaluation, evaluate
 from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
-from mergekit_ot.storage.files import check_writable, write_text
+from mergekit_ot.sources.spec_files import spec_files
+from mergekit_ot.storage.files import write_text
+from mergekit_ot.storage.marks import DOT_COMMENT, XML_COMMENT
+from mergekit_ot.storage.outputs import check_outputs
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ class Subject:
         options = FusionOptions(front_end=self.front_end or AUTO, **limits)
         return {"front_end": options.front_end, "limits": trace_limits(options)}
 
+    @property
+    def files(self) -> list[str | Path]:
+        """What is read of it."""
+        specs = [*self.arch, *([] if self.data is None else [self.data])]
+        return [self.path, *itertools.chain.from_iterable(map(spec_files, specs))]
+
     def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:
         """Returns the source that was read, and inputs to trace it by."""
         source = read_sources([self.path], self.arch, manager, notify, self.trust)[0]
@@ -74,7 +84,12 @@ def run_check(subject: Subject, seed: int, manager: PluginManager, notify: Notif
 
 
 def run_inspect(
-    subject: Subject, pictures: Mapping[str, Path | None], manager: PluginManager, notify: Notify
+    subject: Subject,
+    pictures: Mapping[str, Path | None],
+    manager: PluginManager,
+    notify: Notify,
+    *,
+    overwrite: bool = False,
 ) -> ModelGraph:
     """Traces a checkpoint's architecture and draws what is asked for.
 
@@ -83,17 +98,16 @@ def run_inspect(
         pictures: Kind of picture (``dot``, ``svg``: the neuron groups; ``modules``: the modules) → file.
         manager: Whose node rules are used.
         notify: Told what was found.
+        overwrite: Whether pictures may replace files that mergeot did not write.
     """
-    for picture in pictures.values():
-        if picture is not None:
-            check_writable(picture)
+    check_outputs({f"--{kind}": path for kind, path in pictures.items()}, subject.files, overwrite=overwrite)
     source, inputs = subject.read(manager, notify)
     graph = trace_model(source.make(), inputs, manager, **subject.tracing)
-    drawn = {"dot": group_dot, "svg": group_svg, "modules": module_svg}
-    for kind, draw in drawn.items():
+    drawn = {"dot": (group_dot, DOT_COMMENT), "svg": (group_svg, XML_COMMENT), "modules": (module_svg, XML_COMMENT)}
+    for kind, (draw, comment) in drawn.items():
         picture = pictures.get(kind)
         if picture is not None:
-            write_text(picture, draw(graph))
+            write_text(picture, draw(graph), comment=comment, overwrite=overwrite)
     return graph
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.storage.files import replacing
+from mergekit_ot.pictures.figures import save_figure
 
 if TYPE_CHECKING:
     from mergekit_ot.scoring.path import BarrierCurve
@@ -35,13 +35,16 @@ def check_picture_path(path: Path) -> None:
         raise RecipeError(f"'{path}' is no picture: use the extension {', '.join('.' + kind for kind in _FORMATS)}.")
 
 
-def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: str = "") -> Path:
+def plot_barrier(
+    curves: Mapping[str, BarrierCurve], path: str | Path, title: str = "", *, overwrite: bool = False
+) -> Path:
     """Draws the paths between two models: accuracy and loss over t, one curve per alignment.
 
     Args:
         curves: Label → what `mergekit_ot.barrier` returned; the first is drawn in grey, as the baseline.
         path: A ``.png``, ``.pdf`` or ``.svg`` file.
         title: A line above the panels.
+        overwrite: Whether a file that mergeot did not write may be replaced.
 
     Returns:
         The path.
@@ -74,8 +77,7 @@ def plot_barrier(curves: Mapping[str, BarrierCurve], path: str | Path, title: st
         _dress(axes, panel)
     if title:
         figure.suptitle(title, fontsize=11)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=200)
+    save_figure(figure, path, overwrite=overwrite)
     return path
 
 

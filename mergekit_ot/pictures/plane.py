@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.pictures.curves import check_picture_path
-from mergekit_ot.storage.files import replacing
+from mergekit_ot.pictures.figures import save_figure
 
 if TYPE_CHECKING:
     from mergekit_ot.scoring.plane import LossPlane, PlacedModel
@@ -32,7 +32,7 @@ _MOST_LEVELS = 15
 _MARKERS = {"A": "o", "B": "o", "aligned B": "D", "fused": "s"}
 
 
-def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
+def plot_plane(plane: LossPlane, path: str | Path, title: str = "", *, overwrite: bool = False) -> Path:
     """Draws a plane: contours of loss and error side by side, with the models on it.
 
     A and B are circles, aligned B a diamond, the fused model (the midpoint of A and aligned B) a square; the naive path
@@ -43,6 +43,7 @@ def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
         plane: What `mergekit_ot.plane` returned.
         path: A ``.png``, ``.pdf`` or ``.svg`` file.
         title: A line above the panels.
+        overwrite: Whether a file that mergeot did not write may be replaced.
 
     Returns:
         The path.
@@ -77,8 +78,7 @@ def plot_plane(plane: LossPlane, path: str | Path, title: str = "") -> Path:
         _draw_models(axes, plane["models"])
     if title:
         figure.suptitle(title, fontsize=11)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=200)
+    save_figure(figure, path, overwrite=overwrite)
     return path
 
 

@@ -32,6 +32,7 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
     for name, value in options.items():
         flags += _flags_of(name, value)
     flags += [] if recipe.report is None else ["--report", recipe.report]
+    flags += ["--overwrite"] if recipe.overwrite else []
     models = list(recipe.models)
     # A name that looks like a flag has to stand behind everything that is one.
     ordered = [*flags, "--", *models] if any(name.startswith("-") for name in models) else [*models, *flags]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergekit_ot.errors import CheckpointError
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
@@ -20,13 +20,26 @@ from mergekit_ot.report.scores_section import number_text, percent, verdict
 from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
-from mergekit_ot.storage.files import write_json, write_text
+from mergekit_ot.storage.files import json_text, made_folder, write_texts
+from mergekit_ot.storage.marks import JSON_KEY, XML_COMMENT, YAML_COMMENT, with_mark
 from mergekit_ot.text import as_markdown
 
 if TYPE_CHECKING:
     from mergekit_ot.report.outcome import FusionOutcome
 
 PAGE = "report.html"
+SUMMARY = "report.md"
+NUMBERS = "report.json"
+
+
+def report_files(folder: Path) -> dict[str, Path]:
+    """Returns the files of a report by name."""
+    return {name: folder / name for name in (RECIPE_FILE, NUMBERS, SUMMARY, PAGE)}
+
+
+def report_recipe(recipe: FusionRecipe) -> str:
+    """Returns the recipe as it stands in a report."""
+    return with_mark(replace(recipe, overwrite=False).to_yaml(), YAML_COMMENT)
 
 
 def write_report(
@@ -39,7 +52,7 @@ def write_report(
     notify: Notify,
     progress: Progress | None = None,
 ) -> None:
-    """Writes ``report.html``, ``report.md``, ``report.json`` and ``recipe.yaml``; each as a whole or not at all.
+    """Writes ``report.html``, ``report.md``, ``report.json`` and ``recipe.yaml``; all as a whole or none.
 
     Args:
         folder: Where to; it is made.
@@ -54,23 +67,34 @@ def write_report(
     Raises:
         CheckpointError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot create the folder '{folder}': {error.strerror}. Choose another one.") from error
-    scores = Scores(missing=NO_DATA)
-    if recipe.data is not None:
-        spec = recipe.data
-        scores = score_fusion(
-            outcome.result, recipe.weights, lambda: resolve_data(spec, manager), recipe.device, notify, progress
-        )
-    report = collect_report(folder, recipe, outcome, sources, fused_as, scores)
-    page, summary = report_page(report), report_summary(report)
-    report.recipe.write(folder / RECIPE_FILE)
-    write_json(folder / "report.json", {**outcome.as_json(), "output": report.fused.name, **report.as_json()})
-    write_text(folder / "report.md", summary)
-    write_text(folder / PAGE, page)
+    with made_folder(folder):
+        scores = Scores(missing=NO_DATA)
+        if recipe.data is not None:
+            spec = recipe.data
+            scores = score_fusion(
+                outcome.result, recipe.weights, lambda: resolve_data(spec, manager), recipe.device, notify, progress
+            )
+        # What was replaced is no part of the fusion, and whoever repeats it replaces what it wrote.
+        report = collect_report(folder, replace(recipe, overwrite=False), outcome, sources, fused_as, scores)
+        write_texts(_texts(folder, report, outcome), overwrite=recipe.overwrite)
     notify(f"Report: {folder / PAGE}")
+
+
+def _texts(folder: Path, report: Report, outcome: FusionOutcome) -> dict[Path, str]:
+    """Returns the files of a report; without the recipe where that is there as it is, perhaps to be read from."""
+    from mergekit_ot import __version__
+
+    numbers = {JSON_KEY: f"mergekit_ot {__version__}", **outcome.as_json(), "output": report.fused.name, **report.as_json()}
+    texts = {
+        RECIPE_FILE: report_recipe(report.recipe),
+        NUMBERS: json_text(numbers),
+        SUMMARY: with_mark(report_summary(report), XML_COMMENT),
+        PAGE: with_mark(report_page(report), XML_COMMENT),
+    }
+    recipe_file = folder / RECIPE_FILE
+    if recipe_file.is_file() and recipe_file.read_bytes() == texts[RECIPE_FILE].encode():
+        del texts[RECIPE_FILE]
+    return {folder / name: text for name, text in texts.items()}
 
 
 def report_summary(report: Report) -> str:

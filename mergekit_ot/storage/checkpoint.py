@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.storage.files import check_is_file, check_readable, replacing
+from mergekit_ot.storage.files import check_is_file, check_readable
+from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
+from mergekit_ot.storage.replacing import replacing
 from mergekit_ot.storage.state_dicts import quantised_name
 from mergekit_ot.storage.store import compacted, write_all
 from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
@@ -57,6 +59,8 @@ def save(
     metadata: Mapping[str, Any],
     formats: Sequence[Saver],
     template: Checkpoint | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes a state and its metadata, beside the place first, then renamed into it.
 
@@ -67,6 +71,7 @@ def save(
         formats: Asked first, in order; then it is a PyTorch file.
         template: The checkpoint that holds the program to which the state belongs, for formats that need one. They
             are told its file only where its program was read, which it is where the user trusts it.
+        overwrite: Whether a file that mergeot did not write may be replaced.
 
     Raises:
         CheckpointError: The folder does not exist or cannot be written, or the metadata is not plain data.
@@ -76,8 +81,10 @@ def save(
         _check_plain(value, key)
     program = None if template is None or template.build is None else str(template.path)
     known = {**metadata, "template": program}
-    with replacing(path) as beside:
-        if not any(write(beside, compact, known) for write in formats):
+    with replacing(path, overwrite=overwrite) as beside:
+        if any(write(beside, compact, known) for write in formats):
+            mark_archive(beside)
+        else:
             write_all(compact, TorchWriter(beside, metadata))
 
 

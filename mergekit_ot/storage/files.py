@@ -1,4 +1,4 @@
-"""Writing files safely: beside the place first, then renamed into it."""
+"""Files: whether they can be read, and texts that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,48 +7,67 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.marks import with_mark
+from mergekit_ot.storage.replacing import replacing
+
+
+def write_text(path: Path, text: str, *, comment: str = "", overwrite: bool = False) -> None:
+    r"""Writes a text file as a whole or not at all.
+
+    Args:
+        path: The file.
+        text: What is written, as UTF-8.
+        comment: How the format writes a comment, such as ``<!-- {} -->``: the last line then says that mergeot wrote
+            the file, and it is replaced by the next run.
+        overwrite: Whether a file that mergeot did not write may be replaced.
+
+    Raises:
+        CheckpointError: The file may not be written (`check_output`), or writing failed; an old one is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> page = Path(tempfile.mkdtemp()) / "page.md"
+        >>> write_text(page, "# Results\n", comment="<!-- {} -->")
+        >>> page.read_text()
+        '# Results\n<!-- written by mergeot -->\n'
+    """
+    write_texts({path: with_mark(text, comment) if comment else text}, overwrite=overwrite)
+
+
+def write_texts(texts: Mapping[Path, str], *, overwrite: bool = False) -> None:
+    """Writes text files together: all are on the disk before the first is put in its place.
+
+    Raises:
+        CheckpointError: One may not be written, or writing failed; the old ones are as they were.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(replacing(path, overwrite=overwrite)).write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path`, with the same extension, and renames it into place if the block succeeds.
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, with those above it, and removes it if the block fails before anything is in it.
 
     Raises:
-        CheckpointError: The folder does not exist, or nothing can be written there.
+        CheckpointError: It cannot be made.
     """
-    check_writable(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    is_new = not folder.exists()
     try:
-        yield beside
-        os.replace(beside, path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"Cannot write '{path}': {error.strerror or error}. Choose another place.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file as a whole or not at all."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def check_writable(path: Path) -> None:
-    """Checks that a file can be written to `path`.
-
-    Raises:
-        CheckpointError: The folder does not exist, `path` is a folder, or writing is not allowed.
-    """
-    if path.is_dir():
-        raise CheckpointError(f"Cannot write '{path}': it is a folder. Give the name of a file in it.")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"Cannot write '{path}': the folder '{path.parent}' does not exist. Create it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise CheckpointError(f"Cannot write '{path}': the folder '{path.parent}' is not writable.")
+        raise CheckpointError(f"Cannot create the folder '{folder}': {error.strerror}. Choose another one.") from error
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def check_readable(path: Path) -> None:
@@ -103,6 +122,6 @@ def plain(value: object) -> object:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes plain data as JSON, as a whole or not at all."""
-    write_text(path, json.dumps(plain(value), indent=2) + "\n")
+def json_text(value: object) -> str:
+    """Returns plain data as the text of a JSON file."""
+    return json.dumps(plain(value), indent=2) + "\n"

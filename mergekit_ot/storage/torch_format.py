@@ -22,6 +22,7 @@ from mergekit_ot.storage.files import file_digest
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.storage.state_dicts import find_state, foreign_globals
 from mergekit_ot.storage.store import AbstractHeldStore, TensorStore
+from mergekit_ot.storage.torch_stream import torch_stream
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -72,8 +73,8 @@ class TorchWriter(AbstractFileWriter):
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Writes the file."""
-        # Given a path, torch writes its name into the file, which would then differ from run to run.
-        with self.path.open("wb") as stream:
+        # Given a path, torch writes its name into the file, which would then differ from name to name.
+        with torch_stream(self.path) as stream:
             torch.save({**self.metadata, "state_dict": dict(state)}, stream)
 
     def reopened(self) -> TensorStore:

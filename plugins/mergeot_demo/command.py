@@ -20,6 +20,9 @@ def demo(
         "mergeot-demo"
     ),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the two trainings and of the fusions.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace files that mergeot did not write.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
     ] = False,
@@ -31,7 +34,7 @@ def demo(
     with contextlib.redirect_stdout(sys.stderr):
         from mergeot_demo.run import run_demo
 
-        result = run_demo(output, seed, _note)
+        result = run_demo(output, seed, _note, overwrite=overwrite)
     if as_json:
         print(json.dumps(result.as_json(), allow_nan=False))
         return

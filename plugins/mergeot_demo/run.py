@@ -18,6 +18,7 @@ from mergekit_ot import (
     Notify,
     PluginManager,
     barrier,
+    check_output,
     default_manager,
     evaluate,
     fuse,
@@ -38,6 +39,7 @@ _POINTS = 21
 # digits only measure it.
 _HELD_BACK = 180
 _BATCH = 256
+_FILES = ("source-a.pt", "source-b.pt", "fused.pt", "barrier.png")
 
 Batches = list[tuple[Tensor, Tensor]]
 State = Mapping[str, Tensor]
@@ -101,9 +103,12 @@ class _Task:
     seed: int
     manager: PluginManager
     notify: Notify
+    overwrite: bool
 
 
-def run_demo(folder: Path, seed: int, notify: Notify, manager: PluginManager | None = None) -> DemoResult:
+def run_demo(
+    folder: Path, seed: int, notify: Notify, manager: PluginManager | None = None, *, overwrite: bool = False
+) -> DemoResult:
     """Runs the demonstration.
 
     Args:
@@ -111,6 +116,7 @@ def run_demo(folder: Path, seed: int, notify: Notify, manager: PluginManager | N
         seed: Seed of the trainings (the second uses the next one) and of the fusions.
         notify: Told what happens.
         manager: Whose architecture and solvers are used; the installed plugins by default.
+        overwrite: Whether files that mergeot did not write may be replaced.
 
     Raises:
         MergeotError: The folder cannot be written, or no solver could fuse the two.
@@ -122,11 +128,13 @@ def run_demo(folder: Path, seed: int, notify: Notify, manager: PluginManager | N
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MergeotError(f"Cannot create '{folder}': {error.strerror}. Choose another --output.") from error
+    for name in _FILES:
+        check_output(folder / name, overwrite=overwrite)
     digits = _divided(manager)
     inputs, targets = _joined(digits.training)
     notify(f"Training two networks on {len(inputs)} digits, from different seeds …")
     sources = [train(make, inputs, targets, seed + offset) for offset in (0, 1)]
-    task = _Task(sources, make, digits, seed, manager, notify)
+    task = _Task(sources, make, digits, seed, manager, notify, overwrite)
     rows = _source_rows(task)
     fused, of_solvers = _fuse_all(task)
     best = max(fused, key=lambda fusion: fusion.held_back)
@@ -236,10 +244,10 @@ def _save(folder: Path, task: _Task, best: _Fused) -> tuple[str, ...]:
             arguments=task.make.arguments,
             input_shape=(1, 8, 8),
             provenance=provenance,
+            overwrite=task.overwrite,
             manager=task.manager,
         )
-    names = [*(content[0] for content in contents), "barrier.png"]
-    return tuple(str(folder / name) for name in names)
+    return tuple(str(folder / name) for name in _FILES)
 
 
 def _barriers(picture: Path, task: _Task, fused: list[_Fused]) -> tuple[float | None, float | None]:
@@ -254,7 +262,7 @@ def _barriers(picture: Path, task: _Task, fused: list[_Fused]) -> tuple[float | 
         best = max(ordered, key=lambda fusion: fusion.held_back)
         aligned = barrier(make(), best.result.aligned_state(0), best.result.aligned_state(1), test, _POINTS)
         curves[f"aligned ({best.solver})"] = aligned
-    plot_barrier(curves, picture, "Between two networks trained on the digits")
+    plot_barrier(curves, picture, "Between two networks trained on the digits", overwrite=task.overwrite)
     return naive["error_barrier"], None if aligned is None else aligned["error_barrier"]
 
 

@@ -134,6 +134,9 @@ def show_table(
         list[str] | None, typer.Argument(metavar="[NAME…]", show_default=False, help="Experiments. Default: all.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the page there.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace a file that mergeot did not write.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Render all stored results as a page of markdown, each row with the command that made it."""
@@ -144,7 +147,7 @@ def show_table(
 
         tables = stored_tables(names or [], default_manager())
         if output is not None:
-            write_page(tables, output)
+            write_page(tables, output, overwrite=overwrite)
     if as_json:
         print(json.dumps({"experiments": [table.as_json() for table in tables]}, allow_nan=False))
     else:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mergekit_ot import MergeotError, PluginManager, RecipeError
+from mergekit_ot import MergeotError, PluginManager, RecipeError, write_text
 from mergekit_ot.errors import unknown_name
 from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Method
 from mergeot_experiments.catalogue.registry import ALL, EXPERIMENTS, find_experiments
@@ -77,16 +77,13 @@ def _tables_at(scale: str, store: Store, manager: PluginManager) -> list[ResultT
     return [table for table in tables if table is not None]
 
 
-def write_page(tables: Sequence[ResultTable], path: Path) -> None:
-    """Writes the tables as a page of markdown.
+def write_page(tables: Sequence[ResultTable], path: Path, *, overwrite: bool = False) -> None:
+    """Writes the tables as a page of markdown; a file that mergeot did not write is replaced with `overwrite` only.
 
     Raises:
         MergeotError: It cannot be written.
     """
-    try:
-        path.write_text(as_markdown(tables), encoding="utf-8")
-    except OSError as error:
-        raise MergeotError(f"Cannot write '{path}': {error.strerror}. Choose another --output.") from error
+    write_text(path, as_markdown(tables), comment="<!-- {} -->", overwrite=overwrite)
 
 
 def _store() -> Store:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mergekit_ot import Checkpoint, CheckpointError, MemoryStore
+from mergekit_ot import Checkpoint, CheckpointError, MemoryStore, torch_stream
 
 # Where an operation stood in the source code, with the folders of whoever exported it.
 _SOURCE_FOLDER = re.compile(r'(?<=File ")[^"\n]*[/\\]')
@@ -58,8 +58,7 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
         with torch.no_grad():
             value.copy_(state[name])
     _forget_folders(program)
-    # Given a path, torch names the members after it.
-    with _quiet(), path.open("wb+") as stream:
+    with _quiet(), torch_stream(path) as stream:
         torch.export.save(program, stream)
 
 

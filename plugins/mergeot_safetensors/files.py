@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +22,8 @@ SUFFIX = ".safetensors"
 _KEY = "mergekit_ot"
 _NEWEST_VERSION = 1
 _LENGTH_BYTES = 8
+# How the library, which is no Python, tells that the system could not write.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 # A file that was only renamed to .safetensors is what its first bytes say: an archive or a pickle.
 _OTHER_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
 
@@ -124,6 +128,10 @@ class SafetensorsWriter(AbstractFileWriter):
         try:
             save_file(separate, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+            failed = _SYSTEM_ERROR.search(str(error))
+            if failed is not None:
+                number = int(failed[1])
+                raise OSError(number, os.strerror(number), str(self.path)) from error
             raise CheckpointError(
                 f"Cannot write '{self.path}' as safetensors ({error}). Give an output with .pt."
             ) from error

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 import mergekit_ot
-from mergekit_ot import MergeotError, PluginManager
+from mergekit_ot import MergeotError, PluginManager, write_text
 from mergeot_experiments.catalogue.descriptions import Method, Setting
 
 # Of what is measured on the sources alone; raised whenever that is measured in another way.
@@ -97,11 +96,11 @@ class Store:
         }
         identity = _identity(content, method, version)
         path = self._folder / f"{_digest(identity)}.json"
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        text = json.dumps({**identity, "result": result, "measured": measured}, indent=1)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({**identity, "result": result, "measured": measured}, indent=1), "utf-8")
-            beside.replace(path)
+            # All that stands in the cache is ours.
+            write_text(path, text, overwrite=True)
         except OSError as error:
             raise MergeotError(
                 f"Cannot write to '{self._folder}': {error.strerror}. Name another folder with MERGEOT_CACHE."

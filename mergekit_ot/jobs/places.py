@@ -1,0 +1,71 @@
+"""What a job reads and where it writes, checked before any file is read: nothing that is read may be lost."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from mergekit_ot.errors import CheckpointError, RecipeError
+from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.report.repeating import RECIPE_FILE
+from mergekit_ot.report.writing import report_files, report_recipe
+from mergekit_ot.sources.spec_files import spec_files
+from mergekit_ot.storage.outputs import check_folder, check_output, check_outputs, is_same
+
+
+def input_files(recipe: FusionRecipe, recipe_file: Path | None = None) -> list[str | Path]:
+    """Returns the files that a job reads: models, what its SPECs name, and the recipe itself."""
+    specs = [*recipe.arch, *(spec for spec in (recipe.target, recipe.data) if isinstance(spec, str))]
+    read = [*recipe.models, *itertools.chain.from_iterable(map(spec_files, specs))]
+    return read if recipe_file is None else [*read, recipe_file]
+
+
+def check_fusion_places(recipe: FusionRecipe, recipe_file: Path | None = None, *, is_dry: bool = False) -> None:
+    """Checks where a fusion and its report are written.
+
+    Args:
+        recipe: The fusion.
+        recipe_file: The file that it was read from.
+        is_dry: Whether nothing is written, so that only the folder of the report is looked at.
+
+    Raises:
+        MergeotError: A file or the folder cannot be written, or one would be lost.
+    """
+    inputs = input_files(recipe, recipe_file)
+    output = Path(recipe.output)
+    if not is_dry:
+        check_file_name(recipe.output)
+        check_output(output, inputs, overwrite=recipe.overwrite)
+    if recipe.report is None:
+        return
+    folder = Path(recipe.report)
+    check_folder(folder)
+    if is_dry:
+        return
+    if is_same(folder, output):
+        raise RecipeError(f"The output and the report are both '{folder}': give each a place of its own.")
+    files = report_files(folder)
+    if recipe_file is not None and is_same(folder / RECIPE_FILE, recipe_file):
+        _check_same_recipe(recipe, recipe_file)
+        files.pop(RECIPE_FILE)
+    if folder.is_dir():
+        check_outputs({"The output": output, **files}, inputs, overwrite=recipe.overwrite)
+
+
+def check_file_name(name: str) -> None:
+    """Checks that a name does not say that it is a folder.
+
+    Raises:
+        CheckpointError: It ends like one.
+    """
+    if name.endswith(("/", "\\")):
+        raise CheckpointError(f"The output '{name}' names a folder. Give the name of a file, such as {name}fused.pt.")
+
+
+def _check_same_recipe(recipe: FusionRecipe, recipe_file: Path) -> None:
+    """A report may be made anew from its own recipe, which then stays as it is."""
+    if recipe_file.read_text(encoding="utf-8") != report_recipe(recipe):
+        raise CheckpointError(
+            f"The report would replace the recipe '{recipe_file}' that it is made from, by another one: it would be "
+            "lost. Choose another --report."
+        )

@@ -1,0 +1,36 @@
+"""Writing what matplotlib has drawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from mergekit_ot.storage.marks import DRAWN_BY, XML_COMMENT, with_mark
+from mergekit_ot.storage.replacing import replacing
+
+# What a picture of each format says of itself; without a date, so that the same picture is the same file.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": DRAWN_BY},
+    "pdf": {"Creator": DRAWN_BY, "CreationDate": None},
+    "svg": {"Date": None},
+}
+
+
+def save_figure(figure: Any, path: Path, *, overwrite: bool = False) -> None:
+    """Writes a figure as a whole or not at all; the extension names the format.
+
+    Raises:
+        CheckpointError: The file may not be written, or writing failed.
+    """
+    import matplotlib
+
+    kind = path.suffix.lower().lstrip(".")
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": DRAWN_BY}):
+        figure.savefig(drawn, format=kind, dpi=200, metadata=_METADATA[kind])
+    content = drawn.getvalue()
+    if kind == "svg":
+        content = with_mark(content.decode("utf-8"), XML_COMMENT).encode("utf-8")
+    with replacing(path, overwrite=overwrite) as beside:
+        beside.write_bytes(content)
