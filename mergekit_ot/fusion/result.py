@@ -19,6 +19,8 @@ from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.fusion.written import ResultCheck, template_of
 from mergekit_ot.progress import Progress
 
+_NOTHING = Extent(0, 0, 0.0)
+
 
 @dataclass(frozen=True)
 class FusionResult:
@@ -68,7 +70,7 @@ class FusionResult:
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    extent: Extent = Extent(0, 0, 0.0)
+    extent: Extent = _NOTHING
     check: FunctionCheck | None = None
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
