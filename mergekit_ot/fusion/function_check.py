@@ -34,7 +34,8 @@ class FunctionCheck:
         has_moved: Whether the couplings move any neuron.
         is_telling: Whether the outputs depend on what moved, so that their staying the same means something.
         is_exact: Whether every coupling only reorders neurons.
-        filled: Tensors of zeros that were filled at random for it, since behind them nothing shows.
+        filled: Tensors of zeros that were filled at random for a second comparison, since behind them nothing shows.
+        filled_error: The largest relative difference in that one.
         noise: What the sources' own noise explains of the error, where that had to be asked; and of which kind it is.
         remarks: Sentences on what cannot be compared.
 
@@ -52,16 +53,18 @@ class FunctionCheck:
     is_telling: bool
     is_exact: bool
     filled: tuple[str, ...] = ()
+    filled_error: float = 0.0
     noise: str = ""
     remarks: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """What the comparison says; empty where the warnings say it."""
-        size = f"{self.error:.1e}"
+        largest = max(self.error, self.filled_error)
+        size = f"{largest:.1e}"
         if self.noise:
             return f"The aligned sources differ from the sources by {size} of the outputs' scale, {self.noise}."
-        if self.error >= SAME:
+        if largest >= SAME:
             return (
                 f"The aligned sources differ from the sources by {size} of the outputs' scale; every coupling only "
                 f"reorders neurons, and no more than {REFUSED:g} counts as rounding."
@@ -110,6 +113,7 @@ def _joined(checks: list[FunctionCheck]) -> FunctionCheck:
         is_telling=bool(moved) and all(check.is_telling for check in moved),
         is_exact=all(check.is_exact for check in checks),
         filled=tuple(dict.fromkeys(name for check in checks for name in check.filled)),
+        filled_error=max(check.filled_error for check in checks),
         noise=next((check.noise for check in checks if check.noise), ""),
         remarks=tuple(remark for check in checks for remark in check.remarks),
     )
@@ -135,22 +139,23 @@ class _Guard:
         noise = "" if error <= REFUSED else self._explained(own, state, number, error)
         moved = [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
         filled = self._filled(state, number) if moved and is_exact else {}
-        whole = {**state, **filled}
+        whole = {**state, **filled} if filled else {}
         outputs = own.outputs(whole) if filled else []
+        again = 0.0
         if filled and all(bool(torch.isfinite(each).all()) for each in outputs):
             aligned = self._moved(whole, number)
             others = self.fused.outputs(aligned)
             again = difference(outputs, others)
             if not again <= REFUSED:
                 noise = self._explained(own, whole, number, again, next(iter(filled)))
-            error = max(error, again)
         return FunctionCheck(
             error=error,
             is_coupled=bool(self.alignment.couplings),
             has_moved=bool(moved),
-            is_telling=bool(moved) and self._is_telling(aligned, others, moved, error),
+            is_telling=bool(moved) and self._is_telling(aligned, others, moved, max(error, again)),
             is_exact=is_exact,
             filled=tuple(name for name in filled if self.template[name].ndim > 1),
+            filled_error=again,
             noise=noise,
             remarks=remarks,
         )
@@ -201,14 +206,13 @@ class _Guard:
 
     def _is_telling(self, aligned: dict[str, Tensor], outputs: list[Tensor], moved: list[str], error: float) -> bool:
         """Whether the outputs change when one place of each group that moved is put into another order."""
-        wrong = dict(aligned)
-        names = {described: alias for alias, described in self.alignment.target.aliases.items()}
+        wrong, aliases = dict(aligned), self.alignment.target.aliases
         for key in moved:
             slot = _reader(self.alignment, key)
-            if slot is not None:
-                wrong[slot.parameter] = wrong[slot.parameter].flip(slot.axis)
-                if names.get(slot.parameter) in wrong:
-                    wrong[names[slot.parameter]] = wrong[slot.parameter]
+            # A tied parameter is loaded once per name.
+            for name in wrong:
+                if slot is not None and aliases.get(name, name) == slot.parameter:
+                    wrong[name] = wrong[name].flip(slot.axis)
         change = difference(outputs, self.fused.outputs(wrong))
         return not change <= max(_TELLING * error, _LEAST_TELLING)
 
