@@ -81,7 +81,7 @@ class Runner:
             # Loaded once more, since the instance rounded it to its own type.
             module.load_state_dict(dict(state), strict=False)
             return _run(module, inputs, 0)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        except (RuntimeError, ValueError, TypeError):
             return None  # a forward that fixes its types cannot be run in another
 
 
