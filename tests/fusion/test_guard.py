@@ -213,7 +213,7 @@ SPOILED = {
         lambda state: {**state, "layers.1.bias": torch.ones(4)},
         r"has shape \(4,\), the architecture has \(5,\)",
     ),
-    "type": (lambda state: {**state, "layers.1.bias": torch.ones(5).long()}, "is torch.int64 where the sources have"),
+    "type": (lambda state: {**state, "layers.1.bias": torch.ones(5).long()}, "is int64 where the sources have float32"),
     "none": (lambda state: {**state, "layers.1.bias": None}, "is a NoneType and no tensor"),
 }
 
