@@ -43,6 +43,7 @@ _HOMES = {
     "Progress": "mergekit_ot.progress",
     "SolverError": "mergekit_ot.errors",
     "RecipeError": "mergekit_ot.errors",
+    "ResultError": "mergekit_ot.errors",
     "EinRule": "mergekit_ot.graph.rules.einrule",
     "NodeRule": "mergekit_ot.graph.rules.rule",
     "FunctionRule": "mergekit_ot.graph.rules.rule",
@@ -146,7 +147,15 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from mergekit_ot.api import check_model, fuse, fuse_with, load_checkpoint, save_checkpoint, trace_model
-    from mergekit_ot.errors import ArchitectureError, CheckpointError, DataError, MergeotError, RecipeError, SolverError
+    from mergekit_ot.errors import (
+        ArchitectureError,
+        CheckpointError,
+        DataError,
+        MergeotError,
+        RecipeError,
+        ResultError,
+        SolverError,
+    )
     from mergekit_ot.fusion.alignment import Alignment
     from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView

@@ -9,7 +9,8 @@
     ├── RecipeError                an option, a model weight or a recipe key is wrong
     ├── DataError                  a data SPEC cannot be found or does not yield (inputs, targets) batches
     ├── SolverError                a solver cannot treat the problem, or returned something that breaks its contract
-    └── PluginError                a plugin cannot be loaded, or two plugins claim one name
+    ├── PluginError                a plugin cannot be loaded, or two plugins claim one name
+    └── ResultError                what came out must not be written: another function, nothing aligned, NaN, odd shapes
 
 Each message says what went wrong and where, why, and what to do next.
 """
@@ -58,6 +59,10 @@ class SolverError(MergeotError):
 
 class PluginError(MergeotError):
     """A plugin cannot be loaded, or two plugins claim one name."""
+
+
+class ResultError(MergeotError):
+    """What a fusion came to must not be written: an aligned source changed, nothing was aligned, a tensor is odd."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -131,7 +131,8 @@ def test_eval_scores_every_model(run: Run) -> None:
 @pytest.mark.parametrize("solver", ["wb", "weight-matching"])
 def test_fuse_recovers_a_planted_order_and_writes_what_it_says(run: Run, solver: str) -> None:
     content = run.json("fuse", "a.pt", "b.pt", "-o", "fused.pt", "--solver", solver, *run.arch, "--input-shape", "4")
-    assert set(content) == {"output", "solver", "groups", "aligned_sources_max_error", "seconds"}
+    extent = {"aligned_groups", "neuron_groups", "pinned_weights_percent", "pinned_because"}
+    assert set(content) == {"output", "solver", "groups", "aligned_sources_max_error", "seconds", *extent}
     assert (content["output"], content["solver"]) == ("fused.pt", solver)
     assert all(set(group) == {"name", "size", "cost", "status", "solver"} for group in content["groups"])
     assert sorted(group["size"] for group in content["groups"]) == [5, 6]

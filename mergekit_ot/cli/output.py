@@ -151,26 +151,30 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         return
     if outcome.output is None:
         show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
+        note(f"It would come to this: {outcome.result.extent.sentence}")
         return
     show_table(content["groups"], ("name", "size", "cost", "status", "solver"), title="Neuron groups")
-    error = content["aligned_sources_max_error"]
     for when, objective in outcome.result.objectives.items():
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
-    if outcome.is_exact or (error is not None and error < 1e-5):
-        note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
+    note(outcome.result.check.sentence)
     for text in outcome.result.notes:
         note(text)
+    note(outcome.result.extent.sentence)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     show_path(outcome.output)
 
 
 def show_aligned(reference: str, solver: str, written: Sequence[Any], *, as_json: bool) -> None:
     """Prints what ``mergeot align`` wrote."""
-    rows = [{"source": w.source, "path": w.path, "max_error": w.max_error, "seconds": w.seconds} for w in written]
     if as_json:
-        show_json({"reference": reference, "solver": solver, "outputs": rows})
+        show_json({"reference": reference, "solver": solver, "outputs": [each.as_json() for each in written]})
         return
+    rows = [{"source": w.source, "path": w.path, "max_error": w.max_error, "seconds": w.seconds} for w in written]
     show_table(rows, title=f"In the neuron order of {reference} (solver {solver})")
+    for each in written:
+        name = "" if len(written) == 1 else f"{each.source}: "
+        note(f"{name}{each.sentence}")
+        note(f"{name}{each.extent.sentence}")
     for row in rows:
         show_path(row["path"])
 

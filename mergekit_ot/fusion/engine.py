@@ -6,20 +6,24 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
+from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
+from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context
 from mergekit_ot.fusion.responses import ResponseGrams
-from mergekit_ot.fusion.result import FusionResult, aligned_state
+from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.fusion.step_check import check_step
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
 from mergekit_ot.fusion.symmetries import find_symmetries
+from mergekit_ot.fusion.task import NOBODY
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
-from mergekit_ot.graph.symmetry.proof import float_outputs
+from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -44,21 +48,22 @@ def run_fusion(
             source.state.check_all()
     else:
         run.run()
-    error = None if dry_run else run.function_error()
     return FusionResult(
         state=run.fused,
         alignment=run.alignment,
         groups=tuple(run.reports.values()),
-        aligned_sources_max_error=error,
+        aligned_sources_max_error=None if run.check is None else run.check.error,
         plan=run.plan,
         solver=setup.methods.solver.name,
         options=setup.options,
         seconds=time.perf_counter() - started,
-        warnings=tuple(run.warnings(error)),
+        warnings=tuple(run.warnings()),
         target=setup.models.target,
         sources=setup.models.sources,
         objectives=run.objectives,
         notes=tuple(run.notes),
+        extent=run.extent(),
+        check=run.check,
     )
 
 
@@ -75,8 +80,12 @@ class FusionRun:
         self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling)
         self.tensors = SourceTensors(self.models.sources, setup.device)
         self.writer = writer
+        self.template = template_of(self.models.target, self.models.sources)
         # A repair needs the whole mean before anything is written.
-        self.mean = MemoryWriter() if writer is None or self.methods.repair is not None else writer
+        self.is_kept = writer is None or self.methods.repair is not None
+        mean = MemoryWriter() if writer is None or self.methods.repair is not None else writer
+        self.mean = CheckedWriter(mean, self._check_of(f"solver '{solver.name}'"))
+        self.check: FunctionCheck | None = None
         self.completed: set[str] = set()
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
@@ -85,8 +94,15 @@ class FusionRun:
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
-        """Runs the plan: alignment, refinement, transport, average, repair."""
+        """Runs the plan: alignment, refinement, transport, average, the guard, repair.
+
+        Raises:
+            ResultError: Nothing can be aligned, an aligned source computes something else, or the result is odd.
+            SolverError: A solver could not compare neurons, or broke its contract.
+        """
         setup = self.setup
+        if self.methods.solver.max_sweeps > 0 and len(self.models.sources) > 1:
+            check_something_is_free(self.models.target_graph, self.groups, self.models.target.name)
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self.start = self.alignment
         if self.methods.measure.needs_data:
@@ -100,6 +116,10 @@ class FusionRun:
             self._refine(self.methods.refinement)
         left = [name for name in self.models.target_graph.layouts if name not in self.completed]
         self._complete(left, self.alignment)
+        self.tensors.release()
+        # Before anything that is written is finished.
+        models = AlignedModels(self.models.target, self.models.sources, self.alignment)
+        self.check = check_function(models, setup.inputs, self.template, setup.options.seed)
         self._finish_state()
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
@@ -151,11 +171,13 @@ class FusionRun:
 
     def _completing(self, step: Step, report: StepReport, alignment: Alignment) -> None:
         """Follows a step after which no other changes its couplings: what is aligned now is averaged and let go."""
+        check_step(report, alignment, self.models.sources)
         self._complete(step.completes, alignment)
         self.tensors.release(step.releases)
         self._observed(step, report, alignment)
 
-    def _observed(self, step: Step, report: StepReport, _: Alignment) -> None:
+    def _observed(self, step: Step, report: StepReport, alignment: Alignment) -> None:
+        check_step(report, alignment, self.models.sources)
         for observe in self.setup.observers:
             observe(report)
         if self.progress is not None:
@@ -177,66 +199,55 @@ class FusionRun:
 
     def _finish_state(self) -> None:
         """Writes what holds no neurons, from the first source that fits, and orders the state as the target does."""
-        self.tensors.release()
-        sources, expected = self.models.sources, self.models.target.make().state_dict()
-        aliases = self.models.target_graph.aliases
-        for name, tensor in expected.items():
+        sources, aliases = self.models.sources, self.models.target_graph.aliases
+        for name, tensor in self.template.items():
             if aliases.get(name, name) in self.completed:
                 continue
             fitting = (s.state for s in sources if name in s.state and s.state.shape(name) == tensor.shape)
             state = next(fitting, None)
             self.mean.write(name, (tensor if state is None else state.read(name)).detach().clone())
         self.mean.close()
-        written = FittedStore(self.mean.reopened(), expected)
-        self.fused = dict(written) if isinstance(self.mean, MemoryWriter) else written
+        written = FittedStore(self.mean.reopened(), self.template)
+        self.fused = dict(written) if self.is_kept else written
 
     def _mend(self, repair: AbstractRepair) -> None:
         """Repairs the mean, and writes what comes of it."""
-        setup, sources, target = self.setup, self.models.sources, self.models.target
-        aligned = [aligned_state(source, target, self.alignment, number) for number, source in enumerate(sources)]
-        models = AlignedModels(target, sources, self.alignment)
+        setup, sources = self.setup, self.models.sources
+        states = [source.state for source in sources]
+        aligned = [moved_state(state, self.template, self.alignment, number) for number, state in enumerate(states)]
+        models = AlignedModels(self.models.target, sources, self.alignment)
         context = repair_context(
             models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
         )
-        self.fused = dict(repair.repair(context))
+        mended = dict(repair.repair(context))
+        self._check_of(f"repair '{setup.options.repair}'").state(mended)
+        self.fused = mended
         if self.writer is not None:
             write_all(self.fused, self.writer)
             self.fused = FittedStore(self.writer.reopened(), self.fused)
 
-    def function_error(self) -> float:
-        """Returns the largest relative difference between a source's outputs and its aligned copy's."""
-        worst = 0.0
-        for number, source in enumerate(self.models.sources):
-            aligned = aligned_state(source, self.models.target, self.alignment, number)
-            ours = _outputs(source.instance(), self.setup.inputs)
-            theirs = _outputs(self.models.target.instance(aligned), self.setup.inputs)
-            for one, other in zip(ours, theirs, strict=True):
-                scale = float(one.abs().max()) or 1.0
-                worst = max(worst, float((one - other).abs().max()) / scale)
-        return worst
+    def _check_of(self, maker: str) -> ResultCheck:
+        return ResultCheck(self.template, self.models.sources, maker)
 
-    def warnings(self, error: float | None) -> list[str]:
+    def extent(self) -> Extent:
+        """Returns how much is aligned; for a dry run, how much would be."""
+        left = {report.name for report in self.reports.values() if report.solver == NOBODY}
+        is_coupling = self.methods.solver.max_sweeps > 0
+        return extent_of(self.models.target_graph, self.groups - left if is_coupling else (), self.groups)
+
+    def warnings(self) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
-        exact = all(self.alignment.is_function_preserving(i) for i in range(len(self.models.sources)))
-        if error is not None and exact and not error < 1e-3:
-            found.append(
-                f"An aligned source computes something else than the source (relative error {error:.2g}) though every "
-                "coupling is a permutation: a node rule is wrong for this architecture. Run 'mergeot check' on it."
-            )
-        elif error is not None and error > 1e-3:
-            found.append(
-                "Some couplings are not permutations, so aligned sources differ from the sources "
-                f"(relative error {error:.2g})."
-            )
+        if self.check is not None:
+            found += self.check.remarks
+            if self.check.error > REFUSED and not self.check.is_exact:
+                found.append(
+                    "Some couplings are not permutations, so aligned sources differ from the sources "
+                    f"(relative error {self.check.error:.2g})."
+                )
         if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
             )
         return found
-
-
-def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return float_outputs(model(*inputs))

@@ -165,6 +165,28 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
     return result
 
 
+def moved_state(
+    state: Mapping[str, Tensor], template: Mapping[str, Tensor], alignment: Alignment, source: int
+) -> dict[str, Tensor]:
+    """Returns a state of a source in the neuron order and sizes of the fused model.
+
+    Args:
+        state: What the source holds.
+        template: State dict of the fused architecture; it gives what no source has of a fitting shape.
+        alignment: The couplings.
+        source: Number of the source.
+    """
+    graph, moved = alignment.graphs[source], {}
+    for name, tensor in template.items():
+        described = graph.aliases.get(name, name)
+        if described in graph.layouts:
+            moved[name] = transport_parameter(state[described].detach(), described, alignment, source)
+        else:
+            own = state.get(name, tensor)
+            moved[name] = (own if own.shape == tensor.shape else tensor).detach().clone()
+    return moved
+
+
 def transport_values(
     values: Tensor, axis: int, parameter: str, parameter_axis: int, alignment: Alignment, source: int
 ) -> Tensor:

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
-from mergekit_ot.fusion.moving import transport_parameter
+from mergekit_ot.fusion.extent import Extent
+from mergekit_ot.fusion.function_check import FunctionCheck
+from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
 from mergekit_ot.fusion.repair import AlignedModels, RepairContext, repair_context
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import GroupReport
+from mergekit_ot.fusion.written import ResultCheck, template_of
 from mergekit_ot.progress import Progress
+
+_NOTHING = Extent(0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class FusionResult:
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
         notes: Sentences of the repair about what it did.
+        extent: How many groups were aligned, which share of the weights is pinned, and why.
+        check: What running the sources and their aligned copies showed; None for a dry run.
 
     Example:
         The fused state is the mean of the sources, each in the fused model's neuron order:
@@ -63,10 +70,24 @@ class FusionResult:
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    extent: Extent = _NOTHING
+    check: FunctionCheck | None = None
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
         return aligned_state(self.sources[source], self.target, self.alignment, source)
+
+    def checked_state(self, source: int) -> dict[str, Tensor]:
+        """Returns `aligned_state`, checked as whatever is written is.
+
+        Raises:
+            ResultError: A tensor has another shape or type than the architecture's, or is not finite.
+        """
+        own = self.sources[source]
+        template = template_of(self.target, (own,))
+        state = moved_state(own.state, template, self.alignment, source)
+        ResultCheck(template, (own,), f"solver '{self.solver}'").state(state)
+        return state
 
     @property
     def models(self) -> AlignedModels:
@@ -101,13 +122,4 @@ class FusionResult:
 
 def aligned_state(source: SourceModel, target: SourceModel, alignment: Alignment, number: int) -> dict[str, Tensor]:
     """Returns the state of source `number` in the neuron order and sizes of the target."""
-    graph = alignment.graphs[number]
-    aligned = {}
-    for name, tensor in target.make().state_dict().items():
-        described = graph.aliases.get(name, name)
-        if described in graph.layouts:
-            aligned[name] = transport_parameter(source.state.read(described).detach(), described, alignment, number)
-        else:
-            own = source.state.get(name, tensor)
-            aligned[name] = (own if own.shape == tensor.shape else tensor).detach().clone()
-    return aligned
+    return moved_state(source.state, target.make().state_dict(), alignment, number)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
@@ -19,6 +21,7 @@ from mergekit_ot.jobs.fusing import check_methods, source_model
 from mergekit_ot.jobs.places import input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.report.outcome import extent_facts
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
@@ -28,12 +31,33 @@ from mergekit_ot.storage.outputs import check_folder, check_output
 
 @dataclass(frozen=True)
 class AlignedFile:
-    """One model written in the reference's neuron order."""
+    """One model written in the reference's neuron order.
+
+    Attributes:
+        source: The file that it was read from.
+        path: The file that was written.
+        max_error: Largest relative difference between what both compute.
+        seconds: Wall time of the alignment.
+        extent: How much was aligned.
+        sentence: What comparing the two showed.
+    """
 
     source: str
     path: str
     max_error: float | None
     seconds: float
+    extent: Extent
+    sentence: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the object of ``mergeot align --json`` for it."""
+        return {
+            "source": self.source,
+            "path": self.path,
+            "max_error": self.max_error,
+            "seconds": self.seconds,
+            **extent_facts(self.extent),
+        }
 
 
 def run_align(
@@ -67,10 +91,15 @@ def run_align(
     for source, output in zip(sources[1:], outputs, strict=True):
         result = align_pair(sources[0], source, recipe, inputs, data, manager, progress)
         check_reference_order(sources[0], result, recipe.solver)
+        for warning in result.warnings:
+            # A model that is only reordered needs no repair.
+            if "--repair" not in warning:
+                notify(f"warning: {warning}")
+        aligned = result.checked_state(1)
         make, digest = source.make, source.checkpoint.sha256
         with made_folder(folder):
             save_checkpoint(
-                result.aligned_state(1),
+                aligned,
                 output,
                 architecture=make.name if make.is_registered else None,
                 arguments=make.arguments if make.is_registered else None,
@@ -80,7 +109,17 @@ def run_align(
                 overwrite=recipe.overwrite,
                 manager=manager,
             )
-        written.append(AlignedFile(source.name, str(output), result.aligned_sources_max_error, result.seconds))
+        sentence = "" if result.check is None else result.check.sentence
+        written.append(
+            AlignedFile(
+                source.name,
+                str(output),
+                result.aligned_sources_max_error,
+                result.seconds,
+                result.extent,
+                sentence,
+            )
+        )
     return written
 
 

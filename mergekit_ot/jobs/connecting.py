@@ -198,6 +198,8 @@ def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, tuple[tuple[T
         # That a network with BatchNorm needs a repair is no news where one was asked for.
         if not batches or "--repair" not in warning:
             request.notify(f"warning: {warning}")
+    if request.align:
+        request.notify(result.extent.sentence)
     if request.pictures.plane is not None:
         check_reference_order(pair.first, result, recipe.solver)
     return result, batches

@@ -7,7 +7,9 @@ from typing import Any
 
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
+from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
+from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
@@ -66,6 +68,7 @@ def run_fuse(
         dry_run=dry_run,
     )
     if dry_run:
+        _check_plan(recipe, result, manager)
         return FusionOutcome(None, recipe.solver, result)
     save_checkpoint(
         result.state,
@@ -110,6 +113,13 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
         manager.get("measure", recipe.measure)
     if recipe.repair != NO_REPAIR:
         manager.get("repair", recipe.repair)
+
+
+def _check_plan(recipe: FusionRecipe, result: FusionResult, manager: PluginManager) -> None:
+    """Checks that a planned fusion has something to align, as the fusion itself would."""
+    if manager.get("solver", recipe.solver).max_sweeps > 0 and len(result.sources) > 1:
+        keys = [key for step in result.plan.steps for key in step.groups]
+        check_something_is_free(result.alignment.target, keys, result.target.name)
 
 
 def _target_of(

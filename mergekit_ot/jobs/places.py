@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergekit_ot.errors import CheckpointError, RecipeError
 from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.report.facts import portable_recipe
 from mergekit_ot.report.repeating import RECIPE_FILE
 from mergekit_ot.report.writing import report_files, report_recipe
 from mergekit_ot.sources.spec_files import spec_files
@@ -64,7 +65,7 @@ def check_file_name(name: str) -> None:
 
 def _check_same_recipe(recipe: FusionRecipe, recipe_file: Path) -> None:
     """A report may be made anew from its own recipe, which then stays as it is."""
-    if recipe_file.read_text(encoding="utf-8") != report_recipe(recipe):
+    if recipe_file.read_text(encoding="utf-8") != report_recipe(portable_recipe(recipe)):
         raise CheckpointError(
             f"The report would replace the recipe '{recipe_file}' that it is made from, by another one: it would be "
             "lost. Choose another --report."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.transport.problem import Status
 
@@ -25,12 +26,18 @@ class FusionOutcome:
             "groups": group_rows(self.result),
             "aligned_sources_max_error": self.result.aligned_sources_max_error,
             "seconds": self.result.seconds,
+            **extent_facts(self.result.extent),
         }
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether every source was only reordered, so that its aligned copy computes what it computes."""
-        return all(map(self.result.alignment.is_function_preserving, range(len(self.result.sources))))
+
+def extent_facts(extent: Extent) -> dict[str, Any]:
+    """Returns how much was aligned, as plain data."""
+    return {
+        "aligned_groups": extent.aligned,
+        "neuron_groups": extent.groups,
+        "pinned_weights_percent": extent.pinned_percent,
+        "pinned_because": list(extent.reasons),
+    }
 
 
 def group_rows(result: FusionResult) -> list[dict[str, Any]]:

@@ -50,12 +50,9 @@ def _compared_losses(fused: Evaluation, references: Sequence[tuple[str, Evaluati
 
 
 def exactness(report: Report) -> str:
-    """Returns a sentence about the aligned sources."""
-    error = report.result.aligned_sources_max_error
-    size = "" if error is None else f" (largest relative difference of outputs {error:.1e})"
-    if report.is_exact:
-        return f"Every coupling is a permutation, so the aligned sources compute what the sources compute{size}."
-    return f"Some couplings are no permutations, so aligned sources differ from the sources{size}."
+    """Returns what comparing the aligned sources with the sources showed, and how much is aligned."""
+    check = report.result.check
+    return f"{'' if check is None else check.sentence} {report.result.extent.sentence}".strip()
 
 
 def scores_section(report: Report) -> Markup:

@@ -84,7 +84,12 @@ def _texts(folder: Path, report: Report, outcome: FusionOutcome) -> dict[Path, s
     """Returns the files of a report; without the recipe where that is there as it is, perhaps to be read from."""
     from mergekit_ot import __version__
 
-    numbers = {JSON_KEY: f"mergekit_ot {__version__}", **outcome.as_json(), "output": report.fused.name, **report.as_json()}
+    numbers = {
+        JSON_KEY: f"mergekit_ot {__version__}",
+        **outcome.as_json(),
+        "output": report.fused.name,
+        **report.as_json(),
+    }
     texts = {
         RECIPE_FILE: report_recipe(report.recipe),
         NUMBERS: json_text(numbers),

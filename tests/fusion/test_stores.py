@@ -45,11 +45,13 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.again, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        # The tied layers have the order of the inputs; only what the last ones share is free.
+        self.first, self.again = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.free, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
         self.again.weight = self.first.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(self.again(torch.relu(self.first(x)))))
+        return self.last(torch.relu(self.free(torch.relu(self.again(torch.relu(self.first(x)))))))
 
 
 def states(make: Callable[[], nn.Module] = Cnn) -> list[dict[str, Tensor]]:

@@ -1,0 +1,246 @@
+"""The guard: aligned sources are run beside the sources, and what computes something else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergekit_ot.errors import ResultError
+from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
+from mergekit_ot.fusion.moving import moved_state
+from mergekit_ot.fusion.parting import first_parting
+from mergekit_ot.fusion.repair import AlignedModels
+from mergekit_ot.fusion.running import Inputs, Runner, State, difference
+from mergekit_ot.graph.ir import AxisSlot
+from mergekit_ot.transport.coupling import Coupling
+
+# Above it an aligned source computes something else; below the other it computes the same.
+REFUSED, SAME = 1e-3, 1e-5
+# How much more than its own noise an aligned source may differ, and by how much a control must differ to tell anything.
+_NOISE, _TELLING = 10.0, 20.0
+_LEAST_TELLING = 1e-6
+
+
+@dataclass(frozen=True)
+class FunctionCheck:
+    """What the sources and their aligned copies computed.
+
+    Attributes:
+        error: The largest relative difference of their outputs.
+        is_coupled: Whether a solver coupled any neurons.
+        has_moved: Whether the couplings move any neuron.
+        is_telling: Whether the outputs depend on what moved, so that their staying the same means something.
+        is_exact: Whether every coupling only reorders neurons.
+        filled: Tensors of zeros that were filled at random for a second comparison, since behind them nothing shows.
+        filled_error: The largest relative difference in that one.
+        noise: What the sources' own noise explains of the error, where that had to be asked; and of which kind it is.
+        remarks: Sentences on what cannot be compared.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import fuse
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fuse([net, net], example_inputs=torch.randn(2, 4)).check.sentence
+        'The neurons were already in one order: nothing had to move.'
+    """
+
+    error: float
+    is_coupled: bool
+    has_moved: bool
+    is_telling: bool
+    is_exact: bool
+    filled: tuple[str, ...] = ()
+    filled_error: float = 0.0
+    noise: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What the comparison says; empty where the warnings say it."""
+        largest = max(self.error, self.filled_error)
+        size = f"{largest:.1e}"
+        if self.noise:
+            return f"The aligned sources differ from the sources by {size} of the outputs' scale, {self.noise}."
+        if largest >= SAME:
+            return (
+                f"The aligned sources differ from the sources by {size} of the outputs' scale; every coupling only "
+                f"reorders neurons, and no more than {REFUSED:g} counts as rounding."
+                if self.is_exact
+                else f"Some couplings are no permutations: the aligned sources differ from the sources by {size}."
+            )
+        if not self.is_coupled:
+            return "The neurons were taken as they stand: nothing was aligned."
+        if not self.has_moved:
+            return "The neurons were already in one order: nothing had to move."
+        if not self.is_telling:
+            return (
+                "Nothing that moved reaches the outputs at the example inputs (they do not change when it is moved "
+                "wrongly), so that they stay the same proves nothing."
+            )
+        filled = f" For this, zeros were filled at random, such as '{self.filled[0]}'." if self.filled else ""
+        return f"The aligned sources compute what the sources compute (largest relative error {size}).{filled}"
+
+
+def check_function(
+    models: AlignedModels, inputs: Inputs, template: Mapping[str, Tensor], seed: int = 0
+) -> FunctionCheck:
+    """Compares every source with its aligned copy.
+
+    Args:
+        models: The networks and their alignment.
+        inputs: What they are run with.
+        template: State dict of the fused architecture.
+        seed: Seed of what zeros are filled with.
+
+    Raises:
+        ResultError: Every coupling only reorders neurons, and still a source computes something else by more than its
+            noise explains; or an aligned source computes NaN.
+    """
+    guard = _Guard(models, inputs, template, seed)
+    return _joined([guard.check(number) for number in range(len(models.sources))])
+
+
+def _joined(checks: list[FunctionCheck]) -> FunctionCheck:
+    """Returns what holds of all sources together; a source that did not move says nothing about the others."""
+    moved = [check for check in checks if check.has_moved]
+    return FunctionCheck(
+        error=max(check.error for check in checks),
+        is_coupled=any(check.is_coupled for check in checks),
+        has_moved=bool(moved),
+        is_telling=bool(moved) and all(check.is_telling for check in moved),
+        is_exact=all(check.is_exact for check in checks),
+        filled=tuple(dict.fromkeys(name for check in checks for name in check.filled)),
+        filled_error=max(check.filled_error for check in checks),
+        noise=next((check.noise for check in checks if check.noise), ""),
+        remarks=tuple(remark for check in checks for remark in check.remarks),
+    )
+
+
+class _Guard:
+    """Compares the sources of one fusion with their aligned copies."""
+
+    def __init__(self, models: AlignedModels, inputs: Inputs, template: Mapping[str, Tensor], seed: int) -> None:
+        self.models, self.alignment, self.inputs = models, models.alignment, inputs
+        self.template, self.seed = template, seed
+        # Built once for the copies of all sources.
+        self.fused = Runner(models.target, inputs)
+
+    def check(self, number: int) -> FunctionCheck:
+        """Compares one source with its aligned copy."""
+        source = self.models.sources[number]
+        own, state = Runner(source, self.inputs), source.state
+        aligned = self._moved(state, number)
+        outputs, others = own.outputs(state), self.fused.outputs(aligned)
+        error, remarks = difference(outputs, others), tuple(_remarks(source.name, outputs))
+        is_exact = self.alignment.is_function_preserving(number)
+        noise = "" if error <= REFUSED else self._explained(own, state, number, error)
+        moved = [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
+        filled = self._filled(state, number) if moved and is_exact else {}
+        whole = {**state, **filled} if filled else {}
+        outputs = own.outputs(whole) if filled else []
+        again = 0.0
+        if filled and all(bool(torch.isfinite(each).all()) for each in outputs):
+            aligned = self._moved(whole, number)
+            others = self.fused.outputs(aligned)
+            again = difference(outputs, others)
+            if not again <= REFUSED:
+                noise = self._explained(own, whole, number, again, next(iter(filled)))
+        return FunctionCheck(
+            error=error,
+            is_coupled=bool(self.alignment.couplings),
+            has_moved=bool(moved),
+            is_telling=bool(moved) and self._is_telling(aligned, others, moved, max(error, again)),
+            is_exact=is_exact,
+            filled=tuple(name for name in filled if self.template[name].ndim > 1),
+            filled_error=again,
+            noise=noise,
+            remarks=remarks,
+        )
+
+    def _moved(self, state: State, number: int) -> dict[str, Tensor]:
+        return moved_state(state, self.template, self.alignment, number)
+
+    def _explained(self, own: Runner, state: State, number: int, error: float, filled: str = "") -> str:
+        """Returns what explains a large error, empty for couplings that are no permutations.
+
+        Raises:
+            ResultError: Nothing does.
+        """
+        name = self.models.sources[number].name
+        is_exact = self.alignment.is_function_preserving(number)
+        if not is_exact and error < float("inf"):
+            return ""
+        moved = self._moved(state, number)
+        noise = own.noise(state, self.fused, moved) if is_exact else None
+        if noise is not None:
+            in_double = noise.error_in_double
+            least = in_double if in_double < float("inf") else error
+            if in_double <= REFUSED or least <= _NOISE * noise.rounding:
+                return "which is rounding: the function is the same as far as the network's own noise lets it be told"
+            if error <= _NOISE * noise.chance:
+                return f"and two runs of one source differ by {noise.chance:.1e}: its forward draws random numbers"
+        size = f"its outputs differ by {error:.2g} of their scale" if error < float("inf") else "its outputs hold NaN"
+        known = f" (with zeros, such as '{filled}', filled at random)" if filled else ""
+        why = ", though every coupling only reorders neurons" if is_exact else ""
+        place = first_parting(self.models, number, state, moved, self.inputs)
+        raise ResultError(
+            f"'{name}', moved into the fused order, computes something else than before{known}: {size}{why}. {place} "
+            "Nothing was written. Run 'mergeot check' on this architecture; where a plugin's rule claims that "
+            "operation, leave the plugin out (MERGEOT_PLUGINS) or correct its rule."
+        )
+
+    def _filled(self, state: State, number: int) -> dict[str, Tensor]:
+        """Returns random values for the parameters that are all zero: what lies behind them does not show."""
+        graph, generator = self.alignment.graphs[number], torch.Generator().manual_seed(self.seed)
+        filled = {}
+        for name in graph.layouts:
+            tensor = state[name]
+            if name not in graph.buffers and tensor.is_floating_point() and not bool(tensor.any()):
+                fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 1
+                values = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+                filled[name] = values.to(tensor.dtype)
+        return {**filled, **{alias: filled[name] for alias, name in graph.aliases.items() if name in filled}}
+
+    def _is_telling(self, aligned: dict[str, Tensor], outputs: list[Tensor], moved: list[str], error: float) -> bool:
+        """Whether the outputs change when one place of each group that moved is put into another order."""
+        wrong, aliases = dict(aligned), self.alignment.target.aliases
+        for key in moved:
+            slot = _reader(self.alignment, key)
+            # A tied parameter is loaded once per name.
+            for name in wrong:
+                if slot is not None and aliases.get(name, name) == slot.parameter:
+                    wrong[name] = wrong[name].flip(slot.axis)
+        change = difference(outputs, self.fused.outputs(wrong))
+        return not change <= max(_TELLING * error, _LEAST_TELLING)
+
+
+def _stays(coupling: Coupling | FamilyCoupling) -> bool:
+    if isinstance(coupling, FamilyCoupling):
+        pairs = (pair for context in coupling.members for pair in context)
+        return all(ours == theirs for ours, theirs in pairs) and all(c.is_identity for c in coupling.members.values())
+    return coupling.is_identity
+
+
+def _reader(alignment: Alignment, key: str) -> AxisSlot | None:
+    """Returns one place of a group that reads its neurons, or its last one; None where it stands nowhere else."""
+    members = list(alignment.target.groups[key].places.values())
+    readers = [slot for slot in members if slot.is_reader]
+    return (readers or members)[-1] if len(members) > 1 else None
+
+
+def _remarks(name: str, outputs: list[Tensor]) -> Iterator[str]:
+    if not outputs:
+        yield (
+            f"The output of '{name}' holds no floating-point tensor, so nothing shows whether the aligned source "
+            "computes the same. Give a model whose forward returns tensors (in tuples, lists or mappings)."
+        )
+    bad = sum(int((~torch.isfinite(each)).sum()) for each in outputs)
+    if bad:
+        count = sum(each.numel() for each in outputs)
+        yield (
+            f"'{name}' itself computes NaN or infinity at the example inputs ({bad} of {count} outputs), though its "
+            "weights are finite: only the other outputs were compared. Give inputs as the network expects them."
+        )
