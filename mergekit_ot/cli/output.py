@@ -144,6 +144,9 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         note(f"The aligned sources compute what the sources compute (largest relative error {error:.1e}).")
     for text in outcome.result.notes:
         note(text)
+    comparison = outcome.result.repair_comparison
+    if comparison is not None and not comparison.warnings:
+        note(comparison.sentence)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     print(outcome.output)
 

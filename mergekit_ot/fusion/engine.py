@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context
+from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionSetup
@@ -59,6 +60,7 @@ def run_fusion(
         sources=setup.models.sources,
         objectives=run.objectives,
         notes=tuple(run.notes),
+        repair_comparison=run.comparison,
     )
 
 
@@ -81,7 +83,8 @@ class FusionRun:
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = list(setup.notes)
+        self.comparison: RepairComparison | None = None
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
@@ -198,7 +201,8 @@ class FusionRun:
         context = repair_context(
             models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
         )
-        self.fused = dict(repair.repair(context))
+        name = setup.options.repair
+        self.fused, self.comparison = repaired_unless_worse(repair, name, context, models, setup.held_out)
         if self.writer is not None:
             write_all(self.fused, self.writer)
             self.fused = FittedStore(self.writer.reopened(), self.fused)
@@ -218,6 +222,7 @@ class FusionRun:
     def warnings(self, error: float | None) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
+        found += [] if self.comparison is None else self.comparison.warnings
         exact = all(self.alignment.is_function_preserving(i) for i in range(len(self.models.sources)))
         if error is not None and exact and not error < 1e-3:
             found.append(

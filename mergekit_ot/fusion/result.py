@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.moving import transport_parameter
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
@@ -35,6 +36,8 @@ class FusionResult:
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
         notes: Sentences of the repair about what it did.
+        repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
+            repair, or nothing to compare it on.
 
     Example:
         The fused state is the mean of the sources, each in the fused model's neuron order:
@@ -63,6 +66,7 @@ class FusionResult:
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    repair_comparison: RepairComparison | None = None
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""

@@ -9,6 +9,7 @@ from typing import Any
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
 from mergekit_ot.fusion.options import NO_REPAIR
+from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.manager import PluginManager
@@ -63,7 +64,7 @@ def run_fuse(
         architecture=fused_as.name if fused_as.is_registered else None,
         arguments=fused_as.arguments if fused_as.is_registered else None,
         input_shape=shape,
-        provenance=_provenance(recipe, sources, fused_as),
+        provenance=_provenance(recipe, sources, fused_as) | _repaired(result),
         template=sources[recipe.target].checkpoint.path if isinstance(recipe.target, int) else None,
         manager=manager,
     )
@@ -131,6 +132,12 @@ def _target_of(
     make = resolve_architecture(recipe.target, manager)
     check_target(make, recipe.target)
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
+
+
+def _repaired(result: FusionResult) -> dict[str, Any]:
+    """Returns whether the repair that was asked for is in the fused model, where that was decided."""
+    comparison = result.repair_comparison
+    return {} if comparison is None else {"is_repaired": comparison.is_written}
 
 
 def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:

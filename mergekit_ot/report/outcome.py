@@ -19,13 +19,15 @@ class FusionOutcome:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the object of ``mergeot fuse --json``."""
-        return {
+        content = {
             "output": self.output,
             "solver": self.solver,
             "groups": group_rows(self.result),
             "aligned_sources_max_error": self.result.aligned_sources_max_error,
             "seconds": self.result.seconds,
         }
+        comparison = self.result.repair_comparison
+        return content if comparison is None else {**content, "repair": comparison.as_json()}
 
     @property
     def is_exact(self) -> bool:
