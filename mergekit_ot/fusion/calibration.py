@@ -18,8 +18,9 @@ Batches = tuple[tuple[Tensor, ...], ...]
 
 # Samples per calibration batch: enough to fill the cores, small enough that all layers' responses fit.
 CALIBRATION_BATCH = 100
-# Samples that a repair is judged on: one of so many that there are, so many at most.
-_HELD_OUT_SHARE, HELD_OUT = 5, 200
+# Samples that a repair is judged on: one of so many, so many at most; where there are few of them at least so many,
+# half of all where that is less.
+_HELD_OUT_SHARE, _MOST_HELD_OUT, _LEAST_HELD_OUT = 5, 200, 20
 # With fewer there is nothing to fit to and to judge on.
 LEAST_SAMPLES = 4
 # Batches of the samples to fit to, where there are few: a cross-validation needs some.
@@ -123,13 +124,13 @@ def calibration_inputs(data: Iterable[Any], size: int) -> Batches:
 def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
     """Returns calibration inputs to fit to, at most `size`, and others to judge what was fitted.
 
-    A fifth as many as are fitted to are held out, 200 at most: of what the data hold beyond `size`, or else of the
-    `size` samples themselves, drawn at random by a fixed seed. A copy of an earlier sample is neither.
+    A fifth as many are held out, 200 at most, and 20 at least where there are 40: of what the data hold beyond `size`,
+    or else of the samples themselves, drawn at random by a fixed seed. A copy of an earlier sample is neither.
 
     Raises:
         DataError: There are too few different samples, one is not finite or an outlier, or a batch holds no tensor.
     """
-    read = read_samples(data, size + min(HELD_OUT, size // _HELD_OUT_SHARE))
+    read = read_samples(data, size + _held_out(size))
     count = len(read[0]) if read else 0
     places = distinct(read) if count else []
     if len(places) < LEAST_SAMPLES or size < LEAST_SAMPLES:
@@ -151,7 +152,7 @@ def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
 def _split(samples: Sequence[Tensor], size: int, notes: tuple[str, ...]) -> CalibrationData:
     """Returns different samples, some of which are held out."""
     count = len(samples[0])
-    held = max(2, min(HELD_OUT, min(size, count) // _HELD_OUT_SHARE))
+    held = _held_out(min(size, count))
     if count >= size + held:
         to_fit = tuple(part[:size] for part in samples)
         to_judge = tuple(part[size : size + held] for part in samples)
@@ -169,6 +170,11 @@ def _first_inputs(data: Iterable[Any]) -> tuple[Tensor, ...]:
         check_inputs(inputs, "data", batch=0, first=0, what="sample")
         return inputs
     raise DataError("The data hold no batch. Give some with --data, or --input-shape.")
+
+
+def _held_out(count: int) -> int:
+    """Returns how many of so many samples are held out."""
+    return min(_MOST_HELD_OUT, max(count // _HELD_OUT_SHARE, min(_LEAST_HELD_OUT, count // 2)))
 
 
 def _in_batches(samples: Sequence[Tensor], batch: int) -> Batches:

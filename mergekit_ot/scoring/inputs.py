@@ -36,5 +36,5 @@ def check_inputs(inputs: Any, data: str, *, batch: int, first: int, what: str = 
         raise DataError(
             f"{what.capitalize()} {first + place} of the {data} (batch {batch}, place {place}, all counted from 0) has "
             f"{int(rows[place].sum())} of {rows.shape[1]} numbers that are NaN or infinite: one of them spoils what is "
-            f"made of all. Mend it, or leave it out; bad {what}s in this batch: {int(rows.any(1).sum())} of {len(rows)}."
+            f"made of all. Mend it, or leave it out (such {what}s in this batch: {int(rows.any(1).sum())})."
         )
