@@ -13,7 +13,7 @@ from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
 from mergekit_ot.pictures.curves import plot_barrier
-from mergekit_ot.scoring.evaluation import Evaluation, choose_device, evaluate
+from mergekit_ot.scoring.evaluation import Evaluation, choose_device, evaluate, score_states
 from mergekit_ot.scoring.path import barrier, interpolate
 
 
@@ -227,3 +227,23 @@ def test_picture_of_a_barrier(tmp_path: Path, kind: str) -> None:
         assert "barrier" in path.read_text() or "<svg" in path.read_text()
     with pytest.raises(RecipeError, match=r"no picture"):
         plot_barrier({"naive": curve}, tmp_path / "curve.txt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("what", ["input", "target"])
+def test_an_input_or_target_that_is_not_finite_is_named(value: float, what: str) -> None:
+    net = nn.Linear(4, 2)
+    data = [(torch.randn(7, 4), torch.randn(7, 2)) for _ in range(3)]
+    data[2][what == "target"][3, 1] = value
+    said = rf"{what.capitalize()} 17 of the data \(batch 2, place 3, all counted from 0\)"
+    with pytest.raises(DataError, match=said):
+        evaluate(net, data)
+    with pytest.raises(DataError, match=said):
+        score_states(net, [net.state_dict()], data, count=1)
+
+
+def test_a_model_whose_loss_is_not_finite_is_scored() -> None:
+    net = nn.Linear(4, 3)
+    nn.init.constant_(net.weight, 1e38)
+    (inputs,) = (torch.full((5, 4), 10.0),)
+    assert math.isnan(evaluate(net, [(inputs, torch.zeros(5, dtype=torch.long))]).loss)

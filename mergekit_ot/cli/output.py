@@ -159,6 +159,9 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     note(outcome.result.check.sentence)
     for text in outcome.result.notes:
         note(text)
+    comparison = outcome.result.repair_comparison
+    if comparison is not None and not comparison.warnings:
+        note(comparison.sentence)
     note(outcome.result.extent.sentence)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     show_path(outcome.output)

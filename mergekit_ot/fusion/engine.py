@@ -9,11 +9,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context
+from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionSetup
@@ -64,6 +65,7 @@ def run_fusion(
         notes=tuple(run.notes),
         extent=run.extent(),
         check=run.check,
+        repair_comparison=run.comparison,
     )
 
 
@@ -90,7 +92,8 @@ class FusionRun:
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = list(setup.notes)
+        self.comparison: RepairComparison | None = None
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
@@ -219,9 +222,8 @@ class FusionRun:
         context = repair_context(
             models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
         )
-        mended = dict(repair.repair(context))
-        self._check_of(f"repair '{setup.options.repair}'").state(mended)
-        self.fused = mended
+        name, held_out = setup.options.repair, setup.held_out
+        self.fused, self.comparison = repaired_unless_worse(repair, name, context, models, held_out, self.template)
         if self.writer is not None:
             write_all(self.fused, self.writer)
             self.fused = FittedStore(self.writer.reopened(), self.fused)
@@ -238,6 +240,7 @@ class FusionRun:
     def warnings(self) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
+        found += [] if self.comparison is None else self.comparison.warnings
         if self.check is not None:
             found += self.check.remarks
             if self.check.error > REFUSED and not self.check.is_exact:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mergekit_ot.errors import blaming
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.comparison import RepairComparison, compare_repair
 from mergekit_ot.fusion.moving import transport_values
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.written import ResultCheck
 from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.progress import Notify, Progress
 
@@ -67,6 +70,7 @@ class RepairContext:
         aligned: State of each source in the fused model's neuron order.
         model_weights: One per source.
         batches: Calibration inputs, to be iterated as often as needed; each item is a tuple of positional inputs.
+            Others are held out, on which the host compares what the repair returns with what it was given.
         program: What the fused model computes (`mergekit_ot.CapturedProgram`), to be run with any state.
         sources: Each source with its own program.
         progress: Called with (steps done, steps in all, what is done).
@@ -170,3 +174,35 @@ class AbstractRepair(abc.ABC):
         Raises:
             MergeotError: The repair changes an untouched source, which is its control.
         """
+
+
+def repaired_unless_worse(
+    repair: AbstractRepair,
+    name: str,
+    context: RepairContext,
+    models: AlignedModels,
+    held_out: Iterable[tuple[Tensor, ...]],
+    template: Mapping[str, Tensor],
+) -> tuple[Mapping[str, Tensor], RepairComparison | None]:
+    """Returns the repaired state, or the unrepaired one where that is nearer to the sources; and how both compare.
+
+    Args:
+        repair: The repair.
+        name: Its name.
+        context: What it works with.
+        models: The networks of the fusion.
+        held_out: Inputs that are not among the batches of the context; without any, nothing is compared.
+        template: State dict of the fused architecture; its tensors may be on the meta device.
+
+    Raises:
+        PluginError: The repair raises anything but an error of this package.
+        ResultError: What it returns is no state of the architecture, or holds numbers that are not finite.
+    """
+    with blaming(repair, f"Repair '{name}'"):
+        state = dict(repair.repair(context))
+    ResultCheck(template, models.sources, f"repair '{name}'").state(state)
+    held_out = list(held_out)
+    if not held_out:
+        return state, None
+    found = compare_repair(name, (state, context.fused), models.target, models.sources, context.model_weights, held_out)
+    return state if found is None or found.is_written else context.fused, found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.function_check import FunctionCheck
 from mergekit_ot.fusion.moving import moved_state
@@ -42,6 +43,8 @@ class FusionResult:
         notes: Sentences of the repair about what it did.
         extent: How many groups were aligned, which share of the weights is pinned, and why.
         check: What running the sources and their aligned copies showed; None for a dry run.
+        repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
+            repair, or nothing to compare it on.
 
     Example:
         The fused state is the mean of the sources, each in the fused model's neuron order:
@@ -72,6 +75,7 @@ class FusionResult:
     notes: tuple[str, ...] = ()
     extent: Extent = _NOTHING
     check: FunctionCheck | None = None
+    repair_comparison: RepairComparison | None = None
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""

@@ -78,8 +78,10 @@ class FusionSetup:
         methods: How.
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
+        held_out: More of them, which nothing is fitted to and a repair is judged on.
         options: What the user chose.
         observers: Told about every step.
+        notes: What the user should know about the calibration data.
     """
 
     models: TracedModels
@@ -90,6 +92,8 @@ class FusionSetup:
     device: torch.device
     options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
+    held_out: tuple[tuple[Tensor, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

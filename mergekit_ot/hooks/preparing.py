@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mergekit_ot.errors import DataError, RecipeError
-from mergekit_ot.fusion.calibration import calibration
+from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.setup import FusionInputs, FusionMethods, FusionSetup, checked_weights, trace_limits
@@ -55,7 +54,7 @@ def prepare(
     methods = _methods(options, manager, given or GivenMethods())
     for source in sources:
         source.check_state()
-    batches, examples = _data(inputs, options, methods, sources[0])
+    data, examples = _data(inputs, options, methods, sources[0])
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
     return FusionSetup(
@@ -63,10 +62,12 @@ def prepare(
         model_weights=weights,
         methods=methods,
         inputs=examples,
-        batches=batches,
+        batches=data.batches,
         device=torch.device(_available(options.device)),
         options=options,
         observers=(manager.observe_step,),
+        held_out=data.held_out,
+        notes=data.notes,
     )
 
 
@@ -91,13 +92,17 @@ def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods
 
 def _data(
     inputs: FusionInputs, options: FusionOptions, methods: FusionMethods, first: SourceModel
-) -> tuple[tuple[tuple[Tensor, ...], ...], tuple[object, ...]]:
-    """Returns the calibration batches, none where no method needs them, and the inputs to trace with."""
+) -> tuple[CalibrationData, tuple[object, ...]]:
+    """Returns the calibration data, none where no method needs them, and the inputs to trace with."""
     who = _who_needs_data(options, methods)
     if who and inputs.data is None:
         raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
-    batches, examples = calibration(inputs.data, options.calibration_size, bool(who), inputs.example_inputs)
-    return batches, examples if batches else traced_inputs(first.make(), examples)
+    # A repair that needs no data is judged all the same, where there are some.
+    is_judged = methods.repair is not None and inputs.data is not None
+    held, examples = calibration(
+        inputs.data, options.calibration_size, bool(who) or is_judged, inputs.example_inputs, is_judged=is_judged
+    )
+    return held, examples if held.batches else traced_inputs(first.make(), examples)
 
 
 def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:

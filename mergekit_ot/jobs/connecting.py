@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mergekit_ot.errors import RecipeError
-from mergekit_ot.fusion.calibration import calibration_inputs
+from mergekit_ot.fusion.calibration import CalibrationData, split_calibration
 from mergekit_ot.fusion.options import NO_REPAIR
-from mergekit_ot.fusion.repair import AbstractRepair
+from mergekit_ot.fusion.repair import AbstractRepair, repaired_unless_worse
 from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.written import template_of
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build
 from mergekit_ot.jobs.aligning import align_pair, check_reference_order
@@ -159,7 +160,7 @@ def _paths(request: _Request, pair: _Pair) -> _Paths:
     repair = None if recipe.repair == NO_REPAIR else build(request.manager, "repair", recipe.repair)
     if not request.align and repair is None:
         return _Paths(naive)
-    result, batches = _traced(request, pair)
+    result, data = _traced(request, pair)
     aligned = None
     if request.align:
         ends = tuple(_like(pair.states[0], result.aligned_state(number)) for number in (0, 1))
@@ -170,19 +171,25 @@ def _paths(request: _Request, pair: _Pair) -> _Paths:
     return _Paths(
         naive,
         aligned,
-        naive_repaired=_repaired(naive, repair, unaligned, batches),
-        aligned_repaired=None if aligned is None else _repaired(aligned, repair, result, batches),
+        naive_repaired=_repaired(request, naive, repair, unaligned, data),
+        aligned_repaired=None if aligned is None else _repaired(request, aligned, repair, result, data),
     )
 
 
-def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, tuple[tuple[Tensor, ...], ...]]:
+def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, CalibrationData]:
     """Returns the two models aligned (in place, if nothing else is asked for) and the inputs that a repair sees."""
     recipe = request.recipe
     calibration = resolve_data(recipe.data or "", request.manager, TRAIN)
-    batches: tuple[tuple[Tensor, ...], ...] = ()
+    data = CalibrationData()
     if recipe.repair != NO_REPAIR:
-        batches = calibration_inputs(calibration, recipe.calibration_size)
-    inputs = batches[0] if batches else example_inputs_of(pair.first, recipe.input_shape, pair.test, request.notify)[0]
+        data = split_calibration(calibration, recipe.calibration_size)
+        for note in data.notes:
+            request.notify(note)
+    inputs = (
+        data.batches[0]
+        if data.batches
+        else example_inputs_of(pair.first, recipe.input_shape, pair.test, request.notify)[0]
+    )
     # Only planned, two models keep every neuron where it is, and are traced all the same.
     result = align_pair(
         pair.first,
@@ -196,13 +203,13 @@ def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, tuple[tuple[T
     )
     for warning in result.warnings:
         # That a network with BatchNorm needs a repair is no news where one was asked for.
-        if not batches or "--repair" not in warning:
+        if not data.batches or "--repair" not in warning:
             request.notify(f"warning: {warning}")
     if request.align:
         request.notify(result.extent.sentence)
     if request.pictures.plane is not None:
         check_reference_order(pair.first, result, recipe.solver)
-    return result, batches
+    return result, data
 
 
 def _like(reference: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,12 +218,21 @@ def _like(reference: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[
 
 
 def _repaired(
-    path: _Path, repair: AbstractRepair, result: FusionResult, batches: tuple[tuple[Tensor, ...], ...]
+    request: _Request, path: _Path, repair: AbstractRepair, result: FusionResult, data: CalibrationData
 ) -> _Path:
-    """Returns a path between two states that a fusion brought into one order, with a repair of every point."""
+    """Returns a path between two states that a fusion brought into one order, with a repair of every point.
+
+    A point that the repair takes farther from the sources together is left as it is.
+    """
+    template = template_of(result.target, result.sources)
 
     def repaired(state: State, t: float) -> State:
-        return repair.repair(result.repair_context(state, (1 - t, t), batches, aligned=path.ends))
+        context = result.repair_context(state, (1 - t, t), data.batches, aligned=path.ends)
+        name = request.recipe.repair
+        mended, found = repaired_unless_worse(repair, name, context, result.models, data.held_out, template)
+        for warning in () if found is None else found.warnings:
+            request.notify(f"warning: at t = {t:.3g}: {warning}")
+        return mended
 
     return replace(path, repair=repaired)
 

@@ -76,7 +76,7 @@ def run_fuse(
         architecture=fused_as.name if fused_as.is_registered else None,
         arguments=fused_as.arguments if fused_as.is_registered else None,
         input_shape=shape,
-        provenance=_provenance(recipe, sources, fused_as),
+        provenance=_provenance(recipe, sources, fused_as) | _repaired(result),
         template=template,
         overwrite=recipe.overwrite,
         manager=manager,
@@ -130,6 +130,12 @@ def _target_of(
     make = resolve_architecture(recipe.target, manager)
     check_target(make, recipe.target)
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
+
+
+def _repaired(result: FusionResult) -> dict[str, Any]:
+    """Returns whether the repair that was asked for is in the fused model, where that was decided."""
+    comparison = result.repair_comparison
+    return {} if comparison is None else {"is_repaired": comparison.is_written}
 
 
 def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:

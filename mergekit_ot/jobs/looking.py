@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,4 +124,11 @@ def run_eval(
     """Scores checkpoints on the test part of data, in one pass."""
     source = resolve_data(data, manager)
     models = [read.module() for read in read_sources(paths, arch, manager, notify, trust)]
-    return evaluate(models, source, device)
+    scores = evaluate(models, source, device)
+    for path, score in zip(paths, scores, strict=True):
+        if not math.isfinite(score.loss):
+            notify(
+                f"warning: the loss of '{path}' is {score.loss}: its outputs are not finite on some inputs, though all "
+                "inputs are. Look at its weights: 'mergeot check' names those that are not finite."
+            )
+    return scores

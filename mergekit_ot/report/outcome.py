@@ -20,7 +20,7 @@ class FusionOutcome:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the object of ``mergeot fuse --json``."""
-        return {
+        content = {
             "output": self.output,
             "solver": self.solver,
             "groups": group_rows(self.result),
@@ -28,6 +28,8 @@ class FusionOutcome:
             "seconds": self.result.seconds,
             **extent_facts(self.result.extent),
         }
+        comparison = self.result.repair_comparison
+        return content if comparison is None else {**content, "repair": comparison.as_json()}
 
 
 def extent_facts(extent: Extent) -> dict[str, Any]:

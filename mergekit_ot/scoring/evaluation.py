@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
 from mergekit_ot.progress import Progress
+from mergekit_ot.scoring.inputs import check_inputs
 
 State = Mapping[str, Tensor]
 Data = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -98,7 +99,7 @@ def evaluate(
         One `Evaluation`, or one per model.
 
     Raises:
-        DataError: The data is empty, or targets do not fit the outputs.
+        DataError: The data is empty, an input is NaN or infinite, or targets do not fit the outputs.
         ArchitectureError: A model cannot take the inputs.
 
     Example:
@@ -115,7 +116,7 @@ def _evaluate_all(models: list[nn.Module], data: Data, device: str) -> tuple[Eva
     place = choose_device(device)
     tallies = [_Tally() for _ in models]
     with _evaluating(models, place), torch.no_grad():
-        for inputs, targets in _batches(data):
+        for inputs, targets in _checked(data):
             moved, goal = _to(inputs, place), targets.to(place)
             for model, tally in zip(models, tallies, strict=True):
                 tally.add(run_model(model, moved), goal)
@@ -174,7 +175,7 @@ def score_states(
         One `Evaluation` per state.
 
     Raises:
-        DataError: The data is empty, or targets do not fit the outputs.
+        DataError: The data is empty, an input is NaN or infinite, or targets do not fit the outputs.
         ArchitectureError: The model cannot take the inputs.
 
     Example:
@@ -194,7 +195,7 @@ def score_states(
         while group := list(islice(waiting, together)):
             moved = [_state_to(state, place) for state in group]
             tallies = [_Tally() for _ in moved]
-            for number, (inputs, targets) in enumerate(_batches(data), 1):
+            for number, (inputs, targets) in enumerate(_checked(data), 1):
                 there, wanted = _to(inputs, place), targets.to(place)
                 for state, tally in zip(moved, tallies, strict=True):
                     tally.add(run_model(model, there, state), wanted)
@@ -272,6 +273,21 @@ def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n cl
 
 def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:
     return data() if callable(data) else data
+
+
+def _checked(data: Data) -> Iterable[tuple[Any, Tensor]]:
+    """Yields the batches, whose inputs and targets must be finite: one that is not would be all of the mean loss."""
+    first = 0
+    for number, (inputs, targets) in enumerate(_batches(data)):
+        check_inputs(inputs, "data", batch=number, first=first)
+        check_inputs(targets, "data", batch=number, first=first, what="target")
+        first += _rows(inputs)
+        yield inputs, targets
+
+
+def _rows(inputs: Any) -> int:
+    part = inputs[0] if isinstance(inputs, tuple | list) else inputs
+    return int(part.shape[0]) if isinstance(part, Tensor) and part.ndim else 1
 
 
 def _no_progress(done: int, total: int, what: str) -> None:

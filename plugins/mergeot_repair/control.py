@@ -1,4 +1,4 @@
-"""The control of a repair: the same procedure on an untouched source must leave its predictions as they are."""
+"""The controls of a repair: what it does must leave the predictions of an untouched source as they are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergekit_ot import DataError, RepairContext
 
 # Share of the predictions that the procedure may change in an untouched source.
 _TOLERATED = 0.02
+# Share of the calibration inputs whose prediction an honest re-estimate of the statistics may change there.
+_TOLERATED_STATISTICS = 0.10
+# Means of the calibration data that are so many deviations from those that a source remembers belong to other data.
+SHIFTED = 0.5
 # A few batches tell whether the procedure is sound; the control must not cost as much as the repair.
 _BATCHES = 4
 
@@ -46,6 +51,70 @@ def check_control(
             "cannot be trusted with these networks and data. Give inputs with the sources' own preprocessing and more "
             "of them (--calibration-size), or take --repair none."
         )
+
+
+def check_statistics(context: RepairContext, name: str, least_shift: float = 0.0) -> None:
+    """Re-estimates the running statistics of the heaviest source's BatchNorms, and compares its predictions.
+
+    These statistics are what the source knows of its own data: where those of the calibration data are others, the data
+    have another preprocessing, or are too few.
+
+    Args:
+        context: Of the repair.
+        name: Of the repair, for the message.
+        least_shift: Deviations by which half the means of a BatchNorm must differ, too: a repair that fits maps can
+            do with sources whose statistics were never right, as long as the data are theirs.
+
+    Raises:
+        DataError: More predictions change than an honest re-estimate explains.
+    """
+    heaviest = max(range(len(context.aligned)), key=context.model_weights.__getitem__)
+    state = context.aligned[heaviest]
+    before, own = context.instance(state), context.instance(state)
+    if not norms_of(own):
+        return
+    after = context.instance(reestimated(own, context.batches))
+    changed, total = changed_predictions(before, after, context.batches)
+    if changed > _TOLERATED_STATISTICS * total and _shift(before, after) >= least_shift:
+        raise DataError(
+            f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions: the "
+            "calibration data do not look like what the sources were trained on. Give inputs with the sources' own "
+            "preprocessing, and more of them (--calibration-size)."
+        )
+
+
+def _shift(before: nn.Module, after: nn.Module) -> float:
+    """Returns how many deviations half the means of a BatchNorm moved by, in the one where that is most."""
+    shifts = [0.0]
+    for one, other in zip(norms_of(before), norms_of(after), strict=True):
+        if one.running_mean is not None and one.running_var is not None and other.running_mean is not None:
+            deviations = (other.running_mean - one.running_mean) * (one.running_var + one.eps).rsqrt()
+            shifts.append(float(deviations.abs().median()))
+    return max(shifts)
+
+
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """Returns the BatchNorms of a model that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def reestimated(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """Returns the state of `model`, which is changed, after its statistics were averaged over all batches."""
+    norms = norms_of(model)
+    counts = {id(norm): norm.num_batches_tracked for norm in norms}
+    kept = {key: None if count is None else count.clone() for key, count in counts.items()}
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for inputs in batches:
+            model(*inputs)
+    for norm in norms:
+        # The count is the sources' training history, not ours.
+        if norm.num_batches_tracked is not None and kept[id(norm)] is not None:
+            norm.num_batches_tracked.copy_(kept[id(norm)])  # type: ignore[arg-type]
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def changed_predictions(before: nn.Module, after: nn.Module, batches: Iterable[Sequence[Tensor]]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
-from mergeot_repair.control import check_control
+from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder
 from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
 
@@ -34,6 +34,7 @@ class MomentsRepair(AbstractRepair):
         Raises:
             DataError: The procedure changes an untouched source, which is its control.
         """
+        check_statistics(context, "repair", least_shift=SHIFTED)
         check_control(context, "repair", _corrected)
         return _corrected(context)
 

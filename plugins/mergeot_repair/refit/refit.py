@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
-from mergeot_repair.control import check_control
+from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
 from mergeot_repair.programs.running import HeldBytes, staged_runs
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
@@ -49,6 +49,7 @@ class RefitRepair(AbstractRepair):
         Raises:
             DataError: The procedure changes an untouched source, which is its control.
         """
+        check_statistics(context, "refit", least_shift=SHIFTED)
         check_control(context, "refit", lambda control: _Refit(control).run())
         return _Refit(context).run()
 
