@@ -174,17 +174,13 @@ def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
     Raises:
         SolverError: It is something else.
     """
-    if isinstance(found, Solution):
-        found, kept = found.couplings, found
-    else:
-        kept = None
-    is_plain = isinstance(found, Sequence) and all(isinstance(coupling, Coupling) for coupling in found)
-    if not is_plain:
-        raise SolverError(
-            f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source "
-            "or a Solution. Check it with mergekit_ot.testing.check_solver."
-        )
-    return kept or Solution(tuple(found))
+    couplings = found.couplings if isinstance(found, Solution) else found
+    if isinstance(couplings, Sequence) and all(isinstance(coupling, Coupling) for coupling in couplings):
+        return found if isinstance(found, Solution) else Solution(tuple(couplings))
+    raise SolverError(
+        f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source or a "
+        "Solution. Check it with mergekit_ot.testing.check_solver."
+    )
 
 
 def _fingerprint(problem: BarycenterProblem) -> Tensor:
