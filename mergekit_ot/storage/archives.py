@@ -18,6 +18,7 @@ from mergekit_ot.storage.regular import open_regular
 _LOCAL = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _ENCRYPTED = 1
+_PART = 1 << 20
 # What zipfile raises for damaged directories and members, which are many.
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError, struct.error, zlib.error)
 _DAMAGE += (RuntimeError, LookupError, OverflowError)
@@ -117,6 +118,27 @@ class Archive:
                 return content
             with self._zip.open(name) as stream:
                 return stream.read(wanted)
+        except _DAMAGE as failure:
+            raise self._error(self._damaged(failure)) from failure
+
+    def read_into(self, name: str, start: int, target: memoryview) -> None:
+        """Fills memory with the bytes of a file in the archive from `start` on.
+
+        Raises:
+            MergeotError: It is damaged or too short, or it unfolds to more than the limit.
+        """
+        member = self.members[name]
+        check_unfolded(member.size, member.stored, f"'{shortened(name)}' in '{self.path}' unfolds to", self._error)
+        try:
+            with self._zip.open(name) as stream:
+                stream.read(start)
+                done = 0
+                while done < len(target) and (part := stream.read(min(_PART, len(target) - done))):
+                    target[done : done + len(part)] = part
+                    done += len(part)
+                stream.read(1)  # the checksum is compared at the end
+            if done < len(target):
+                raise EOFError(f"'{shortened(name)}' ends early")
         except _DAMAGE as failure:
             raise self._error(self._damaged(failure)) from failure
 

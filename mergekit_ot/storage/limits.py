@@ -114,7 +114,7 @@ def check_unfolded(size: int, stored: int, what: str, error: type[MergeotError] 
         UNFOLDED_BYTES.check(size, what, error)
 
 
-def check_name(name: object, where: str) -> None:
+def check_tensor_name(name: object, where: str) -> None:
     """Checks that a tensor has a name that can be shown.
 
     Args:
@@ -122,7 +122,12 @@ def check_name(name: object, where: str) -> None:
         where: Whose it is, for the message.
 
     Raises:
-        CheckpointError: It is no text, empty, or longer than the limit.
+        CheckpointError: It is no text, or longer than the limit.
+
+    Example:
+        >>> check_tensor_name(7, "'net.pt'")
+        Traceback (most recent call last):
+        mergekit_ot.errors.CheckpointError: 'net.pt' has a tensor under the int 7: names are text.
     """
     if not isinstance(name, str):
         raise CheckpointError(

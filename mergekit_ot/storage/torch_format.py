@@ -12,7 +12,7 @@ from torch import Tensor
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.file_writer import AbstractFileWriter
 from mergekit_ot.storage.files import file_digest
-from mergekit_ot.storage.limits import check_name, shortened
+from mergekit_ot.storage.limits import check_tensor_name, shortened
 from mergekit_ot.storage.pickled_tensors import Unusable, unusable_in
 from mergekit_ot.storage.record import FORMAT, Checkpoint, carried_by
 from mergekit_ot.storage.state_dicts import find_state
@@ -88,7 +88,7 @@ def _from_content(path: Path, content: object) -> Checkpoint:
     if held.unusable is not None:
         _refuse_tensor(path, *held.unusable)
     for name in held.state:
-        check_name(name, f"'{path}'")
+        check_tensor_name(name, f"'{path}'")
     return Checkpoint(path, TorchStore(path, held.state), found=held.sentence)
 
 
@@ -106,7 +106,7 @@ def _own_format(path: Path, content: Mapping[str, Any]) -> Checkpoint:
             f"'{path}' was written by mergekit_ot, but its key 'state_dict' holds no tensor. Write it again."
         )
     for name, value in state.items():
-        check_name(name, f"'{path}'")
+        check_tensor_name(name, f"'{path}'")
         unusable = unusable_in(value)
         if unusable is not None:
             _refuse_tensor(path, name, unusable)
