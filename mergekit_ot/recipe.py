@@ -114,6 +114,8 @@ def check_models(recipe: FusionRecipe) -> None:
     Raises:
         RecipeError: Says which field does not fit, and how to correct it.
     """
+    if any("\0" in name for name in (*recipe.models, recipe.output)):
+        raise RecipeError("A file name holds a zero byte, which no file name can. Correct 'models' or 'output'.")
     count = len(recipe.models)
     if count < 2 and (count < 1 or isinstance(recipe.target, int)):
         raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
     """
     check_writable(output)
     for name in inputs:
-        source = Path(name)
-        if source.resolve() == output.resolve() or (source.exists() and output.exists() and source.samefile(output)):
+        is_same_path = os.path.realpath(name) == os.path.realpath(output)
+        if is_same_path or (os.path.exists(name) and os.path.exists(output) and os.path.samefile(name, output)):
             raise CheckpointError(f"The output '{output}' is the input '{name}': it would be lost. Choose another -o.")
 
 

@@ -111,7 +111,14 @@ def fitted(checkpoint: Checkpoint, make: Architecture) -> FittedStore:
     Raises:
         ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
     """
-    expected = shapes_of(make)
+    try:
+        expected = shapes_of(make)
+    except ArchitectureError as failure:
+        if make.name != checkpoint.architecture:
+            raise
+        raise ArchitectureError(
+            f"The architecture that '{checkpoint.path}' carries cannot be built. {failure}"
+        ) from failure
     difference = misfit(checkpoint.state, expected)
     if difference is not None:
         raise ArchitectureError(

@@ -20,7 +20,7 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 _ENCRYPTED = 1
 _PART = 1 << 20
 # What zipfile raises for damaged directories and members, which are many.
-_DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError, struct.error, zlib.error)
+_DAMAGE = (zipfile.BadZipFile, ValueError, OSError, EOFError, struct.error, zlib.error)
 _DAMAGE += (RuntimeError, LookupError, OverflowError)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ class _Metadata(BaseModel):
     version: Annotated[int, Ge(1)] = VERSION
     architecture: str | None = None
     arguments: dict[str, Any] | None = None
-    input_shape: list[Annotated[int, Ge(1)]] | None = None
+    input_shape: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] | None = None
     provenance: dict[str, Any] | None = None
 
 

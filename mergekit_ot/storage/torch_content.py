@@ -53,6 +53,8 @@ def content_of(path: Path) -> object:
         CheckpointError: The file is of another format, truncated or damaged, or it names code.
     """
     magic = read_bounded(path, len(_ZIP_MAGIC))
+    if not magic:
+        raise CheckpointError(f"'{path}' is empty: it was truncated while it was written or copied. Copy it again.")
     if magic in _OTHER_FORMATS:
         raise CheckpointError(f"'{path}' cannot be fused. {_OTHER_FORMATS[magic]}")
     return _in_archive(path) if magic == _ZIP_MAGIC else _in_pickles(path)
@@ -123,42 +125,40 @@ def _aligned(file: MappedFile, start: int, count: int, dtype: torch.dtype) -> Te
 def _in_pickles(path: Path) -> object:
     """Returns what stands in a legacy file: pickles, one after the other, and then memory."""
     most = PICKLE_BYTES.value
-    with MappedFile(path) as file:
-        stream = io.BytesIO(file.read(0, most))
-        dtypes: dict[str, torch.dtype] = {}
+    stream = io.BytesIO(read_bounded(path, most))
+    is_cut = path.stat().st_size > most
+    dtypes: dict[str, torch.dtype] = {}
 
-        def find(key: object) -> Memory:
-            dtype, place, _, _ = storage_asked(key)
-            dtypes.setdefault(place, dtype)
-            return Memory(None, dtype)
+    def find(key: object) -> Memory:
+        dtype, place, _, _ = storage_asked(key)
+        dtypes.setdefault(place, dtype)
+        return Memory(None, dtype)
 
-        is_cut = file.size > most
-        number = _read(path, stream, find, is_cut)
-        if number != _LEGACY_NUMBER:
+    for expected in (_LEGACY_NUMBER, _LEGACY_VERSION):
+        if _read(path, stream, find, is_cut) != expected:
             _refuse_other(path)
-        version = _read(path, stream, find, is_cut)
-        if version != _LEGACY_VERSION:
-            _refuse_other(path)
-        _read(path, stream, find, is_cut)
-        start = stream.tell()
-        _read(path, stream, find, is_cut)
-        keys = _read(path, stream, find, is_cut)
-        places = _places(file, stream.tell(), keys, dtypes)
-        stream.seek(start)
-        memories: dict[tuple, Memory] = {}
+    _read(path, stream, find, is_cut)  # what machine it was written on
+    start = stream.tell()
+    _read(path, stream, find, is_cut)
+    keys = _read(path, stream, find, is_cut)
+    file = MappedFile(path)
+    places = _places(file, stream.tell(), keys, dtypes)
+    # Only now is it known where the memory stands of which the tensors are made.
+    stream.seek(start)
+    memories: dict[tuple, Memory] = {}
 
-        def found(key: object) -> Memory:
-            dtype, place, count, view = storage_asked(key)
-            offset, size = (view[1], view[2]) if isinstance(view, tuple) and len(view) == 3 else (0, count)
-            begin, whole = places.get(place, (0, 0))
-            if not _is_within(offset, size, whole):
-                raise DamagedPickle("a tensor beyond its memory")
-            if (place, offset, size) not in memories:
-                data = _aligned(file, begin + offset * dtype.itemsize, size * dtype.itemsize, dtype)
-                memories[place, offset, size] = Memory(data, dtype)
-            return memories[place, offset, size]
+    def found(key: object) -> Memory:
+        dtype, place, count, view = storage_asked(key)
+        offset, size = (view[1], view[2]) if isinstance(view, tuple) and len(view) == 3 else (0, count)
+        begin, whole = places.get(place, (0, 0))
+        if not _is_within(offset, size, whole):
+            raise DamagedPickle("a tensor beyond its memory")
+        if (place, offset, size) not in memories:
+            data = _aligned(file, begin + offset * dtype.itemsize, size * dtype.itemsize, dtype)
+            memories[place, offset, size] = Memory(data, dtype)
+        return memories[place, offset, size]
 
-        return _read(path, stream, found, is_cut)
+    return _read(path, stream, found, is_cut)
 
 
 def _is_within(offset: object, size: object, whole: int) -> bool:

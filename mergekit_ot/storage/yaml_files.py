@@ -92,9 +92,7 @@ class _Events:
         self._count += 1
         if event.tag is not None:
             where = f"in line {event.start_mark.line + 1}"
-            raise self._error(
-                f"'{self._path}' has the tag '{shortened(event.tag)}' {where}: no tags are allowed there."
-            )
+            raise self._error(f"'{self._path}' has the tag '{shortened(event.tag)}' {where}: tags are not allowed.")
         if isinstance(event, yaml.CollectionStartEvent):
             self._open.append((event.anchor, self._count))
         elif event.anchor is not None:

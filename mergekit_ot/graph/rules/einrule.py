@@ -204,6 +204,20 @@ class EinRule(NodeRule):
     is_movement: bool = False
     state: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        operands, arrow, outputs = self.pattern.partition("->")
+        sides = [side for text in (operands, outputs) for side in text.split(";")]
+        wrong = next((token for side in sides for token in _WRONG.findall(_TOKEN.sub(" ", side))), None)
+        crowded = any(sum(token in _RESTS for token in tokens) > 1 for tokens in (*self.operands, *_tokens(outputs)))
+        why = (
+            ("it needs one '->' between operands and outputs" if not arrow or "->" in outputs else "")
+            or (f"'{wrong}' is no axis" if wrong else "")
+            or ("an operand has two kinds of further axes, and one can be told" if crowded else "")
+            or ("" if len(self.operands) == len(self.arguments) else f"its operands are not as many as {self.arguments}")
+        )
+        if why:
+            raise RuleError(f"The pattern '{self.pattern}' is no rule: {why}. Write it as '... i; o i; o -> ... o'.")
+
     @property
     def operands(self) -> tuple[tuple[str, ...], ...]:
         """The axis tokens of every operand."""
@@ -217,6 +231,12 @@ class EinRule(NodeRule):
     def label(self, operation: OperationView) -> list[Labels]:
         """Returns the labels of each output, after unifying and pinning what the line says."""
         return label_by_pattern(self, operation)
+
+
+# An axis, pinned or mixed along; a product of axes; further axes. What is left of a side without these is wrong.
+_AXIS = r"~?\w+!?"
+_TOKEN = re.compile(rf"(?<!\S)(\.\.\.|\*[!~]?|{_AXIS}|\(\s*{_AXIS}(\s+{_AXIS})*\s*\))(?!\S)")
+_WRONG = re.compile(r"\S+")
 
 
 def _tokens(side: str) -> tuple[tuple[str, ...], ...]:
