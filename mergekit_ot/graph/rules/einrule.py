@@ -192,6 +192,9 @@ class EinRule(NodeRule):
         sizes: Name in the pattern → argument that holds its size (``{"g": "groups"}``).
         flags: Name in the pattern → flag of its neuron group.
 
+    Raises:
+        RuleError: The line is no pattern, or has another number of operands than `arguments`.
+
     Example:
         >>> EinRule("... i; o i; o -> ... o", ("input", "weight", "bias")).operands
         (('...', 'i'), ('o', 'i'), ('o',))
@@ -205,16 +208,7 @@ class EinRule(NodeRule):
     state: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        operands, arrow, outputs = self.pattern.partition("->")
-        sides = [side for text in (operands, outputs) for side in text.split(";")]
-        wrong = next((token for side in sides for token in _WRONG.findall(_TOKEN.sub(" ", side))), None)
-        crowded = any(sum(token in _RESTS for token in tokens) > 1 for tokens in (*self.operands, *_tokens(outputs)))
-        why = (
-            ("it needs one '->' between operands and outputs" if not arrow or "->" in outputs else "")
-            or (f"'{wrong}' is no axis" if wrong else "")
-            or ("an operand has two kinds of further axes, and one can be told" if crowded else "")
-            or ("" if len(self.operands) == len(self.arguments) else f"its operands are not as many as {self.arguments}")
-        )
+        why = _what_is_wrong(self)
         if why:
             raise RuleError(f"The pattern '{self.pattern}' is no rule: {why}. Write it as '... i; o i; o -> ... o'.")
 
@@ -236,7 +230,20 @@ class EinRule(NodeRule):
 # An axis, pinned or mixed along; a product of axes; further axes. What is left of a side without these is wrong.
 _AXIS = r"~?\w+!?"
 _TOKEN = re.compile(rf"(?<!\S)(\.\.\.|\*[!~]?|{_AXIS}|\(\s*{_AXIS}(\s+{_AXIS})*\s*\))(?!\S)")
-_WRONG = re.compile(r"\S+")
+
+
+def _what_is_wrong(rule: EinRule) -> str | None:
+    operands, arrow, outputs = rule.pattern.partition("->")
+    if not arrow or "->" in outputs:
+        return "it needs one '->' between operands and outputs"
+    left = _TOKEN.sub(" ", f"{operands};{outputs}".replace(";", " ")).split()
+    if left:
+        return f"'{left[0]}' is no axis"
+    if any(sum(token in _RESTS for token in tokens) > 1 for tokens in rule.operands):
+        return "an operand has further axes in two places"
+    if len(rule.operands) != len(rule.arguments):
+        return f"it has {len(rule.operands)} operands, and {len(rule.arguments)} arguments are named"
+    return None
 
 
 def _tokens(side: str) -> tuple[tuple[str, ...], ...]:
