@@ -61,7 +61,7 @@ ARRAYS: list[Case] = [
     _case("without its end", _GOOD[:-30], "truncated"),
     _case("wrong checksum", bytes(_DAMAGED), "checksum"),
     _case("encrypted", flag_all_encrypted(_GOOD), "encrypted"),
-    _case("directory of 17 MiB", huge_directory(), "MERGEOT_MAX_HEADER_BYTES"),
+    _case("directory of 17 MiB", raw(huge_directory), "MERGEOT_MAX_HEADER_BYTES"),
     _case("unfolds to 328 MiB", _unfolding, "'x.npy'", "MERGEOT_MAX_UNFOLDED_BYTES"),
     _case("member that is text", archive({"x": b"abc", "y": b"abc"}), "'x'", "no array"),
     _case("archive in an archive", archive({"x.npy": _GOOD, "y.npy": _GOOD}), "'x'"),

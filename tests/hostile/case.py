@@ -38,9 +38,9 @@ def checkpoint(name: str, make: Callable[[Path], object], *says: str, end: str =
     return Case(name, f"bad{end}", make, says, command)
 
 
-def raw(content: bytes) -> Callable[[Path], object]:
-    """Returns what writes bytes."""
-    return lambda path: path.write_bytes(content)
+def raw(content: bytes | Callable[[], bytes]) -> Callable[[Path], object]:
+    """Returns what writes bytes; those that are many are made when they are written."""
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content())
 
 
 def linear() -> dict[str, torch.Tensor]:
