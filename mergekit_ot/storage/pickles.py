@@ -220,7 +220,7 @@ _CONSTANTS = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
     "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT"
 )
-_STEPS: dict[str, Callable[[PickleReader, Any], None]] = {
+_STEPS: dict[str, Callable[[PickleReader, Any], object]] = {
     **dict.fromkeys(_CONSTANTS.split(), _push),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda reader, place: _push(reader, reader.memo[int(place)])),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _keep),
@@ -242,8 +242,8 @@ _STEPS: dict[str, Callable[[PickleReader, Any], None]] = {
     "FROZENSET": lambda reader, _: reader.stack.append(reader.since_mark()),
     "DICT": _dictionary,
     "MARK": lambda reader, _: reader.stack.append(_Mark()),
-    "POP": lambda reader, _: reader.stack.pop() and None,
-    "POP_MARK": lambda reader, _: reader.since_mark() and None,
+    "POP": lambda reader, _: reader.stack.pop(),
+    "POP_MARK": lambda reader, _: reader.since_mark(),
     "DUP": lambda reader, _: reader.stack.append(reader.stack[-1]),
     "APPEND": lambda reader, _: _extend(reader, _pop(reader, 1)),
     "APPENDS": lambda reader, _: _extend(reader, reader.since_mark()),
@@ -254,7 +254,7 @@ _STEPS: dict[str, Callable[[PickleReader, Any], None]] = {
     "STACK_GLOBAL": _name_of_two,
     "INST": _make_instance,
     "OBJ": _make_object,
-    "BUILD": lambda reader, _: _pop(reader, 1) and None,  # attributes of what is not made
+    "BUILD": lambda reader, _: _pop(reader, 1),  # attributes of what is not made
     "BINPERSID": lambda reader, _: reader.stack.append(reader.find(reader.stack.pop())),
     "PERSID": lambda reader, key: reader.stack.append(reader.find(key)),
 }

@@ -94,7 +94,9 @@ def carried_by(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         Traceback (most recent call last):
         mergekit_ot.errors.CheckpointError: Key 'architecture' in the metadata of 'net.pt' is 5: input should be ...
     """
-    given = {str(key): list(value) if isinstance(value, tuple) else value for key, value in metadata.items()}
+    given: dict[str, Any] = {
+        str(key): list(value) if isinstance(value, tuple) else value for key, value in metadata.items()
+    }
     try:
         kept = _Metadata(**{key: value for key, value in given.items() if key in _Metadata.model_fields})
     except ValidationError as failure:

@@ -102,8 +102,8 @@ def _entry(file: MappedFile, name: str, value: object, begin: int) -> Entry:
             f"'{name[:80]}' in '{file.path}' is of the type {str(kind)[:40]}, in which nothing can be computed here. "
             "Convert it to bfloat16 or float32 with the tool that made it."
         )
-    shape, place = value.get("shape"), value.get("data_offsets")
-    if not _are_whole(shape) or not _are_whole(place) or len(place) != 2:
+    shape, place = _whole(value.get("shape")), _whole(value.get("data_offsets"))
+    if shape is None or place is None or len(place) != 2:
         raise _damaged(file, f"tensor '{name[:80]}' has a shape or offsets that are no whole numbers")
     start, stop = begin + place[0], begin + place[1]
     if stop > file.size:
@@ -117,9 +117,15 @@ def _entry(file: MappedFile, name: str, value: object, begin: int) -> Entry:
     return Entry(dtype, torch.Size(shape), start, stop)
 
 
-def _are_whole(numbers: Any) -> bool:
+def _whole(numbers: object) -> list[int] | None:
     # A boolean is a whole number to Python.
-    return isinstance(numbers, list) and len(numbers) <= 64 and all(type(size) is int and size >= 0 for size in numbers)
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) > 64
+        or not all(type(size) is int and size >= 0 for size in numbers)
+    ):
+        return None
+    return numbers
 
 
 def _check_apart(file: MappedFile, entries: Mapping[str, Entry]) -> None:
