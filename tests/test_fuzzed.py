@@ -169,3 +169,39 @@ def test_a_mutation_is_read_or_refused(kind, tmp_path):
             read(tmp_path / f"fuzzed{end}", content)
 
     mutations()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("... i; o i", "one '->'"),
+        ("", "one '->'"),
+        ("a -> b -> c", "one '->'"),
+        ("a ?? -> a", r"'\?\?' is no axis"),
+        ("a (b -> a", r"'\(b' is no axis"),
+        ("() -> a", r"'\(\)' is no axis"),
+        ("* ... -> *", "two places"),
+        ("a; b -> a", "2 operands, and 1 arguments"),
+    ],
+)
+def test_a_line_that_is_no_rule_is_refused(pattern, message):
+    with pytest.raises(RuleError, match=message):
+        EinRule(pattern)
+
+
+_DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_are_those_that_torch_reads(legacy, tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    state = {f"{dtype}"[6:]: torch.arange(5).to(dtype) for dtype in _DTYPES}
+    state |= {"rows": whole[1:3], "turned": whole.t(), "steps": whole[::2, 1::2], "repeated": torch.ones(1).expand(9)}
+    state |= {"scalar": torch.tensor(2.5), "none": torch.zeros(0, 3), "weight": torch.nn.Parameter(torch.ones(2))}
+    state |= {"turned round": torch.tensor([1 + 2j]).conj(), "tied": whole}
+    torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=not legacy)
+    read = load_checkpoint(tmp_path / "net.pt", _MANAGER).state
+    assert list(read) == list(state)
+    for name, tensor in state.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
