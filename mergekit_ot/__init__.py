@@ -123,6 +123,10 @@ _HOMES = {
     "Places": "mergekit_ot.graph.symmetry.symmetry",
     "Order": "mergekit_ot.graph.symmetry.permutation",
     "Sign": "mergekit_ot.graph.symmetry.signs",
+    "Limit": "mergekit_ot.storage.limits",
+    "MappedFile": "mergekit_ot.storage.regular",
+    "carried_by": "mergekit_ot.storage.record",
+    "check_tensor_name": "mergekit_ot.storage.limits",
     "MemoryStore": "mergekit_ot.storage.store",
     "StoreWriter": "mergekit_ot.storage.store",
     "AbstractFileWriter": "mergekit_ot.storage.file_writer",
@@ -209,8 +213,10 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.files import write_text
+    from mergekit_ot.storage.limits import Limit, check_tensor_name
     from mergekit_ot.storage.outputs import check_output
-    from mergekit_ot.storage.record import Checkpoint
+    from mergekit_ot.storage.record import Checkpoint, carried_by
+    from mergekit_ot.storage.regular import MappedFile
     from mergekit_ot.storage.store import MemoryStore, StoreWriter, TensorStore
     from mergekit_ot.storage.torch_stream import torch_stream
     from mergekit_ot.text import printable

@@ -7,18 +7,23 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, MinLen
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
-from mergekit_ot.storage.files import missing_file, write_text
+from mergekit_ot.storage.files import write_text
+from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import YAML_COMMENT
+from mergekit_ot.storage.yaml_files import read_yaml
 
 _SUM_TOLERANCE = 1e-6
+_SEEDS = 2**63
+_TYPES = {"bool_type", "int_type", "float_type"}
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
 _FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "measure")
 _FIRST_KEYS += (
@@ -35,7 +40,7 @@ _FIRST_KEYS += (
 )
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class FusionRecipe(FusionOptions):
     """One fusion: sources in order, the method (`FusionOptions`), and where the result goes.
 
@@ -55,7 +60,7 @@ class FusionRecipe(FusionOptions):
     output: str = "fused.pt"
     arch: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] | None = None
     target: int | str = 0
     data: str | None = None
     report: str | None = None
@@ -106,13 +111,19 @@ def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
         (0.0, 1.0)
     """
     content = {} if file is None else _read(Path(file))
+    source = "" if file is None else f" The recipe is '{file}'."
     for key, value in flags.items():
         if value is not None and value != () and value != [] and value != {}:
             content[key] = {**content.get(key, {}), **value} if key == "solver_options" else value
     try:
-        recipe = FusionRecipe(**content)
+        # Checked strictly: a text is no number, a fraction no whole one, and a list stands for the tuple that it gives.
+        recipe = FusionRecipe(**{key: _as_tuple(value) for key, value in content.items()})
     except ValidationError as error:
-        raise RecipeError(_first_problem(error)) from error
+        raise RecipeError(_first_problem(error) + source) from error
+    if recipe.trace_seconds is not None and not math.isfinite(recipe.trace_seconds):
+        raise RecipeError(f"Recipe key 'trace_seconds' is {recipe.trace_seconds}: it is a number of seconds.{source}")
+    if not 0 <= recipe.seed < _SEEDS:
+        raise RecipeError(f"Recipe key 'seed' is {shortened(recipe.seed)}: it is a number from 0 to 2**63 - 1.{source}")
     check_models(recipe)
     return recipe
 
@@ -123,6 +134,8 @@ def check_models(recipe: FusionRecipe) -> None:
     Raises:
         RecipeError: Says which field does not fit, and how to correct it.
     """
+    if any("\0" in name for name in (*recipe.models, recipe.output)):
+        raise RecipeError("A file name holds a zero byte, which no file name can. Correct 'models' or 'output'.")
     count = len(recipe.models)
     if count < 2 and (count < 1 or isinstance(recipe.target, int)):
         raise RecipeError(
@@ -159,19 +172,41 @@ def check_model_weights(weights: tuple[float, ...], count: int) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(missing_file(path))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path, RecipeError)
     if not isinstance(content, Mapping):
         raise RecipeError(f"'{path}' is not a recipe: expected keys and values, such as 'solver: wb'.")
-    known = {key.replace("-", "_"): value for key, value in content.items() if isinstance(key, str)}
+    _refuse_mergekit(path, content)
+    known: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name in known:
+            raise RecipeError(f"Recipe key '{shortened(key)}' is there twice in '{path}', with '-' and with '_'.")
+        known[name] = value
     for single in ("arch", "models", "trust"):
         if isinstance(known.get(single), str):
             known[single] = [known[single]]
     return known
+
+
+def _refuse_mergekit(path: Path, content: Mapping[str, Any]) -> None:
+    """Says what a recipe of mergekit would be here.
+
+    Raises:
+        RecipeError: It is one.
+    """
+    models = content.get("models")
+    given = [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else []
+    if "merge_method" not in content and not any("model" in entry for entry in given):
+        return
+    names = ", ".join(shortened(str(entry.get("model"))) for entry in given[:8]) or "a.pt, b.pt"
+    settings = [entry.get("parameters") for entry in given]
+    weights = [part.get("weight") for part in settings if isinstance(part, Mapping)]
+    are_known = len(weights) == len(given) > 0 and all(isinstance(weight, int | float) for weight in weights)
+    lines = [f"models: [{names}]"] + [f"model_weights: [{', '.join(map(str, weights[:8]))}]"] * are_known
+    raise RecipeError(
+        f"'{path}' is a recipe of mergekit, not of mergeot. Here it would be: {'; '.join(lines)}; solver: wb; "
+        "arch: nets.py:net, each on a line of its own. Models are files of weights, and weights sum to one."
+    )
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -179,7 +214,22 @@ def _first_problem(error: ValidationError) -> str:
     key = str(problem["loc"][0]) if problem["loc"] else "recipe"
     names = recipe_keys()
     if problem["type"] == "unexpected_keyword_argument":
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(shortened(key), names, n=1, cutoff=0.5)
         guess = f" Did you mean '{close[0]}'?" if close else ""
-        return f"Unknown recipe key '{key}'.{guess} Valid keys: {', '.join(names)}."
-    return f"Recipe key '{key}' is {problem.get('input')!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        return f"Unknown recipe key '{shortened(key)}'.{guess} Valid keys: {', '.join(names)}."
+    value = problem.get("input")
+    rule = problem["msg"].replace("valid tuple", "list")
+    said = f"Recipe key '{key}' is {_shown(value)}: {rule[0].lower()}{rule[1:]}."
+    if problem["type"] in _TYPES and isinstance(value, str) and not isinstance(yaml.safe_load(value[:20]), str):
+        said += " Write it without quotes."
+    means = FusionRecipe.__dataclass_fields__[key].metadata.get("help") if key in names else None
+    return f"{said} It is: {means}" if means else said
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str | list | tuple | dict) and len(value) < 40 else shortened(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import DataError
+from mergekit_ot.sources.arrays import ArrayArchive
 from mergekit_ot.sources.specs import Spec, call_with, find_object, parse_spec, registered
 from mergekit_ot.storage.files import missing_file
+from mergekit_ot.storage.limits import shortened
+from mergekit_ot.storage.regular import check_regular
 
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
@@ -139,8 +141,9 @@ def _tensor(value: object, name: str) -> Tensor:
 
 def _archive(spec: Spec, split: str) -> DataSource:
     path = Path(spec.place)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(missing_file(path))
+    check_regular(path, DataError)
     unknown = [key for key in spec.arguments if key not in _OPTIONS]
     if unknown:
         raise DataError(f"Option '{unknown[0]}' of '{spec.text}' is not known. An .npz takes: {', '.join(_OPTIONS)}.")
@@ -153,17 +156,15 @@ def _archive(spec: Spec, split: str) -> DataSource:
 
     @functools.cache
     def read() -> tuple[np.ndarray, np.ndarray]:
-        inputs, targets = _read_pair(path, part, "split" in options)
-        if part != TRAIN:
-            return inputs, targets
-        # Archives are often sorted by class, and calibration takes only what comes first.
-        order = np.random.default_rng(0).permutation(len(inputs))
-        return inputs[order], targets[order]
+        return _read_pair(path, part, "split" in options)
 
     def opened() -> Iterator[Batch]:
-        inputs, targets = (array[:limit] for array in read())
-        for start in range(0, len(inputs), size):
-            rows = slice(start, start + size)
+        inputs, targets = read()
+        # Archives are often sorted by class, and calibration takes only what comes first.
+        order = np.random.default_rng(0).permutation(len(inputs))[:limit] if part == TRAIN else None
+        count = len(inputs[:limit])
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count)) if order is None else order[start : start + size]
             yield _prepared(inputs[rows], options, spec), _targets(targets[rows])
 
     return DataSource(spec.text, opened)
@@ -177,17 +178,13 @@ def _positive(spec: Spec, key: str, default: int | None) -> int | None:
 
 
 def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            chosen = _choose(names, part, is_demanded)
-            if chosen is None:
-                raise DataError(
-                    f"'{path}' has no {part} part: it holds {', '.join(names) or 'nothing'}. {_part_hint(names, part)}"
-                )
-            inputs, targets = archive[chosen[0]], archive[chosen[1]]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"'{path}' cannot be read as an .npz of plain arrays: {error}.") from error
+    with ArrayArchive(path) as archive:
+        names = archive.names
+        chosen = _choose(names, part, is_demanded)
+        if chosen is None:
+            held = ", ".join(shortened(name) for name in names[:20]) or "nothing"
+            raise DataError(f"'{path}' has no {part} part: it holds {held}. {_part_hint(names, part)}")
+        inputs, targets = archive.read(chosen[0]), archive.read(chosen[1])
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise DataError(
             f"'{path}' does not pair up: {chosen[0]} has shape {inputs.shape}, {chosen[1]} has {targets.shape}. "

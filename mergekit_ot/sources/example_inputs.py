@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -12,8 +13,9 @@ from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.progress import Notify
 from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.reading import ReadSource
+from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
-_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.RNNBase, nn.BatchNorm2d)
+_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.BatchNorm2d)
 # Of images, the likelier first.
 _SIDES = (28, 32, 64, 224, 8, 96, 128)
 
@@ -34,8 +36,14 @@ def example_inputs_of(
     """
     if source.checkpoint.example_inputs is not None and source.checkpoint.build is source.make.build:
         return source.checkpoint.example_inputs, None
-    shape = input_shape or source.checkpoint.input_shape
+    shape = source.checkpoint.input_shape if input_shape is None else input_shape
     if shape is not None:
+        if not shape:
+            raise ArchitectureError(
+                "The input shape is empty: give the shape of one input, such as --input-shape 1,28,28."
+            )
+        shown = ",".join(shortened(size, 24) for size in shape[:8])
+        INPUT_NUMBERS.check(math.prod(shape), f"One input of the shape {shown} has", ArchitectureError)
         return (_accepted(source, shape),), shape
     if data is not None:
         inputs = _first_rows(data)
@@ -87,7 +95,9 @@ def _accepted(source: ReadSource, shape: tuple[int, ...]) -> Tensor:
 
 def _inputs_of(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[Tensor]:
     """Candidates of one shape: numbers and token numbers, the likelier first."""
-    tokens = next((m.num_embeddings for m in on_meta(make).modules() if isinstance(m, nn.Embedding)), None)
+    tokens = next(
+        (m.num_embeddings for m in on_meta(make).modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)), None
+    )
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(2, *shape, generator=generator)
     if not tokens:
@@ -128,7 +138,7 @@ def _shapes_by_first_layer(module: nn.Module) -> list[tuple[int, ...]]:
             return _cubes(channels, _SIDES, 2)
         case nn.Conv3d(in_channels=channels):
             return _cubes(channels, (16, 32, 64), 3)
-        case nn.Embedding():
+        case nn.Embedding() | nn.EmbeddingBag():
             return [(16,), (128,), (200,)]
         case nn.RNNBase(input_size=width):
             return [(16, width), (28, width)]

@@ -21,5 +21,8 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         try:
             with torch.device("meta"):
                 return make()
-        except Exception:
+        except Exception as failure:
+            # What is too large without memory is too large with it, and would be filled until there is none left.
+            if "overflow" in str(failure).lower() or "too large" in str(failure).lower():
+                raise
             return make()

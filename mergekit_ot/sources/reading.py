@@ -15,6 +15,7 @@ from mergekit_ot.sources.instances import shapes_of
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
 from mergekit_ot.storage.finite import FiniteStore
 from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
+from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
@@ -133,7 +134,14 @@ def fitted(checkpoint: Checkpoint, make: Architecture) -> FittedStore:
     Raises:
         ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
     """
-    expected = shapes_of(make)
+    try:
+        expected = shapes_of(make)
+    except ArchitectureError as failure:
+        if make.name != checkpoint.architecture:
+            raise
+        raise ArchitectureError(
+            f"The architecture that '{checkpoint.path}' carries cannot be built. {failure}"
+        ) from failure
     difference = misfit(checkpoint.state, expected)
     if difference is not None:
         raise ArchitectureError(
@@ -147,6 +155,9 @@ def _difference_text(difference: Misfit) -> str:
     shape = difference.reshaped
     if shape is not None:
         return f": '{shape.name}' is {_shape(shape.held)} in the file and {_shape(shape.expected)} in the architecture."
+    if difference.retyped is not None:
+        kind = str(difference.retyped.held).removeprefix("torch.")
+        return f": '{difference.retyped.name}' holds {kind} in the file and floating-point weights in the architecture."
     sentences = [
         f" {what}: {_first(names)}."
         for what, names in (
@@ -173,7 +184,7 @@ def check_target(make: Architecture, spec: str) -> None:
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shortened, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -22,12 +22,15 @@ from urllib.parse import parse_qsl
 
 from mergekit_ot.errors import ArchitectureError, MergeotError, unknown_name
 from mergekit_ot.storage.files import missing_file
+from mergekit_ot.storage.limits import shortened
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mergekit_ot.hooks.manager import PluginManager
 
+# Characters of what somebody else's code says, at most.
+_SAID = 400
 _FORMS = (
     "A SPEC is package.module:name, path/to/file.py:name or a registered name, with arguments as ?key=value&key=value."
 )
@@ -284,8 +287,10 @@ def _raised(failure: Exception) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace is not None else ""
-    return f"{type(failure).__name__}: {failure}{where}"
+    said = next(iter(str(failure).splitlines()), "no message")
+    return f"{type(failure).__name__}: {shortened(said, _SAID)}{where}"
 
 
 def _listed(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+    shown = (f"{shortened(key)}={shortened(repr(value), _SAID)}" for key, value in list(arguments.items())[:20])
+    return ", ".join(shown) or "no arguments"

@@ -17,8 +17,9 @@ from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.files import check_is_file, check_readable
 from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
+from mergekit_ot.storage.regular import check_regular
 from mergekit_ot.storage.replacing import replacing
-from mergekit_ot.storage.state_dicts import quantised_name
+from mergekit_ot.storage.state_dicts import narrow_name, quantised_name
 from mergekit_ot.storage.store import compacted, write_all
 from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
 
@@ -39,6 +40,7 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
     """
     check_readable(path)
+    check_regular(path)
     asked = (read(path) for read in formats)
     checkpoint = next((content for content in asked if content is not None), None)
     if checkpoint is None:
@@ -49,6 +51,13 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
         raise CheckpointError(
             f"'{path}' holds quantised weights ('{damaged}'): packed integers cannot be averaged. "
             "Dequantise it to float32 with the tool that made it, or use the original checkpoint."
+        )
+    narrow = narrow_name(checkpoint.state)
+    if narrow is not None:
+        kind = str(checkpoint.state.dtype(narrow)).removeprefix("torch.")
+        raise CheckpointError(
+            f"'{narrow}' in '{path}' is of the type {kind}, in which nothing can be computed. "
+            "Convert it to bfloat16 or float32 with the tool that made it."
         )
     return checkpoint
 

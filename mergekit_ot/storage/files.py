@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import with_mark
 from mergekit_ot.storage.replacing import replacing
 
@@ -76,7 +77,8 @@ def check_readable(path: Path) -> None:
     Raises:
         CheckpointError: It is missing or not readable.
     """
-    if not path.exists():
+    # Names that no file can have are those of none.
+    if not os.path.exists(path):
         raise CheckpointError(missing_file(path))
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"'{path}' cannot be read: permission denied.")
@@ -97,12 +99,12 @@ def check_is_file(path: Path) -> None:
 def missing_file(path: Path) -> str:
     """Returns the sentence for a file that does not exist: did you mean its neighbour."""
     folder = path.parent
-    if not folder.is_dir():
-        return f"There is no file '{path}': the folder '{folder}' does not exist."
+    if not os.path.isdir(folder):
+        return f"There is no file '{shortened(str(path), 300)}': the folder '{folder}' does not exist."
     names = [file.name for file in folder.iterdir() if file.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     guess = f" Did you mean '{folder / close[0]}'?" if close else ""
-    return f"There is no file '{path}'.{guess}"
+    return f"There is no file '{shortened(str(path), 300)}'.{guess}"
 
 
 def file_digest(path: Path) -> str:

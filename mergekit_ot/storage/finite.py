@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import final
 
@@ -21,9 +22,16 @@ OF_A_MODEL = (
     "Take a checkpoint from before the training diverged."
 )
 
+IMPLAUSIBLE = (
+    "Tensor '{name}' of '{owner}' has an entry of size {largest}, which no network computes with: one bit of the file "
+    "was changed, or it is not what it says. Copy it again, or use an earlier checkpoint."
+)
+# One wrong bit of the exponent makes a weight that large; no sum of squares of such is a number.
+_PLAUSIBLE = 1e33
+
 
 def check_finite(state: Mapping[str, Tensor], owner: str, sentence: str = OF_A_FILE) -> None:
-    """Checks that no weight is NaN or infinite; integer tensors have no such value.
+    """Checks that no weight is NaN, infinite or absurdly large; integer tensors have no such value.
 
     Args:
         state: Name → tensor; a store is read one tensor at a time.
@@ -31,16 +39,29 @@ def check_finite(state: Mapping[str, Tensor], owner: str, sentence: str = OF_A_F
         sentence: The message, with ``{name}``, ``{owner}``, ``{bad}`` and ``{count}``.
 
     Raises:
-        CheckpointError: Names the first tensor that is not finite.
+        CheckpointError: Names the first tensor that is not finite, or has an entry that a wrong bit made.
     """
     for name, tensor in state.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         # Narrow float types have no test of their own.
         wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() < 2 else tensor
+        largest = _largest(wide)
+        if largest <= _PLAUSIBLE:
+            continue
         bad = int((~torch.isfinite(wide)).sum())
         if bad:
             raise CheckpointError(sentence.format(name=name, owner=owner, bad=bad, count=tensor.numel()))
+        raise CheckpointError(IMPLAUSIBLE.format(name=name, owner=owner, largest=f"{largest:.1e}"))
+
+
+def _largest(tensor: Tensor) -> float:
+    """Returns the size of the largest entry: NaN where one is NaN."""
+    if not tensor.numel():
+        return 0.0
+    parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    low, high = torch.aminmax(parts)
+    return max(-float(low), float(high), key=lambda size: math.inf if math.isnan(size) else size)
 
 
 @final

@@ -25,6 +25,14 @@ class OtherShape:
 
 
 @dataclass(frozen=True)
+class OtherType:
+    """A tensor of whole numbers or booleans where the architecture has a weight."""
+
+    name: str
+    held: torch.dtype
+
+
+@dataclass(frozen=True)
 class Misfit:
     """How a state and an architecture differ.
 
@@ -32,11 +40,13 @@ class Misfit:
         missing: Names that only the architecture has.
         unexpected: Names that only the state has.
         reshaped: The first tensor of another shape; looked for where the names agree.
+        retyped: The first tensor that holds no weights where the architecture has some; looked for where shapes agree.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: OtherShape | None
+    retyped: OtherType | None = None
 
 
 def misfit(store: TensorStore, expected: Mapping[str, Tensor]) -> Misfit | None:
@@ -58,7 +68,14 @@ def misfit(store: TensorStore, expected: Mapping[str, Tensor]) -> Misfit | None:
     for name, tensor in expected.items():
         if name in store and store.shape(name) != tensor.shape:
             return Misfit((), (), OtherShape(name, store.shape(name), tensor.shape))
+    for name, tensor in expected.items():
+        if name in store and _takes_weights(tensor.dtype) and not _takes_weights(store.dtype(name)):
+            return Misfit((), (), None, OtherType(name, store.dtype(name)))
     return None
+
+
+def _takes_weights(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 @final

@@ -1,17 +1,15 @@
-"""What stands inside a checkpoint file: the globals that a pickle names, and the state dict inside its wrappers."""
+"""What stands inside a checkpoint file: the state dict inside its wrappers."""
 
 from __future__ import annotations
 
-import pickletools
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mergekit_ot.storage.limits import shortened
+from mergekit_ot.storage.pickled_tensors import Unusable, is_tensor, unusable_in
 from mergekit_ot.storage.store import TensorStore
 
 # Keys under which training scripts keep a state dict, the likeliest first.
@@ -33,74 +31,24 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.")
 # State that belongs to the training and not to the model.
 _TRAINING = ("optim", "scheduler", "scaler", "amp", "rng")
-# Globals that a pickle of plain tensors and numbers may name.
-_PLAIN_GLOBALS = re.compile(
-    r"torch\.(\w+$|_utils\.|_tensor\.|storage\.|serialization\.|nn\.parameter\.)|collections\.OrderedDict$|_codecs\.encode$"
-    r"|argparse\.Namespace$|numpy\.(dtype$|ndarray$|dtypes\.|_?core\.multiarray\.(scalar|_reconstruct)$)"
-)
 _MAX_DEPTH = 6
 _QUANTISED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
 
 @dataclass(frozen=True)
 class FoundState:
-    """A state dict and the sentence that says where it stood."""
+    """A state dict and the sentence that says where it stood.
+
+    Attributes:
+        state: Name → tensor.
+        sentence: Where it stood, and what stood beside it.
+        unusable: The first name whose tensor is sparse, quantised or the like, with what it is; None where all are
+            plain.
+    """
 
     state: dict[str, Tensor]
     sentence: str
-
-
-def foreign_globals(path: Path) -> tuple[str, ...]:
-    """Returns the names that the pickle in a file wants imported beyond plain tensors; nothing is executed."""
-    named: dict[str, None] = {}
-    for pickled in _pickles(path):
-        named.update(dict.fromkeys(_globals_of(pickled)))
-    return tuple(name for name in named if not _PLAIN_GLOBALS.match(name))
-
-
-def _globals_of(pickled: bytes) -> list[str]:
-    """Returns what a pickle wants imported, as far as it can be read."""
-    named: list[str] = []
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "GLOBAL":
-                named.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                named.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except Exception:  # whatever a damaged pickle raises
-        return named
-    return named
-
-
-def _pickles(path: Path) -> list[bytes]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
-    content = path.read_bytes()
-    # The legacy format is several pickles one after the other; each ends with the STOP opcode ".".
-    pickles, start = [], 0
-    for _ in range(4):
-        stop = _stop_of(content[start:])
-        if stop is None:
-            pickles.append(content[start:])
-            break
-        pickles.append(content[start : start + stop])
-        start += stop
-    return pickles
-
-
-def _stop_of(content: bytes) -> int | None:
-    """Returns how long the pickle is with which `content` begins, or None where it does not end."""
-    try:
-        for opcode, _, position in pickletools.genops(content):
-            if opcode.name == "STOP":
-                return (position or 0) + 1
-    except Exception:  # whatever a damaged pickle raises
-        return None
-    return None
+    unusable: tuple[str, Unusable] | None = None
 
 
 def find_state(content: object) -> FoundState | None:
@@ -110,14 +58,15 @@ def find_state(content: object) -> FoundState | None:
     to an optimizer is never taken. A prefix that all names carry (``module.`` of data-parallel training,
     ``_orig_mod.`` of compiled modules) is removed.
     """
-    candidates = _candidates(content, (), 0)
+    candidates = _candidates(content, (), set())
     if not candidates:
         return None
     path, state = min(candidates, key=lambda candidate: _rank(*candidate))
     tensors, prefix = _without_prefixes({key: value for key, value in state.items() if isinstance(value, Tensor)})
     beside = [key for key in _keys(content) if key != path[0]] if path else []
     rivals = [".".join(other) for other, _ in candidates if other and other != path]
-    return FoundState(tensors, _sentence(len(tensors), path, prefix, beside, rivals))
+    unusable = next(((name, kind) for name, value in state.items() if (kind := unusable_in(value))), None)
+    return FoundState(tensors, _sentence(len(tensors), path, prefix, beside, rivals), unusable)
 
 
 def _sentence(count: int, path: tuple[str, ...], prefix: str, beside: list[str], rivals: list[str]) -> str:
@@ -134,28 +83,30 @@ def _sentence(count: int, path: tuple[str, ...], prefix: str, beside: list[str],
 
 
 def _keys(content: object) -> list[str]:
-    return [str(key) for key in content] if isinstance(content, Mapping) else []
+    return [shortened(key) for key in content] if isinstance(content, Mapping) else []
 
 
-def _candidates(content: object, path: tuple[str, ...], depth: int) -> list[tuple[tuple[str, ...], Mapping]]:
-    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+def _candidates(content: object, path: tuple[str, ...], seen: set[int]) -> list[tuple[tuple[str, ...], Mapping]]:
+    # A mapping may hold one many times, and itself.
+    if not isinstance(content, Mapping) or len(path) > _MAX_DEPTH or id(content) in seen:
         return []
+    seen.add(id(content))
     candidates = []
     if _holds_tensors(content):
         candidates.append((path, content))
     for key, value in content.items():
         if isinstance(value, Mapping) and not str(key).lower().startswith(_TRAINING):
-            candidates += _candidates(value, (*path, str(key)), depth + 1)
+            candidates += _candidates(value, (*path, shortened(key)), seen)
     return candidates
 
 
 def _holds_tensors(content: Mapping) -> bool:
-    return any(isinstance(value, Tensor) for value in content.values()) and all(isinstance(key, str) for key in content)
+    return any(map(is_tensor, content.values())) and all(isinstance(key, str) for key in content)
 
 
 def _rank(path: tuple[str, ...], state: Mapping) -> tuple[bool, int, int, int]:
     # Single numbers beside a model (a loss, a learning rate) do not make a state dict.
-    tensors = sum(isinstance(value, Tensor) and value.dim() > 0 for value in state.values())
+    tensors = sum(not isinstance(value, Tensor) or value.dim() > 0 for value in filter(is_tensor, state.values()))
     names = [_WRAPPERS.index(key.lower()) for key in path if key.lower() in _WRAPPERS]
     is_known = bool(names) or not path
     return (not is_known, -tensors, names[-1] if names else len(_WRAPPERS), len(path))
@@ -180,3 +131,12 @@ def quantised_name(store: TensorStore) -> str | None:
         if is_packed or ".quant_state." in name or store.dtype(name) in _QUANTISED:
             return name
     return None
+
+
+def narrow_name(store: TensorStore) -> str | None:
+    """Returns the first name whose numbers have less than 16 bits and a point, in which torch adds nothing, or None."""
+    return next((name for name in store.names if _is_narrow(store.dtype(name))), None)
+
+
+def _is_narrow(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize < torch.float16.itemsize

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_ot import AbstractFileWriter, Checkpoint, TensorStore
+from mergekit_ot import AbstractFileWriter, Checkpoint, MappedFile, TensorStore, carried_by
 from mergekit_ot.errors import CheckpointError
+from mergeot_safetensors.header import LENGTH_BYTES, read_header
 
 SUFFIX = ".safetensors"
 _KEY = "mergekit_ot"
-_NEWEST_VERSION = 1
-_LENGTH_BYTES = 8
 # How the library, which is no Python, tells that the system could not write.
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 # A file that was only renamed to .safetensors is what its first bytes say: an archive or a pickle.
@@ -33,16 +32,16 @@ def is_safetensors(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        start = stream.read(_LENGTH_BYTES + 1)
-    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if start[_LENGTH_BYTES:] == b"{" and length <= path.stat().st_size - _LENGTH_BYTES:
+        start = stream.read(LENGTH_BYTES + 1)
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if start[LENGTH_BYTES:] == b"{" and length <= path.stat().st_size - LENGTH_BYTES:
         return True
     return path.suffix == SUFFIX and not start.startswith(_OTHER_MAGIC)
 
 
 @final
 class SafetensorsStore(TensorStore):
-    """The tensors of a safetensors file; each is read when it is asked for.
+    """The tensors of a safetensors file, mapped into memory; each is read when it is asked for.
 
     Args:
         path: The file.
@@ -54,38 +53,30 @@ class SafetensorsStore(TensorStore):
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
         self.path, self._sha256 = path, sha256
-        try:
-            self._file = safe_open(path, framework="pt", device="cpu")
-            self._names = dict.fromkeys(self._file.keys())
-            self.texts: dict[str, str] = self._file.metadata() or {}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"'{path}' is not a safetensors file, or it was truncated or damaged ({error}). "
-                "Copy or download it again."
-            ) from error
+        self._file = MappedFile(path)
+        self._entries, self.texts = read_header(self._file)
 
     @property
     def names(self) -> Collection[str]:
         """Names of the tensors, in the order of the file."""
-        return self._names.keys()
+        return self._entries.keys()
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a tensor."""
-        return torch.Size(self._part(name).get_shape())
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns the type of a tensor's entries."""
-        # An empty part has the type; a scalar has no part, and is as small.
-        return (self.slice(name, 0, 0) if self.shape(name) else self.read(name)).dtype
+        return self._entries[name].dtype
 
     def read(self, name: str) -> Tensor:
         """Returns a tensor."""
-        self._check_name(name)
-        return self._file.get_tensor(name)
+        entry = self._entries[name]
+        return self._file.tensor(entry.dtype, entry.shape, entry.start)
 
     def slice(self, name: str, start: int, stop: int) -> Tensor:
         """Returns a part of a tensor; nothing else of it is read."""
-        return self._part(name)[start:stop]
+        return self.read(name)[start:stop]
 
     def digest(self) -> str:
         """Returns the SHA-256 of the file."""
@@ -96,17 +87,8 @@ class SafetensorsStore(TensorStore):
 
     def close(self) -> None:
         """Closes the file."""
-        if self._names:
-            self._names = {}
-            self._file.__exit__(None, None, None)
-
-    def _check_name(self, name: str) -> None:
-        if name not in self._names:
-            raise KeyError(name)
-
-    def _part(self, name: str) -> Any:
-        self._check_name(name)
-        return self._file.get_slice(name)
+        self._entries = {}
+        self._file.close()
 
     def __reduce__(self) -> tuple[type[SafetensorsStore], tuple[Path, str | None]]:
         return SafetensorsStore, (self.path.absolute(), self._sha256)
@@ -151,29 +133,22 @@ def load(path: Path) -> Checkpoint:
     if not store:
         raise CheckpointError(f"'{path}' is a safetensors file without tensors. Name one that holds a state dict.")
     kept = _metadata(path, store.texts)
-    architecture, shape = kept.get("architecture"), kept.get("input_shape")
+    carried = carried_by(path, kept)
     written = ", written by mergekit_ot" if kept else ""
-    carried = f", architecture '{architecture}'" if architecture else ""
-    return Checkpoint(
-        path,
-        store,
-        architecture=architecture,
-        arguments=dict(kept.get("arguments") or {}),
-        input_shape=None if shape is None else tuple(shape),
-        found=f"safetensors file with {len(store)} tensors{written}{carried}",
-        provenance=dict(kept.get("provenance") or {}),
-    )
+    named = f", architecture '{carried['architecture']}'" if carried["architecture"] else ""
+    return Checkpoint(path, store, found=f"safetensors file with {len(store)} tensors{written}{named}", **carried)
 
 
 def _metadata(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
-    if _KEY not in texts:
-        return {}
     try:
-        kept = json.loads(texts[_KEY])
-    except ValueError as error:
-        raise CheckpointError(f"The header of '{path}' is damaged ({error}). Write the file again.") from error
+        kept = json.loads(texts.get(_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise CheckpointError(
+            f"Key '{_KEY}' in the header of '{path}' is damaged ({said}). Write the file again."
+        ) from error
     if not isinstance(kept, dict):
-        raise CheckpointError(f"The header of '{path}' is damaged: its metadata are no mapping. Write the file again.")
-    if kept.get("version", _NEWEST_VERSION) > _NEWEST_VERSION:
-        raise CheckpointError(f"'{path}' was written by a newer version of mergekit_ot. Update the package to read it.")
+        raise CheckpointError(
+            f"Key '{_KEY}' in the header of '{path}' is damaged: it is no mapping. Write the file again."
+        )
     return kept

@@ -192,6 +192,9 @@ class EinRule(NodeRule):
         sizes: Name in the pattern → argument that holds its size (``{"g": "groups"}``).
         flags: Name in the pattern → flag of its neuron group.
 
+    Raises:
+        RuleError: The line is no pattern, or has another number of operands than `arguments`.
+
     Example:
         >>> EinRule("... i; o i; o -> ... o", ("input", "weight", "bias")).operands
         (('...', 'i'), ('o', 'i'), ('o',))
@@ -203,6 +206,11 @@ class EinRule(NodeRule):
     flags: Mapping[str, str] = field(default_factory=dict)
     is_movement: bool = False
     state: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        why = _what_is_wrong(self)
+        if why:
+            raise RuleError(f"The pattern '{self.pattern}' is no rule: {why}. Write it as '... i; o i; o -> ... o'.")
 
     @property
     def operands(self) -> tuple[tuple[str, ...], ...]:
@@ -217,6 +225,25 @@ class EinRule(NodeRule):
     def label(self, operation: OperationView) -> list[Labels]:
         """Returns the labels of each output, after unifying and pinning what the line says."""
         return label_by_pattern(self, operation)
+
+
+# An axis, pinned or mixed along; a product of axes; further axes. What is left of a side without these is wrong.
+_AXIS = r"~?\w+!?"
+_TOKEN = re.compile(rf"(?<!\S)(\.\.\.|\*[!~]?|{_AXIS}|\(\s*{_AXIS}(\s+{_AXIS})*\s*\))(?!\S)")
+
+
+def _what_is_wrong(rule: EinRule) -> str | None:
+    operands, arrow, outputs = rule.pattern.partition("->")
+    if not arrow or "->" in outputs:
+        return "it needs one '->' between operands and outputs"
+    left = _TOKEN.sub(" ", f"{operands};{outputs}".replace(";", " ")).split()
+    if left:
+        return f"'{left[0]}' is no axis"
+    if any(sum(token in _RESTS for token in tokens) > 1 for tokens in rule.operands):
+        return "an operand has further axes in two places"
+    if len(rule.operands) != len(rule.arguments):
+        return f"it has {len(rule.operands)} operands, and {len(rule.arguments)} arguments are named"
+    return None
 
 
 def _tokens(side: str) -> tuple[tuple[str, ...], ...]:
