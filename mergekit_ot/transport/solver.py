@@ -178,8 +178,8 @@ def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
     if isinstance(couplings, Sequence) and all(isinstance(coupling, Coupling) for coupling in couplings):
         return found if isinstance(found, Solution) else Solution(tuple(couplings))
     raise SolverError(
-        f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source or a "
-        "Solution. Check it with mergekit_ot.testing.check_solver."
+        f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source or "
+        "a Solution. Check it with mergekit_ot.testing.check_solver."
     )
 
 
