@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.plan import Step, build_plan
@@ -19,7 +18,7 @@ from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
 from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
-from mergekit_ot.graph.symmetry.proof import float_outputs
+from mergekit_ot.graph.capture.outputs import outputs_of
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -208,8 +207,8 @@ class FusionRun:
         worst = 0.0
         for number, source in enumerate(self.models.sources):
             aligned = aligned_state(source, self.models.target, self.alignment, number)
-            ours = _outputs(source.instance(), self.setup.inputs)
-            theirs = _outputs(self.models.target.instance(aligned), self.setup.inputs)
+            ours = outputs_of(source.instance(), self.setup.inputs)
+            theirs = outputs_of(self.models.target.instance(aligned), self.setup.inputs)
             for one, other in zip(ours, theirs, strict=True):
                 scale = float(one.abs().max()) or 1.0
                 worst = max(worst, float((one - other).abs().max()) / scale)
@@ -235,8 +234,3 @@ class FusionRun:
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
             )
         return found
-
-
-def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return float_outputs(model(*inputs))

@@ -227,6 +227,18 @@ def _index_put(operation: OperationView) -> list[Labels]:
     return [_never_constant(operation, labels)]
 
 
+def _triangle(operation: OperationView) -> list[Labels]:
+    """A triangle of a matrix is kept: its rows and columns stay in order."""
+    labels = operation.labels("self")
+    _pin(operation, labels[-2:], "a triangle is kept")
+    return [labels]
+
+
+def _one_hot(operation: OperationView) -> list[Labels]:
+    (shape,) = operation.output_shapes
+    return [[*operation.labels("self"), operation.algebra.pinned(shape[-1], "classes in order")]]
+
+
 _SCAN = "computed in order along this axis"
 
 INDEXING: dict[str, NodeRule] = {
@@ -241,9 +253,15 @@ INDEXING: dict[str, NodeRule] = {
     "aten.index_copy": FunctionRule(_written(("index", "source"))),
     "aten.index_fill": FunctionRule(_written(("index",))),
     "aten.scatter": FunctionRule(_written(("index", "src"))),
+    "aten.scatter_reduce": FunctionRule(_written(("index", "src"))),
+    "aten.index_reduce": FunctionRule(_written(("index", "source"))),
+    "aten._unsafe_index": FunctionRule(_index),
+    "aten._unsafe_index_put": FunctionRule(_index_put),
     "aten.scatter_add": FunctionRule(_written(("index", "src"))),
-    **{f"aten.{name}": _ordered(_SCAN) for name in ("cumsum", "cumprod", "logcumsumexp")},
-    **{f"aten.{name}": _ordered("sorted along this axis") for name in ("sort", "argsort", "topk", "kthvalue")},
+    **{f"aten.{name}": _ordered(_SCAN) for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")},
+    "aten.argsort": _ordered("sorted along this axis"),
+    **{f"aten.{name}": FunctionRule(_triangle) for name in ("tril", "triu")},
+    "aten.one_hot": FunctionRule(_one_hot),
     "aten.flip": _ordered("reversed", "dims"),
     "aten.roll": _ordered("rolled", "dims"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -12,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.capture.outputs import OutputError, hand_out_tensors
 from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
 
 AUTO = "auto"
@@ -100,11 +101,12 @@ def capture(
     failures: dict[str, BaseException] = {}
     for chosen, end in (front_ends or FrontEnds()).in_order().items():
         try:
-            with _quiet():
-                program = end.capture(prepared(copy.deepcopy(model)), inputs, budget)
+            with _quiet(), _unvalidated():
+                program = end.capture(hand_out_tensors(prepared(copied(model))), inputs, budget)
         except TraceLimitError:
             raise
         except Exception as error:
+            _raise_without_tensor(error)
             failures[chosen] = error
             continue
         remarks = [
@@ -147,7 +149,7 @@ def prepared(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _Configured) and isinstance(module.config, _Caching) and module.config.use_cache is True:
             module.config.use_cache = False
-    return model.eval()
+    return computing_when_read(model.eval())
 
 
 def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -185,6 +187,25 @@ def first_line(error: BaseException) -> str:
     """Returns the first telling line of an error message, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+
+
+def _raise_without_tensor(error: BaseException | None) -> None:
+    """Raises what was said of an output without a tensor, however deep a front end wrapped it."""
+    while error is not None:
+        if isinstance(error, OutputError):
+            raise error from None
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Keeps distributions from branching on the values of their parameters, which no trace can follow."""
+    kept = distributions.Distribution._validate_args
+    distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distributions.Distribution.set_default_validate_args(kept)
 
 
 @contextlib.contextmanager

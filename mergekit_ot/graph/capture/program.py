@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,6 +246,15 @@ def shapes_of(value: Any) -> list[tuple[int, ...] | None] | None:
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
         return [shape_of(v) for v in value]
     return None
+
+
+def unread_outputs(node: fx.Node) -> frozenset[int]:
+    """Returns the numbers of those outputs of an operation with several that nothing reads."""
+    value = node.meta.get("val")
+    if not isinstance(value, tuple | list) or any(user.target is not operator.getitem for user in node.users):
+        return frozenset()
+    read = {user.args[1] for user in node.users if user.users}
+    return frozenset(number for number in range(len(value)) if number not in read)
 
 
 def is_floating(node: fx.Node) -> bool:
