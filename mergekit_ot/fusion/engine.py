@@ -80,7 +80,7 @@ class FusionRun:
         self.fused: Mapping[str, Tensor] = {}
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = list(setup.notes)
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
@@ -214,6 +214,10 @@ class FusionRun:
                 worst = max(worst, float((one - other).abs().max()) / scale)
         return worst
 
+    def _has_statistics(self) -> bool:
+        """Whether the network normalises by running statistics; vectors of spectral norms are buffers too."""
+        return any(name.endswith(("running_mean", "running_var")) for name in self.models.target_graph.buffers)
+
     def warnings(self, error: float | None) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
@@ -228,7 +232,7 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if self._has_statistics() and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

@@ -34,7 +34,7 @@ class FusionResult:
         warnings: Sentences the user should read.
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
-        notes: Sentences of the repair about what it did.
+        notes: Sentences about what was done: to sources of other number types, and by the repair.
 
     Example:
         The fused state is the mean of the sources, each in the fused model's neuron order:

@@ -80,6 +80,7 @@ class FusionSetup:
         batches: Calibration inputs in batches of one size, possibly none.
         options: What the user chose.
         observers: Told about every step.
+        notes: Sentences on what was done to the sources before.
     """
 
     models: TracedModels
@@ -90,6 +91,7 @@ class FusionSetup:
     device: torch.device
     options: FusionOptions
     observers: tuple[Callable[[StepReport], None], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.setup import FusionInputs, FusionMethods, FusionSetup, checked_weights, trace_limits
 from mergekit_ot.fusion.source import SourceModel
@@ -56,6 +57,7 @@ def prepare(
     for source in sources:
         source.check_state()
     batches, examples = _data(inputs, options, methods, sources[0])
+    sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
     return FusionSetup(
@@ -66,6 +68,7 @@ def prepare(
         batches=batches,
         device=torch.device(_available(options.device)),
         options=options,
+        notes=notes,
         observers=(lambda report: manager.hook.mergeot_step_done(report=report),),
     )
 

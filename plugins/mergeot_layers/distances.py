@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from mergekit_ot import EinRule, FunctionRule, Labels, NodeRule, OperationView
 
 
@@ -62,6 +64,48 @@ def _kronecker(operation: OperationView) -> list[Labels]:
     return [[operation.algebra.product([a, b]) for a, b in zip(ours, theirs, strict=True)]]
 
 
+def _inner(operation: OperationView) -> list[Labels]:
+    """Products summed over the last axis of both."""
+    ours, theirs = operation.labels("self"), operation.labels("other")
+    operation.algebra.unify(ours[-1], theirs[-1])
+    operation.contract("self", len(ours) - 1)
+    operation.contract("other", len(theirs) - 1)
+    operation.loop([*ours, *theirs[:-1]])
+    return [[*ours[:-1], *theirs[:-1]]]
+
+
+def _chained(operation: OperationView) -> list[Labels]:
+    """A product of matrices one after the other; the first or the last may be a vector."""
+    values = operation.argument("tensors") if "tensors" in operation.arguments else operation.argument("matrices")
+    for first, second in itertools.pairwise(values):
+        operation.algebra.unify(first.labels[-1], second.labels[0])
+        operation.contract(first, len(first.labels) - 1)
+        operation.contract(second, 0)
+    ends = [*values[0].labels[:-1], *values[-1].labels[1:]]
+    operation.loop(list(itertools.chain.from_iterable(value.labels for value in values[:-1])))
+    operation.loop(ends)
+    return [ends]
+
+
+def _of_a_matrix(operation: OperationView) -> list[Labels]:
+    """A power or a power series of a square matrix, whose rows and columns meet."""
+    *batch, rows, columns = operation.labels("self")
+    common = operation.algebra.unify(rows, columns)
+    operation.loop([*batch, common])
+    return [[*batch, common, common]]
+
+
+def _covariance(operation: OperationView) -> list[Labels]:
+    """Variables on the rows are compared over all observations on the columns."""
+    rows, columns = operation.labels("self")
+    operation.contract("self", 1)
+    for value in operation.tensors[1:]:
+        for label in value.labels:
+            operation.algebra.unify(label, columns)
+    operation.loop([rows, columns])
+    return [[rows, rows]]
+
+
 _DISTANCES = EinRule("... p m; ... r m -> ... p r", ("x1", "x2"))
 
 DISTANCES: dict[str, NodeRule] = {
@@ -70,7 +114,11 @@ DISTANCES: dict[str, NodeRule] = {
     "aten.cosine_similarity": _along("x1", "x2", 1),
     "aten.pairwise_distance": _along("x1", "x2", -1),
     "aten.linalg_vecdot": _along("x", "y", -1),
-    "aten.inner": EinRule("... k; k -> ...", ("self", "other")),
+    "aten.inner": FunctionRule(_inner),
+    **{f"aten.{name}": FunctionRule(_chained) for name in ("linalg_multi_dot", "chain_matmul")},
+    **{f"aten.{name}": FunctionRule(_of_a_matrix) for name in ("matrix_exp", "linalg_matrix_exp")},
+    **{f"aten.{name}": FunctionRule(_of_a_matrix) for name in ("matrix_power", "linalg_matrix_power")},
+    **{f"aten.{name}": FunctionRule(_covariance) for name in ("cov", "corrcoef")},
     "aten.kron": FunctionRule(_kronecker),
     "aten.ger": EinRule("m; n -> m n", ("self", "vec2")),
     "aten.addr": EinRule("m n; m; n -> m n", ("self", "vec1", "vec2")),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -101,3 +103,43 @@ def uninitialised_names(model: nn.Module) -> list[str]:
     """Returns the parameters and buffers of lazy modules that no input has given a shape yet."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return [name for name, tensor in named if is_lazy(tensor)]
+
+
+def with_shapes(model: nn.Module, inputs: tuple[object, ...]) -> nn.Module:
+    """Returns a module whose lazy parts have the shapes that inputs give them; others are returned as they are.
+
+    Only a copy is run, and only its lazy parts are taken over: what a forward leaves elsewhere stays in the copy.
+
+    Raises:
+        ArchitectureError: It cannot be run on these inputs.
+    """
+    lazy = uninitialised_names(model)
+    if not lazy:
+        return model
+    run = copied(model).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(*inputs)
+    except Exception as error:
+        raise ArchitectureError(
+            f"'{lazy[0]}' of '{type(model).__name__}' is lazy, and its shape cannot be found by a run on the example "
+            f"inputs ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Give inputs that the model takes."
+        ) from error
+    shaped = copied(model)
+    for path in {name.rpartition(".")[0] for name in lazy}:
+        if not path:
+            return run
+        shaped.set_submodule(path, run.get_submodule(path))
+    left = uninitialised_names(shaped)
+    if left:
+        raise ArchitectureError(
+            f"'{left[0]}' of '{type(model).__name__}' is lazy, and forward does not reach it at the example inputs, so "
+            "that it has no shape. Give it a fixed size."
+        )
+    return shaped
+
+
+def making_shaped(make: Callable[[], nn.Module], inputs: tuple[object, ...]) -> Callable[[], nn.Module]:
+    """Returns what builds the same module with its lazy parts in the shapes that inputs give them."""
+    return (lambda: with_shapes(make(), inputs)) if uninitialised_names(make()) else make
