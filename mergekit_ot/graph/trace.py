@@ -107,7 +107,7 @@ def refuse_unread(model: nn.Module, labelled: Labelled) -> None:
     if names and not labelled.first_use:
         raise ArchitectureError(
             f"The output of '{type(model).__name__}' depends on none of its {len(names)} parameters (the first is "
-            f"'{names[0]}'), so nothing can be aligned. In evaluation mode, and at these inputs, forward must return what it "
+            f"'{names[0]}'), so nothing can be aligned. In evaluation mode, forward must return what it "
             "computes with them."
         )
 

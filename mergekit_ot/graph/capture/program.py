@@ -115,8 +115,17 @@ class CapturedProgram:
         return dict(zip((node for node, slot in self.slots.items() if slot.kind == INPUT), inputs, strict=False))
 
     def state_value(self, slot: ProgramSlot, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured."""
-        return state[slot.target] if slot.target in state else self.tensors[slot.target]
+        """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured.
+
+        The program computes in the types that it was captured in: a state in half precision is read in them.
+        """
+        captured = self.tensors.get(slot.target)
+        if slot.target not in state:
+            return self.tensors[slot.target]
+        value = state[slot.target]
+        if captured is None or value.dtype == captured.dtype or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(captured.dtype)
 
     def arguments(self, state: Mapping[str, Tensor], inputs: Sequence[object]) -> list[Any]:
         """Returns what the graph is called with, for the parameters and buffers in `state`."""
