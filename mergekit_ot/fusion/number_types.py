@@ -59,9 +59,14 @@ def _kinds(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def _check_kinds(source: SourceModel, built: _Kinds) -> None:
-    """Checks that no weight of an architecture is held as whole numbers."""
+    """Checks that no weight of an architecture is held as whole numbers, nor a real one as complex numbers."""
     for name in source.state.names:
         held = source.state.dtype(name)
+        if name in built and built[name].is_floating_point and held.is_complex:
+            raise CheckpointError(
+                f"'{name}' of {source.name} is complex ({_name(held)}), and the architecture has real numbers there "
+                f"({_name(built[name])}). Give the architecture that it was trained with."
+            )
         if name in built and _is_number(built[name]) and not _is_number(held):
             raise CheckpointError(
                 f"'{name}' of {source.name} holds {_name(held)}, and the architecture has {_name(built[name])} there. "

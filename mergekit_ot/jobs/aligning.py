@@ -11,7 +11,7 @@ from torch import Tensor
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.options import NO_REPAIR
-from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.result import FusionResult, aligned_state
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.jobs.fusing import check_folder, check_methods, check_output, source_model
@@ -64,7 +64,8 @@ def run_align(
         folder.mkdir(exist_ok=True)
         make, digest = source.make, source.checkpoint.sha256
         save_checkpoint(
-            result.aligned_state(1),
+            # Of the file as it is: the fusion may have read it in the reference's number types.
+            aligned_state(source_model(source), result.target, result.alignment, 1),
             output,
             architecture=make.name if make.is_registered else None,
             arguments=make.arguments if make.is_registered else None,

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -100,9 +100,10 @@ def capture(
     budget = TraceBudget(TraceLimits(), name) if budget is None else budget
     failures: dict[str, BaseException] = {}
     for chosen, end in (front_ends or FrontEnds()).in_order().items():
+        fresh = hand_out_tensors(prepared(copied(model)))
         try:
             with _quiet(), _unvalidated():
-                program = end.capture(hand_out_tensors(prepared(copied(model))), inputs, budget)
+                program = end.capture(fresh, inputs, budget)
         except TraceLimitError:
             raise
         except Exception as error:
@@ -114,11 +115,31 @@ def capture(
             for other, error in failures.items()
         ]
         return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
-    reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
+    said = {chosen: first_line(error) for chosen, error in failures.items()}
+    reasons = "; ".join(f"{chosen}: {line}" for chosen, line in said.items())
     raise ArchitectureError(
         f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "
-        "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
+        f"{_advice(model, inputs, tuple(said.values()))}"
     ) from next(iter(failures.values()))
+
+
+def _advice(model: nn.Module, inputs: tuple[object, ...], failures: Sequence[str]) -> str:
+    """Returns what to do about a module that no front end can trace, as far as the reasons tell."""
+    said = " ".join(failures).lower()
+    kinds = sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters() if each.is_floating_point()})
+    given = {str(each.dtype).removeprefix("torch.") for each in inputs if isinstance(each, Tensor)}
+    if any(word in said for word in ("dtype", "scalar type", "same type")) and kinds and not given & set(kinds):
+        return f"Its weights are {' and '.join(kinds)}: give inputs of that type (example_inputs)."
+    if len(set(failures)) == 1 and len(failures) > 1:
+        return (
+            "Forward itself raises this: call the module on these inputs, and correct the inputs (--input-shape, or "
+            "example_inputs) or the module."
+        )
+    if "positional argument" in said:
+        return "Give as many inputs as forward takes: example_inputs=(first, second), or --data with tuples of inputs."
+    if any(word in said for word in ("shape", "size", "dimension", "channel")) and "depend" not in said:
+        return "Check the input shape (--input-shape, or example_inputs)."
+    return "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
 
 
 @runtime_checkable
