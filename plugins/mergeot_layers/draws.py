@@ -13,11 +13,10 @@ def _drawn(operation: OperationView) -> list[Labels]:
     for value in operation.tensors:
         for label in value.labels:
             algebra.touch(label)
-    return [[_place(operation, size) for size in shape] for shape in operation.output_shapes]
-
-
-def _place(operation: OperationView, size: int) -> Labels:
-    return operation.algebra.pinned(size, _DRAWN) if size > 1 else operation.algebra.replicated(1)  # type: ignore
+    outputs: list[Labels] = []
+    for shape in operation.output_shapes:
+        outputs.append([algebra.pinned(size, _DRAWN) if size > 1 else algebra.replicated(1) for size in shape])
+    return outputs
 
 
 def _from_each(operation: OperationView) -> list[Labels]:
@@ -47,9 +46,8 @@ def _leaky(operation: OperationView) -> list[Labels]:
     if operation.argument("training", False):
         for label in labels:
             operation.algebra.pin(label, _DRAWN)
-    for name in ("noise",):
-        for label in operation.labels(name) if name in operation.arguments else ():
-            operation.algebra.touch(label)
+    for label in operation.labels("noise") if "noise" in operation.arguments else ():
+        operation.algebra.touch(label)
     return [list(labels) for _ in operation.output_shapes]
 
 

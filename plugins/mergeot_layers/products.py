@@ -39,9 +39,8 @@ def _attention(operation: OperationView) -> list[Labels]:
     operation.loop([*batch, query[-2], value[-1]])
     further: list[Labels] = []
     for shape in operation.output_shapes[1:]:
-        fits = len(shape) == len(batch) + 1
-        sums = [*batch, query[-2]] if fits else [algebra.pinned(size, "state of attention") for size in shape]
-        further.append(sums)
+        sums: Labels = [*batch, query[-2]]
+        further.append(sums if len(shape) == len(sums) else [algebra.pinned(n, "state of attention") for n in shape])
     return [[*batch, query[-2], value[-1]], *further]
 
 

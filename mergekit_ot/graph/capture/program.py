@@ -262,7 +262,7 @@ def unread_outputs(node: fx.Node) -> frozenset[int]:
     value = node.meta.get("val")
     if not isinstance(value, tuple | list) or any(user.target is not operator.getitem for user in node.users):
         return frozenset()
-    read = {user.args[1] for user in node.users if user.users}
+    read = [user.args[1] for user in node.users if user.users]
     return frozenset(number for number in range(len(value)) if number not in read)
 
 
