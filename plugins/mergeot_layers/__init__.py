@@ -14,6 +14,7 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     from mergeot_layers.distances import DISTANCES
     from mergeot_layers.draws import DRAWS
     from mergeot_layers.elementwise import ELEMENTWISE
+    from mergeot_layers.in_order import IN_ORDER
     from mergeot_layers.indexing import INDEXING
     from mergeot_layers.lines import LINES
     from mergeot_layers.movements import MOVEMENTS
@@ -23,7 +24,7 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     from mergeot_layers.spatial import SPATIAL
 
     plain = {**LINES, **ELEMENTWISE, **MOVEMENTS, **ARRANGING, **DRAWS}
-    return {**plain, **REDUCTIONS, **PRODUCTS, **DISTANCES, **RECURRENT, **INDEXING, **SPATIAL}
+    return {**plain, **REDUCTIONS, **PRODUCTS, **DISTANCES, **RECURRENT, **INDEXING, **IN_ORDER, **SPATIAL}
 
 
 @hookimpl
