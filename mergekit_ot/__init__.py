@@ -53,6 +53,8 @@ _HOMES = {
     "TraceBudget": "mergekit_ot.graph.capture.front_end",
     "TraceLimits": "mergekit_ot.graph.capture.front_end",
     "ExportFrontEnd": "mergekit_ot.graph.capture.capture",
+    "outputs_of": "mergekit_ot.graph.capture.outputs",
+    "tensors_of": "mergekit_ot.graph.capture.outputs",
     "CapturedProgram": "mergekit_ot.graph.capture.program",
     "ProgramSlot": "mergekit_ot.graph.capture.program",
     "ModelGraph": "mergekit_ot.graph.ir",
@@ -176,6 +178,7 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.blocks import Block
     from mergekit_ot.graph.capture.capture import ExportFrontEnd
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimits
+    from mergekit_ot.graph.capture.outputs import outputs_of, tensors_of
     from mergekit_ot.graph.capture.program import (
         CapturedProgram,
         ProgramSlot,

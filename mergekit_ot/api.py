@@ -14,7 +14,8 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.capture import AUTO, FrontEnds, traced_inputs
+from mergekit_ot.graph.capture.capture import AUTO, FrontEnds, as_inputs, traced_inputs
+from mergekit_ot.graph.capture.copying import making_shaped
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport, check
@@ -102,6 +103,7 @@ def check_model(
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
+    make = making_shaped(make, as_inputs(example_inputs))
     model, manager = make(), manager or default_manager()
     symmetries = required_symmetries(manager)
     graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)

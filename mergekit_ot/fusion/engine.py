@@ -237,6 +237,10 @@ class FusionRun:
         is_coupling = self.methods.solver.max_sweeps > 0
         return extent_of(self.models.target_graph, self.groups - left if is_coupling else (), self.groups)
 
+    def _has_statistics(self) -> bool:
+        """Whether the network normalises by running statistics; vectors of spectral norms are buffers too."""
+        return any(name.endswith(("running_mean", "running_var")) for name in self.models.target_graph.buffers)
+
     def warnings(self) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
@@ -248,7 +252,7 @@ class FusionRun:
                     "Some couplings are not permutations, so aligned sources differ from the sources "
                     f"(relative error {self.check.error:.2g})."
                 )
-        if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if self._has_statistics() and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

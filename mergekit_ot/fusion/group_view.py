@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergekit_ot.fusion.alignment import PAPER, Alignment
 from mergekit_ot.fusion.moving import transport_block
-from mergekit_ot.graph.blocks import Block, blocks_of, gate_dimension, places_of, rows_along
+from mergekit_ot.graph.blocks import Block, gate_dimension, places_of, real_blocks_of, rows_along
 from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.transport.measure import Signs
 from mergekit_ot.transport.solver import Scope
@@ -208,6 +208,6 @@ class GroupView:
         for name in names:
             # Running statistics say where the data lie, not what a neuron is; they follow the coupling only.
             if name not in graph.buffers:
-                for block in blocks_of(self.read(source, name), graph.layouts[name]):
+                for block in real_blocks_of(self.read(source, name), graph.layouts[name]):
                     if places_of(block, self.group):
                         yield name, block

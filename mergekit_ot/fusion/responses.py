@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mergekit_ot.graph.blocks import blocks_of, group_places, rows_along
+from mergekit_ot.graph.blocks import group_places, real_blocks_of, rows_along
 from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.graph.ir import ModelGraph
 
@@ -85,7 +85,7 @@ class ResponseGrams:
         values = run_program(graph.program, state, inputs, set(graph.values))
         rows: dict[str, list[Tensor]] = {}
         for name, value in values.items():
-            for block in blocks_of(value, graph.values[name]):
+            for block in real_blocks_of(value, graph.values[name]):
                 for place, key in group_places(block):
                     group = graph.free_groups.get(key)
                     if group is not None and not group.context:

@@ -40,7 +40,7 @@ class FusionResult:
         warnings: Sentences the user should read.
         objectives: Objective of the whole alignment where it was needed: ``aligned`` (restarts), ``before
             refinement`` and ``after refinement``.
-        notes: Sentences of the repair about what it did.
+        notes: Sentences about what was done: to sources of other number types, and by the repair.
         extent: How many groups were aligned, which share of the weights is pinned, and why.
         check: What running the sources and their aligned copies showed; None for a dry run.
         repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
@@ -81,13 +81,17 @@ class FusionResult:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
         return aligned_state(self.sources[source], self.target, self.alignment, source)
 
-    def checked_state(self, source: int) -> dict[str, Tensor]:
+    def checked_state(self, source: int, model: SourceModel | None = None) -> dict[str, Tensor]:
         """Returns `aligned_state`, checked as whatever is written is.
+
+        Args:
+            source: Number of the source.
+            model: The same source in number types of its own, where the fusion read it in others.
 
         Raises:
             ResultError: A tensor has another shape or type than the architecture's, or is not finite.
         """
-        own = self.sources[source]
+        own = model or self.sources[source]
         template = template_of(self.target, (own,))
         state = moved_state(own.state, template, self.alignment, source)
         ResultCheck(template, (own,), f"solver '{self.solver}'").state(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.capture.module_state import hidden_tensors
-from mergekit_ot.graph.symmetry.proof import float_outputs
+from mergekit_ot.graph.capture.outputs import outputs_of, same_draws
 
 State = Mapping[str, Tensor]
 Inputs = tuple[object, ...]
@@ -88,20 +87,13 @@ class Runner:
 @contextlib.contextmanager
 def repeatable(seed: int) -> Iterator[None]:
     """Runs a block without gradients and with seeded random numbers, and gives the caller's back afterwards."""
-    kept = random.getstate()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Only the CPU's generator: torch.manual_seed would reseed every device of the caller.
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(kept)
+    with same_draws(seed), torch.no_grad():
+        yield
 
 
 def _run(module: nn.Module, inputs: Inputs, seed: int) -> list[Tensor]:
     with repeatable(seed):
-        return float_outputs(module(*inputs))
+        return outputs_of(module, inputs, seed)
 
 
 def _left_in(module: nn.Module) -> dict[str, object]:

@@ -81,7 +81,7 @@ class FusionSetup:
         held_out: More of them, which nothing is fitted to and a repair is judged on.
         options: What the user chose.
         observers: Told about every step.
-        notes: What the user should know about the calibration data.
+        notes: What the user should know about the sources and the calibration data.
     """
 
     models: TracedModels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.graph.capture.copying import copied, making_shaped, uninitialised_names
 from mergekit_ot.storage.finite import OF_A_MODEL, FiniteStore
 from mergekit_ot.storage.fitting import Misfit, misfit
 from mergekit_ot.storage.store import TensorStore, as_store
@@ -46,10 +46,20 @@ class SourceModel:
 
     @classmethod
     def of(cls, model: nn.Module | SourceModel, name: str) -> SourceModel:
-        """Returns `model` as a source; a module is copied each time a fresh instance is needed."""
+        """Returns `model` as a source; a module is copied each time a fresh instance is needed.
+
+        Raises:
+            ArchitectureError: A lazy module has no weights yet.
+        """
         if isinstance(model, SourceModel):
             return model
-        return cls(name, lambda: copy.deepcopy(model), model.state_dict())
+        lazy = uninitialised_names(model)
+        if lazy:
+            raise ArchitectureError(
+                f"'{lazy[0]}' of {name} has no shape yet: the module is lazy and was never run, so it has no "
+                "weights. Load its state, or call it once on an input."
+            )
+        return cls(name, lambda: copied(model), model.state_dict())
 
     def instance(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Returns a fresh instance in evaluation mode that holds `state` (the source's own by default).
@@ -63,6 +73,11 @@ class SourceModel:
             self._check_fit(chosen, model)
             model.load_state_dict(dict(chosen), strict=False)  # counters of BatchNorm may be missing
         return model.eval()
+
+    def shaped(self, inputs: tuple[object, ...]) -> SourceModel:
+        """Returns the source with its lazy modules in the shapes that inputs give them."""
+        make = making_shaped(self.make, inputs)
+        return self if make is self.make else SourceModel(self.name, make, self.state)
 
     def check_state(self) -> None:
         """Checks every name and shape of the state against the architecture, before any work; no file is read.

@@ -82,7 +82,7 @@ def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> T
     present = _presence_by_axis(name, alignment, source, like)
     if not present:
         return None
-    result = torch.ones_like(like)
+    result = torch.ones_like(like.real)
     for block in blocks_of(result, alignment.target.layouts[name]):
         _clear_absent(block, present)
     return result
@@ -202,4 +202,5 @@ def _refers_to_itself(name: str, alignment: Alignment) -> bool:
 
 
 def _squared(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.double())) ** 2
+    precise = tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
+    return float(torch.linalg.vector_norm(precise)) ** 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -61,6 +62,19 @@ def blocks_of(tensor: Tensor, layouts: Sequence[AxisLayout]) -> list[Block]:
         [torch.Size([2, 3, 4])]
     """
     return _blocks(tensor, [(layout, axis) for axis, layout in enumerate(layouts)])
+
+
+def real_blocks_of(tensor: Tensor, layouts: Sequence[AxisLayout]) -> list[Block]:
+    """Returns the dense blocks of `tensor`; complex numbers become two real ones on a last dimension, still as views.
+
+    Example:
+        >>> import torch
+        >>> [block.view.shape for block in real_blocks_of(torch.zeros(3, dtype=torch.cfloat), [Fixed(3)])]
+        [torch.Size([3, 2])]
+    """
+    if not tensor.is_complex():
+        return blocks_of(tensor, layouts)
+    return blocks_of(torch.view_as_real(tensor), [*layouts, Fixed(2)])
 
 
 def _blocks(view: Tensor, axes: list[_Placed]) -> list[Block]:

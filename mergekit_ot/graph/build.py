@@ -109,7 +109,7 @@ class GraphBuilder:
         for name, labels in self.labelled.parameters.items():
             why = "these entries are not used at this input shape"
             if name not in self.labelled.first_use:
-                why = "this parameter is not used"
+                why = "forward does not read this parameter at evaluation"
             for axis, label in enumerate(labels):
                 blind = expressions.movable(label) - seen
                 if blind:

@@ -34,6 +34,7 @@ from mergekit_ot.graph.capture.program import (
     reason_of,
     shape_of,
     shapes_of,
+    unread_outputs,
 )
 from mergekit_ot.graph.placeholders import Labelled, PlaceholderLabels
 from mergekit_ot.graph.rules.regions import Region, find_regions
@@ -141,7 +142,7 @@ class Propagator:
     def _view(self, node: fx.Node, outputs: _Shapes) -> OperationView:
         arguments = {name: map_arg(value, self.environment.get) for name, value in named_arguments(node).items()}
         shapes = [shape for shape in outputs if shape is not None]
-        return OperationView(str(node.target), arguments, shapes, self.algebra)
+        return OperationView(str(node.target), arguments, shapes, self.algebra, unread=unread_outputs(node))
 
     def _call_module(self, region: Region) -> None:
         """Labels the values that one call of a module hands out, as the module's rule says."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
-from mergekit_ot.graph.capture.capture import FrontEnds, capture
+from mergekit_ot.graph.capture.capture import FrontEnds, as_inputs, capture
+from mergekit_ot.graph.capture.copying import with_shapes
 from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
 from mergekit_ot.graph.capture.module_state import hidden_sentences, hidden_tensors, tied_names
 from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
@@ -44,11 +45,13 @@ def trace(
         TraceLimitError: A limit is passed.
     """
     budget = TraceBudget(limits or TraceLimits(), type(model).__name__)
+    model = with_shapes(model, as_inputs(example_inputs))
     program = capture(model, example_inputs, front_ends, budget)
     aliases = tied_names(model)
     labelled = Propagator(program, rule_finder(rules), aliases, budget).run()
     hidden = hidden_tensors(model)
     refuse_stale(model, hidden, labelled)
+    refuse_unread(model, labelled)
     builder = GraphBuilder(labelled, aliases, hidden_sentences(hidden), program.remarks)
     return builder.build(operation_graph(program), program)
 
@@ -92,6 +95,21 @@ def refuse_stale(model: nn.Module, hidden: Mapping[str, Tensor], labelled: Label
                 "Pass a fresh instance that was never run: in Python SourceModel(name, make, state), or a function "
                 "that builds the module."
             )
+
+
+def refuse_unread(model: nn.Module, labelled: Labelled) -> None:
+    """Refuses a module whose output depends on none of its parameters.
+
+    Raises:
+        ArchitectureError: Says so.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if names and not labelled.first_use:
+        raise ArchitectureError(
+            f"The output of '{type(model).__name__}' depends on none of its {len(names)} parameters (the first is "
+            f"'{names[0]}'), so nothing can be aligned. In evaluation mode, forward must return what it "
+            "computes with them."
+        )
 
 
 def _owner(model: nn.Module, where: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.setup import FusionInputs, FusionMethods, FusionSetup, checked_weights, trace_limits
 from mergekit_ot.fusion.source import SourceModel
@@ -55,6 +56,7 @@ def prepare(
     for source in sources:
         source.check_state()
     data, examples = _data(inputs, options, methods, sources[0])
+    sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
     return FusionSetup(
@@ -67,7 +69,7 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=data.notes,
+        notes=(*notes, *data.notes),
     )
 
 

@@ -95,7 +95,8 @@ def run_align(
             # A model that is only reordered needs no repair.
             if "--repair" not in warning:
                 notify(f"warning: {warning}")
-        aligned = result.checked_state(1)
+        # Of the file as it is: the fusion may have read it in the reference's number types.
+        aligned = result.checked_state(1, source_model(source))
         make, digest = source.make, source.checkpoint.sha256
         with made_folder(folder):
             save_checkpoint(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,7 +17,10 @@ from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
-_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.BatchNorm2d)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TABLES, nn.RNNBase, nn.BatchNorm2d)
+# So many inputs besides the first are guessed at most.
+_MOST_FURTHER = 2
 # Of images, the likelier first.
 _SIDES = (28, 32, 64, 224, 8, 96, 128)
 
@@ -44,11 +49,11 @@ def example_inputs_of(
             )
         shown = ",".join(shortened(size, 24) for size in shape[:8])
         INPUT_NUMBERS.check(math.prod(shape), f"One input of the shape {shown} has", ArchitectureError)
-        return (_accepted(source, shape),), shape
+        return _accepted(source, shape, notify), shape
     if data is not None:
         inputs = _first_rows(data)
         return inputs, tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
-    return (_guessed(source, notify),), None
+    return _guessed(source, notify), None
 
 
 def _first_rows(data: Iterable) -> tuple[Tensor, ...]:
@@ -57,7 +62,7 @@ def _first_rows(data: Iterable) -> tuple[Tensor, ...]:
     return tuple(values[:2].clone() for values in (inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
-def _guessed(source: ReadSource, notify: Notify) -> Tensor:
+def _guessed(source: ReadSource, notify: Notify) -> tuple[Tensor, ...]:
     """Returns inputs of the first plausible shape that a fresh instance accepts, and says so.
 
     Raises:
@@ -66,12 +71,13 @@ def _guessed(source: ReadSource, notify: Notify) -> Tensor:
     for shape in _plausible_shapes(on_meta(source.make)):
         for inputs in _inputs_of(source.make, shape):
             if refusal(source.make, inputs) is None:
-                kind = "token numbers" if inputs.dtype == torch.int64 else "numbers"
+                kind = "token numbers" if inputs[0].dtype == torch.int64 else "numbers"
                 shown = ",".join(map(str, shape))
                 notify(
                     f"No input shape was given: {shown} ({kind}) is the first plausible one that {source.make.name} "
                     f"accepts. If it is wrong, pass --input-shape."
                 )
+                _tell_further(source, inputs, notify)
                 return inputs
     raise ArchitectureError(
         f"No plausible input shape was accepted by '{source.make.name}'. Pass the shape of one input without the batch "
@@ -79,41 +85,87 @@ def _guessed(source: ReadSource, notify: Notify) -> Tensor:
     )
 
 
-def _accepted(source: ReadSource, shape: tuple[int, ...]) -> Tensor:
+def _accepted(source: ReadSource, shape: tuple[int, ...], notify: Notify) -> tuple[Tensor, ...]:
+    """Returns inputs of a shape that is given; those that forward takes besides are guessed, and it is said.
+
+    Raises:
+        ArchitectureError: The model does not accept them.
+    """
     reasons = []
     for inputs in _inputs_of(source.make, shape):
         reason = refusal(source.make, inputs)
         if reason is None:
+            _tell_further(source, inputs, notify)
             return inputs
         reasons.append(reason)
     shown = ",".join(map(str, shape))
+    further = further_inputs(on_meta(source.make))
+    if further:
+        raise ArchitectureError(
+            f"'{source.make.name}' takes inputs besides the one that --input-shape {shown} describes "
+            f"({', '.join(further)}), and none was found that it accepts with it: {reasons[0]}. Pass --data SPEC, "
+            f"whose batches are ((first, {', '.join(further)}), targets)."
+        )
     raise ArchitectureError(
         f"'{source.make.name}' does not accept inputs of shape {shown} (batch axis first, 2 of them): {reasons[0]}. "
         "Correct --input-shape; it is the shape of one input without the batch axis."
     )
 
 
-def _inputs_of(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[Tensor]:
-    """Candidates of one shape: numbers and token numbers, the likelier first."""
-    tokens = next(
-        (m.num_embeddings for m in on_meta(make).modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)), None
-    )
+def further_inputs(module: nn.Module) -> list[str]:
+    """Returns the names of the inputs that forward needs besides its first one.
+
+    Example:
+        >>> further_inputs(nn.Bilinear(2, 3, 4))
+        ['input2']
+    """
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [each for each in parameters if each.kind in positional and each.default is inspect.Parameter.empty]
+    return [each.name for each in needed[1:]]
+
+
+def _tell_further(source: ReadSource, inputs: tuple[Tensor, ...], notify: Notify) -> None:
+    names = further_inputs(on_meta(source.make))
+    for name, guess in zip(names, inputs[1:], strict=True):
+        kind = "whole numbers" if guess.dtype == torch.int64 else "numbers"
+        shape = ",".join(map(str, guess.shape[1:])) or "one each"
+        notify(
+            f"Input '{name}' of {source.make.name} was guessed: {kind}, {shape}. If it is wrong, pass --data SPEC, "
+            "whose batches are (inputs, targets) with a tuple of inputs."
+        )
+
+
+def _inputs_of(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
+    """Candidates of one shape: numbers and token numbers, the likelier first; and of what forward takes besides."""
+    module = on_meta(make)
+    tokens = next((m.num_embeddings for m in module.modules() if isinstance(m, _TABLES)), None)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(2, *shape, generator=generator)
-    if not tokens:
-        return [numbers]
-    return [torch.randint(tokens, (2, *shape), generator=generator), numbers]
+    first = [torch.randint(tokens, (2, *shape), generator=generator), numbers] if tokens else [numbers]
+    count = len(further_inputs(module))
+    # Another of its kind, a number per sample (a time, a condition), a whole one (a step, a class, a length).
+    further = [numbers, torch.rand(2, generator=generator), torch.ones(2, dtype=torch.int64), torch.rand(2, 1)]
+    if tokens:
+        further.insert(0, first[0])
+    if count > _MOST_FURTHER:
+        return [(each,) for each in first]
+    return [(each, *others) for each in first for others in itertools.product(further, repeat=count)]
 
 
-def refusal(make: Callable[[], nn.Module], inputs: Tensor) -> str | None:
+def refusal(make: Callable[[], nn.Module], inputs: Tensor | tuple[Tensor, ...]) -> str | None:
     """Returns why a fresh instance does not accept inputs, or None where it does."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
     reason = None
     for build, place in ((lambda: on_meta(make), "meta"), (make, "cpu")):
         try:
             module = build().eval()
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                module(inputs.to(place))
+                module(*[each.to(place) for each in given])
             return None
         except Exception as failure:
             reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else 'no message'}"

@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from mergekit_ot.storage.store import TensorStore
 
@@ -66,7 +67,7 @@ def misfit(store: TensorStore, expected: Mapping[str, Tensor]) -> Misfit | None:
     if missing or unexpected:
         return Misfit(missing, unexpected, None)
     for name, tensor in expected.items():
-        if name in store and store.shape(name) != tensor.shape:
+        if name in store and not is_lazy(tensor) and store.shape(name) != tensor.shape:
             return Misfit((), (), OtherShape(name, store.shape(name), tensor.shape))
     for name, tensor in expected.items():
         if name in store and _takes_weights(tensor.dtype) and not _takes_weights(store.dtype(name)):

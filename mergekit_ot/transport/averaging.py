@@ -52,7 +52,7 @@ def mean_over_present(shares: Iterable[Share]) -> Float[Tensor, "*shape"]:
         raise SolverError("There is no source with a weight above zero, so there is no mean. Give one a weight.")
     if all(presence is None for _, presence in presences):
         return total
-    share = weight_present(presences, total)
+    share = weight_present(presences, total.real)
     return total / torch.where(share > 0, share, torch.ones_like(share))
 
 

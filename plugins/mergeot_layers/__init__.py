@@ -10,6 +10,11 @@ from mergekit_ot import NodeRule, hookimpl
 @hookimpl
 def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     """Return the rules of all layers that this package knows."""
+    from mergeot_layers.arranging import ARRANGING
+    from mergeot_layers.distances import DISTANCES
+    from mergeot_layers.draws import DRAWS
+    from mergeot_layers.elementwise import ELEMENTWISE
+    from mergeot_layers.in_order import IN_ORDER
     from mergeot_layers.indexing import INDEXING
     from mergeot_layers.lines import LINES
     from mergeot_layers.movements import MOVEMENTS
@@ -18,7 +23,8 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     from mergeot_layers.reductions import REDUCTIONS
     from mergeot_layers.spatial import SPATIAL
 
-    return {**LINES, **MOVEMENTS, **REDUCTIONS, **PRODUCTS, **RECURRENT, **INDEXING, **SPATIAL}
+    plain = {**LINES, **ELEMENTWISE, **MOVEMENTS, **ARRANGING, **DRAWS}
+    return {**plain, **REDUCTIONS, **PRODUCTS, **DISTANCES, **RECURRENT, **INDEXING, **IN_ORDER, **SPATIAL}
 
 
 @hookimpl

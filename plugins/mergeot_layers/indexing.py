@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from mergekit_ot import FunctionRule, Labels, NodeRule, OperationView, Replicated, RuleError, Value
 
+_SCAN = "computed in order along this axis"
+
 
 def _pin(operation: OperationView, labels: Labels, why: str) -> None:
     for label in labels:
@@ -115,7 +117,8 @@ def _index_select(operation: OperationView) -> list[Labels]:
 def _gather(operation: OperationView) -> list[Labels]:
     """Picks along one axis, with an index per entry of the others; those are walked together where they are equal."""
     algebra = operation.algebra
-    labels, index = operation.labels("self"), operation.value("index")
+    name = "index" if "index" in operation.arguments else "indices"
+    labels, index = operation.labels("self"), operation.value(name)
     axis = operation.axes("self", "dim")[0]
     _pin(operation, [labels[axis], index.labels[axis]], "entries are picked by their place")
     gathered: Labels = []
@@ -227,8 +230,6 @@ def _index_put(operation: OperationView) -> list[Labels]:
     return [_never_constant(operation, labels)]
 
 
-_SCAN = "computed in order along this axis"
-
 INDEXING: dict[str, NodeRule] = {
     "aten.index.Tensor": FunctionRule(_index),
     "aten.index_select": FunctionRule(_index_select),
@@ -241,9 +242,13 @@ INDEXING: dict[str, NodeRule] = {
     "aten.index_copy": FunctionRule(_written(("index", "source"))),
     "aten.index_fill": FunctionRule(_written(("index",))),
     "aten.scatter": FunctionRule(_written(("index", "src"))),
+    "aten.scatter_reduce": FunctionRule(_written(("index", "src"))),
+    "aten.index_reduce": FunctionRule(_written(("index", "source"))),
+    "aten._unsafe_index": FunctionRule(_index),
+    "aten._unsafe_index_put": FunctionRule(_index_put),
     "aten.scatter_add": FunctionRule(_written(("index", "src"))),
-    **{f"aten.{name}": _ordered(_SCAN) for name in ("cumsum", "cumprod", "logcumsumexp")},
-    **{f"aten.{name}": _ordered("sorted along this axis") for name in ("sort", "argsort", "topk", "kthvalue")},
+    **{f"aten.{name}": _ordered(_SCAN) for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")},
+    "aten.argsort": _ordered("sorted along this axis"),
     "aten.flip": _ordered("reversed", "dims"),
     "aten.roll": _ordered("rolled", "dims"),
 }

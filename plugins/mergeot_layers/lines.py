@@ -30,7 +30,15 @@ LINES: dict[str, NodeRule] = {
     "aten.vdot": EinRule("k; k ->", ("self", "other"), state=("self", "other")),
     "aten.batch_norm": _BATCH_NORM,
     "aten._native_batch_norm_legit_no_training": _BATCH_NORM,
+    # Statistics of the batch itself: the network keeps none, or is set to train.
+    "aten._native_batch_norm_legit.no_stats": EinRule("~b c *~; c; c -> b c *; c; c", _AFFINE),
+    "aten._native_batch_norm_legit_functional": EinRule(
+        "~b c *~; c; c; c; c -> b c *; c; c; c; c",
+        ("input", "weight", "bias", "running_mean", "running_var"),
+        state=("running_mean", "running_var"),
+    ),
     "aten.group_norm": EinRule("b (g c) *~; (g c); (g c) -> b (g c) *", _AFFINE, sizes={"g": "num_groups"}),
+    "aten.native_group_norm": EinRule("b (g c) *~; (g c); (g c) -> b (g c) *", _AFFINE, sizes={"g": "group"}),
     "aten.instance_norm": EinRule(
         "b c *~; c; c; c; c -> b c *",
         ("input", "weight", "bias", "running_mean", "running_var"),
@@ -41,15 +49,25 @@ LINES: dict[str, NodeRule] = {
     **{f"aten.conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
     **{f"aten.conv{n}d.padding": _CONVOLUTION for n in (1, 2, 3)},
     **{f"aten.conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
+    "aten._convolution_mode": _CONVOLUTION,
+    "aten.conv_tbc": EinRule("t! b i; k! i o; o -> T! b o", ("self", "weight", "bias")),
     **{f"aten.{kind}_pool{n}d": _POOL[n] for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")},
+    **{f"aten._adaptive_avg_pool{n}d": _POOL[n] for n in (2, 3)},
+    **{f"aten.max_unpool{n}d": EinRule("b c *!; b c *! -> b c *!", ("self", "indices")) for n in (2, 3)},
     **{f"aten.max_pool{n}d_with_indices": _POOL[n] for n in (2, 3)},
-    **{f"aten.{kind}dropout": EinRule("* -> *") for kind in ("", "feature_", "alpha_", "feature_alpha_")},
-    **{f"aten.{name}": _KEEP for name in ("clone", "detach", "alias")},
-    **{f"aten.{name}": _KEEP for name in ("contiguous", "_to_copy", "to", "type_as", "hardswish", "lift_fresh_copy")},
+    **{f"aten.{name}": _KEEP for name in ("clone", "detach", "alias", "hardswish")},
 }
 
 
-def _same_as_input(operation: OperationView) -> list[Labels]:
+def _convolved(operation: OperationView) -> list[Labels]:
+    """The operation that all convolutions become in a program that was lowered further."""
+    return (_TRANSPOSED if operation.argument("transposed", False) else _CONVOLUTION).label(operation)
+
+
+LINES |= {f"aten.{name}": FunctionRule(_convolved) for name in ("convolution", "_convolution")}
+
+
+def same_as_input(operation: OperationView) -> list[Labels]:
     """A tensor made like another one is constant along every axis."""
     algebra = operation.algebra
     for value in operation.tensors:
@@ -63,9 +81,9 @@ def _constant(operation: OperationView, shape: tuple[int, ...]) -> Labels:
     return [operation.algebra.replicated(size) for size in shape]
 
 
-LINES["aten.scalar_tensor"] = FunctionRule(_same_as_input)
+LINES["aten.scalar_tensor"] = FunctionRule(same_as_input)
 for _name in ("zeros", "ones", "full", "empty"):
-    LINES |= {f"aten.{name}": FunctionRule(_same_as_input) for name in (_name, f"{_name}_like", f"new_{_name}")}
+    LINES |= {f"aten.{name}": FunctionRule(same_as_input) for name in (_name, f"{_name}_like", f"new_{_name}")}
 
 
 def _copy(operation: OperationView) -> list[Labels]:
@@ -106,7 +124,7 @@ LINES |= {f"aten.{name}": FunctionRule(_embedding_bag) for name in ("embedding_b
 LINES["aten.copy"] = FunctionRule(_copy)
 
 
-def _pointwise(operation: OperationView) -> list[Labels]:
+def broadcast(operation: OperationView) -> list[Labels]:
     """Right-aligned broadcasting: axes that meet are reordered alike."""
     algebra = operation.algebra
     outputs = []
@@ -125,6 +143,4 @@ def _pointwise(operation: OperationView) -> list[Labels]:
     return outputs
 
 
-LINES["tag:pointwise"] = FunctionRule(_pointwise)
-LINES["aten.where"] = FunctionRule(_pointwise)
-LINES["aten.multiply"] = FunctionRule(_pointwise)
+LINES["tag:pointwise"] = FunctionRule(broadcast)

@@ -205,24 +205,52 @@ def _repeat(operation: OperationView) -> list[Labels]:
     return [_copied(operation, lambda label, have, want: algebra.product([algebra.replicated(want // have), label]))]
 
 
+def _swapped_axes(operation: OperationView) -> list[int]:
+    rank = len(operation.shape("self"))
+    axes = list(range(rank))
+    names = ("axis0", "axis1") if "axis0" in operation.arguments else ("dim0", "dim1")
+    first, second = (operation.argument(name, 0) % rank for name in names)
+    axes[first], axes[second] = axes[second], axes[first]
+    return axes
+
+
+def _matrix_swapped(operation: OperationView) -> list[int]:
+    *batch, rows, columns = range(len(operation.shape("self")))
+    return [*batch, columns, rows]
+
+
 def _movement(function: Callable[[OperationView], list[Labels]]) -> NodeRule:
     return FunctionRule(function, is_movement=True)
 
 
+_SPLITS = [
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+]
+
 MOVEMENTS: dict[str, NodeRule] = {
     **{
         f"aten.{name}": _movement(_reshape)
-        for name in ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as")
+        for name in (
+            *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
+            *("ravel", "reshape_as", "_reshape_alias", "atleast_1d", "atleast_2d", "atleast_3d"),
+        )
     },
     "aten.permute": _movement(_permute(lambda operation: operation.axes("self", "dims"))),
     "aten.transpose": _movement(_permute(_transposed)),
     "aten.t": _movement(_permute(_swapped)),
     "aten.numpy_T": _movement(_permute(_swapped)),
-    "aten.movedim": _movement(_permute(_moved)),
-    "aten.cat": _movement(_join),
-    "aten.concat": _movement(_join),
+    **{f"aten.{name}": _movement(_permute(_moved)) for name in ("movedim", "moveaxis")},
+    **{f"aten.{name}": _movement(_permute(_swapped_axes)) for name in ("swapaxes", "swapdims")},
+    **{f"aten.{name}": _movement(_permute(_matrix_swapped)) for name in ("mT", "mH", "adjoint", "matrix_H")},
+    **{f"aten.{name}": _movement(_join) for name in ("cat", "concat", "concatenate")},
     "aten.stack": _movement(_stack),
-    **{f"aten.{name}": _movement(_split) for name in ("split", "split_with_sizes", "chunk", "tensor_split")},
+    **{f"aten.{name}": _movement(_split) for name in _SPLITS},
     "aten.slice": _movement(_slice),
     "aten.narrow": _movement(_slice),
     "aten.select": _movement(_select),

@@ -37,7 +37,11 @@ def _attention(operation: OperationView) -> list[Labels]:
     algebra.flag(key[-2], SIZE_SENSITIVE)
     operation.loop([*batch, query[-2], key[-2], query[-1]])
     operation.loop([*batch, query[-2], value[-1]])
-    return [[*batch, query[-2], value[-1]]]
+    further: list[Labels] = []
+    for shape in operation.output_shapes[1:]:
+        sums: Labels = [*batch, query[-2]]
+        further.append(sums if len(shape) == len(sums) else [algebra.pinned(n, "state of attention") for n in shape])
+    return [[*batch, query[-2], value[-1]], *further]
 
 
 def _meet(operation: OperationView, query: Labels, key: Labels, value: Labels) -> Labels:
@@ -138,8 +142,12 @@ def _tensordot(operation: OperationView) -> list[Labels]:
     return _contracted(operation, f"{''.join(ours)},{''.join(theirs)}->{''.join(kept)}", [first, second])
 
 
+# What attention becomes in a program that was lowered further.
+_KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "attention_math")
+
 PRODUCTS: dict[str, NodeRule] = {
     "aten.scaled_dot_product_attention": FunctionRule(_attention),
+    **{f"aten._scaled_dot_product_{kind}": FunctionRule(_attention) for kind in _KERNELS},
     "aten.einsum": FunctionRule(_einsum),
     "aten.tensordot": FunctionRule(_tensordot),
     "aten.baddbmm": EinRule("b m k; b k n; b m n -> b m n", ("batch1", "batch2", "self")),

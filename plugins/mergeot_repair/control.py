@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mergekit_ot import DataError, RepairContext
+from mergekit_ot import DataError, RepairContext, outputs_of
 
 # Share of the predictions that the procedure may change in an untouched source.
 _TOLERATED = 0.02
@@ -120,12 +119,12 @@ def reestimated(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict
 def changed_predictions(before: nn.Module, after: nn.Module, batches: Iterable[Sequence[Tensor]]) -> tuple[int, int]:
     """Returns how many predictions differ between two models, and of how many; (0, 0) where they predict no classes."""
     changed = total = 0
-    with torch.no_grad():
-        for inputs in batches:
-            scores, others = before(*inputs), after(*inputs)
-            if not isinstance(scores, Tensor) or scores.ndim < 2:
-                return 0, 0
-            classes = scores.argmax(1)
-            changed += int((classes != others.argmax(1)).sum())
-            total += classes.numel()
+    for inputs in batches:
+        # Of several outputs none says which holds the classes.
+        scores, *more = outputs_of(before, inputs) or [None]
+        if scores is None or more or scores.ndim < 2:
+            return 0, 0
+        classes, others = scores.argmax(1), outputs_of(after, inputs)[0].argmax(1)
+        changed += int((classes != others).sum())
+        total += classes.numel()
     return changed, total

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.capture.outputs import OutputError, hand_out_tensors
 from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
 
 AUTO = "auto"
@@ -99,12 +100,14 @@ def capture(
     budget = TraceBudget(TraceLimits(), name) if budget is None else budget
     failures: dict[str, BaseException] = {}
     for chosen, end in (front_ends or FrontEnds()).in_order().items():
+        fresh = hand_out_tensors(prepared(copied(model)))
         try:
-            with _quiet():
-                program = end.capture(prepared(copy.deepcopy(model)), inputs, budget)
+            with _quiet(), _unvalidated():
+                program = end.capture(fresh, inputs, budget)
         except TraceLimitError:
             raise
         except Exception as error:
+            _raise_without_tensor(error)
             failures[chosen] = error
             continue
         remarks = [
@@ -112,11 +115,31 @@ def capture(
             for other, error in failures.items()
         ]
         return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
-    reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
+    said = {chosen: first_line(error) for chosen, error in failures.items()}
+    reasons = "; ".join(f"{chosen}: {line}" for chosen, line in said.items())
     raise ArchitectureError(
         f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "
-        "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
+        f"{_advice(model, inputs, tuple(said.values()))}"
     ) from next(iter(failures.values()))
+
+
+def _advice(model: nn.Module, inputs: tuple[object, ...], failures: Sequence[str]) -> str:
+    """Returns what to do about a module that no front end can trace, as far as the reasons tell."""
+    said = " ".join(failures).lower()
+    kinds = sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters() if each.is_floating_point()})
+    given = {str(each.dtype).removeprefix("torch.") for each in inputs if isinstance(each, Tensor)}
+    if any(word in said for word in ("dtype", "scalar type", "same type")) and kinds and not given & set(kinds):
+        return f"Its weights are {' and '.join(kinds)}: give inputs of that type (example_inputs)."
+    if len(set(failures)) == 1 and len(failures) > 1:
+        return (
+            "Forward itself raises this: call the module on these inputs, and correct the inputs (--input-shape, or "
+            "example_inputs) or the module."
+        )
+    if "positional argument" in said:
+        return "Give as many inputs as forward takes: example_inputs=(first, second), or --data with tuples of inputs."
+    if any(word in said for word in ("shape", "size", "dimension", "channel")) and "depend" not in said:
+        return "Check the input shape (--input-shape, or example_inputs)."
+    return "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
 
 
 @runtime_checkable
@@ -147,7 +170,7 @@ def prepared(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _Configured) and isinstance(module.config, _Caching) and module.config.use_cache is True:
             module.config.use_cache = False
-    return model.eval()
+    return computing_when_read(model.eval())
 
 
 def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -185,6 +208,25 @@ def first_line(error: BaseException) -> str:
     """Returns the first telling line of an error message, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+
+
+def _raise_without_tensor(error: BaseException | None) -> None:
+    """Raises what was said of an output without a tensor, however deep a front end wrapped it."""
+    while error is not None:
+        if isinstance(error, OutputError):
+            raise error from None
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Keeps distributions from branching on the values of their parameters, which no trace can follow."""
+    kept = distributions.Distribution._validate_args
+    distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distributions.Distribution.set_default_validate_args(kept)
 
 
 @contextlib.contextmanager

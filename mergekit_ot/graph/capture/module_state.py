@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from mergekit_ot.graph.capture.copying import recomputed_names
+
 
 def tied_names(model: nn.Module) -> dict[str, str]:
     """Returns further name → first name for every parameter or buffer that a module holds under several names."""
@@ -25,8 +27,11 @@ def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
     # nn.LSTM keeps its parameters in a list besides; those are no hidden state.
     registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules():
+        # What a hook computes anew before every forward cannot be stale, nor the list of it in a recurrent module.
+        computed = recomputed_names(module)
+        skipped = ("_parameters", "_buffers", "_modules", *(["_flat_weights"] if computed else []))
         for name, value in vars(module).items():
-            if not name.startswith(("_parameters", "_buffers", "_modules")):
+            if not name.startswith(skipped) and name not in computed:
                 for inner, tensor in _tensors_in(value, name):
                     if id(tensor) not in registered:
                         hidden[f"{path}.{inner}" if path else inner] = tensor

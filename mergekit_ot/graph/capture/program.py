@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,8 +115,17 @@ class CapturedProgram:
         return dict(zip((node for node, slot in self.slots.items() if slot.kind == INPUT), inputs, strict=False))
 
     def state_value(self, slot: ProgramSlot, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured."""
-        return state[slot.target] if slot.target in state else self.tensors[slot.target]
+        """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured.
+
+        The program computes in the types that it was captured in: a state in half precision is read in them.
+        """
+        captured = self.tensors.get(slot.target)
+        if slot.target not in state:
+            return self.tensors[slot.target]
+        value = state[slot.target]
+        if captured is None or value.dtype == captured.dtype or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(captured.dtype)
 
     def arguments(self, state: Mapping[str, Tensor], inputs: Sequence[object]) -> list[Any]:
         """Returns what the graph is called with, for the parameters and buffers in `state`."""
@@ -245,6 +255,15 @@ def shapes_of(value: Any) -> list[tuple[int, ...] | None] | None:
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
         return [shape_of(v) for v in value]
     return None
+
+
+def unread_outputs(node: fx.Node) -> frozenset[int]:
+    """Returns the numbers of those outputs of an operation with several that nothing reads."""
+    value = node.meta.get("val")
+    if not isinstance(value, tuple | list) or any(user.target is not operator.getitem for user in node.users):
+        return frozenset()
+    read = [user.args[1] for user in node.users if user.users]
+    return frozenset(number for number in range(len(value)) if number not in read)
 
 
 def is_floating(node: fx.Node) -> bool:

@@ -64,6 +64,7 @@ class OperationView:
         seen: Operands, data rather than parameters, along which it contracts.
         scopes: Lists of axes among which a family must see what it is indexed by, besides the operands and outputs.
         carried: Per output axis the input axis it is, where the rule only reorders axes.
+        unread: Numbers of the outputs that nothing reads: the places of a maximum where only its value is asked for.
 
     Example:
         A rule that notes what it is shown:
@@ -94,6 +95,7 @@ class OperationView:
     seen: set[Value] = field(default_factory=set)
     scopes: list[Labels] = field(default_factory=list)
     carried: list[int | None] | None = None
+    unread: frozenset[int] = frozenset()
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Returns an argument, or `default` where it is absent or None."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mergekit_ot.graph.capture.capture import prepared
+from mergekit_ot.graph.capture.copying import copied
 from mergekit_ot.graph.capture.module_state import hidden_tensors
+from mergekit_ot.graph.capture.outputs import outputs_of
 
 TOLERANCE = 1e-10
 # Some layers compute in float32 whatever they are given (RMSNorm of several libraries): their rounding stays.
@@ -76,8 +75,8 @@ class Proof:
         return Proof(self.make, self.inputs, 2)
 
     def _random_input(self, value: object) -> object:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+        if isinstance(value, Tensor) and _is_number(value):
+            return torch.randn(value.shape, generator=self.generator, dtype=as_precise(value, torch.float64))
         return value
 
     def _first_run(self) -> list[Tensor]:
@@ -93,10 +92,11 @@ class Proof:
     def _random_state(self, spread: float) -> dict[str, Tensor]:
         state = {}
         for name, tensor in self.make().state_dict().items():
-            if not tensor.is_floating_point():
+            if not _is_number(tensor):
                 state[name] = tensor.clone()
                 continue
-            noise = spread * torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
+            kind = as_precise(tensor, torch.float64)
+            noise = spread * torch.randn(tensor.shape, generator=self.generator, dtype=kind)
             fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 1
             # Variances must stay positive, and gains near one keep deep nets from exploding.
             if name.endswith("running_var"):
@@ -107,14 +107,11 @@ class Proof:
 
     def run(self, state: State) -> list[Tensor]:
         """Returns the float outputs of a fresh instance that holds `state`."""
-        model = prepared(copy.deepcopy(self.make()).to(self.dtype))
+        model = prepared(in_precision(copied(self.make()), self.dtype))
         model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
-        inputs = [x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.inputs]
+        inputs = [x.to(as_precise(x, self.dtype)) if isinstance(x, Tensor) else x for x in self.inputs]
         before = hidden_tensors(model)
-        torch.manual_seed(0)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a forward warns of was told when it was traced
-            outputs = float_outputs(model(*inputs))
+        outputs = outputs_of(model, inputs)
         after = hidden_tensors(model)
         self.left_behind = tuple(where for where in after if after[where] is not before.get(where))
         return outputs
@@ -128,7 +125,9 @@ class Proof:
             return False
         generator = torch.Generator().manual_seed(1)
         ways = {
-            k: v * torch.randn(v.shape, generator=generator, dtype=torch.float64) if v.is_floating_point() else None
+            k: v * torch.randn(v.shape, generator=generator, dtype=as_precise(v, torch.float64))
+            if _is_number(v)
+            else None
             for k, v in self.state.items()
         }
 
@@ -163,16 +162,22 @@ def _longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:
     return torch.cat([tensor, *([last] * more)], axis)
 
 
-def float_outputs(output: Any) -> list[Tensor]:
-    """Returns the floating-point tensors in a model's output, whatever holds them, in float64."""
-    return [x.double() for x in _tensors(output) if x.is_floating_point()]
+def _is_number(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [x for value in output.values() for x in _tensors(value)]
-    if isinstance(output, tuple | list):
-        return [x for value in output for x in _tensors(value)]
-    return []
+def as_precise(value: Tensor, kind: torch.dtype) -> torch.dtype:
+    """Returns the type that a tensor takes where all computes in `kind`: complex numbers and integers stay so."""
+    if value.is_complex():
+        return torch.complex128 if kind is torch.float64 else torch.complex64
+    return kind if value.is_floating_point() else value.dtype
+
+
+def in_precision(model: nn.Module, kind: torch.dtype) -> nn.Module:
+    """Returns the module with all its numbers in `kind`; complex ones stay complex."""
+    complex_ones = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_complex()]
+    kept = [tensor.detach().to(as_precise(tensor, kind)) for tensor in complex_ones]
+    model = model.double() if kind is torch.float64 else model.float()
+    for tensor, value in zip(complex_ones, kept, strict=True):
+        tensor.data = value
+    return model
