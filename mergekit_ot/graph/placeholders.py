@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
@@ -67,6 +68,7 @@ class PlaceholderLabels:
         self.program, self.labelled, self.algebra = program, labelled, labelled.algebra
         self.find_rule, self.aliases = find_rule, aliases
         self.read_buffers: set[str] = set()
+        self.kept = program.kept_buffers
 
     def label(self, node: fx.Node, slot: ProgramSlot) -> Value | None:
         """Returns the labelled value of a placeholder; None for one that is no tensor."""
@@ -76,7 +78,7 @@ class PlaceholderLabels:
         if slot.kind == INPUT:
             labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
             return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
-        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
+        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._has_neurons(node, slot)):
             return self._parameter(node, slot, shape)
         return self._constant(node, slot, shape)
 
@@ -91,12 +93,18 @@ class PlaceholderLabels:
         return Value(shape, self.labelled.parameters[name], frozenset({name}), places, name=node.name)
 
     def _constant(self, node: fx.Node, slot: ProgramSlot, shape: tuple[int, ...]) -> Value:
-        """Returns the value of a tensor that no source brings: its axes are pinned unless it is constant along them."""
+        """Returns the value of a tensor that has no neurons: its axes are pinned unless it is constant along them.
+
+        Only what no file can change is judged by its values: a buffer of a fresh instance is all ones, that of a
+        trained one is not.
+        """
         if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
             self.read_buffers.add(slot.target)
         elif node.users:
             self.labelled.constants[slot.target] = reason_of(next(iter(node.users))).module_path
-        tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
+        is_of_a_file = slot.kind == BUFFER and self.program.is_saved(slot.target)
+        is_known = slot.kind != RECORDED and not is_of_a_file
+        tensor = self.program.tensors.get(slot.target) if is_known else None
         labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
         is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT
         return Value(
@@ -112,6 +120,21 @@ class PlaceholderLabels:
             labels.append(atom)
             outer = outer | ({atom} if size > 1 else set())
         return labels
+
+    def _has_neurons(self, node: fx.Node, slot: ProgramSlot) -> bool:
+        """Whether the axes of a buffer may be those of neurons: of numbers and masks that stand in the state dict.
+
+        What the forward writes for its next call stays in place, unless it is a statistic that a rule knows. So do
+        whole numbers: most of them are places of something.
+        """
+        if not self.program.is_saved(slot.target):
+            return False
+        if self._is_neuron_buffer(node):
+            return True
+        is_read = any(user.op != "output" for user in node.users)
+        value = node.meta.get("val")
+        is_number = is_floating(node) or (isinstance(value, Tensor) and value.dtype is torch.bool)
+        return is_read and is_number and slot.target not in self.kept
 
     def _is_neuron_buffer(self, node: fx.Node) -> bool:
         users = [user for user in node.users if user.op != "output"]

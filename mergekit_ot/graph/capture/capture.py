@@ -111,7 +111,8 @@ def capture(
             f"Captured by '{chosen}', since '{other}' cannot trace this module: {first_line(error)}."
             for other, error in failures.items()
         ]
-        return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
+        told = (*remarks, *program.remarks)
+        return replace(program, remarks=told, module_types=_module_types(model), saved=frozenset(model.state_dict()))
     reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
     raise ArchitectureError(
         f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "
