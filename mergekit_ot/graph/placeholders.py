@@ -28,6 +28,8 @@ from mergekit_ot.graph.rules.rule import Labels, NodeRule, Value
 _LARGE_CONSTANT = 4_000_000
 # Constants up to this size are kept for rules to look at (an index that picks one head).
 _SMALL_CONSTANT = 64
+# The arguments of operations that take places of entries.
+_PLACES = ("index", "indices")
 
 
 @dataclass
@@ -125,16 +127,14 @@ class PlaceholderLabels:
         """Whether the axes of a buffer may be those of neurons: of numbers and masks that stand in the state dict.
 
         What the forward writes for its next call stays in place, unless it is a statistic that a rule knows. So do
-        whole numbers: most of them are places of something.
+        whole numbers that say places.
         """
         if not self.program.is_saved(slot.target):
             return False
         if self._is_neuron_buffer(node):
             return True
         is_read = any(user.op != "output" for user in node.users)
-        value = node.meta.get("val")
-        is_number = is_floating(node) or (isinstance(value, Tensor) and value.dtype is torch.bool)
-        return is_read and is_number and slot.target not in self.kept
+        return is_read and slot.target not in self.kept and not _says_places(node)
 
     def _is_neuron_buffer(self, node: fx.Node) -> bool:
         users = [user for user in node.users if user.op != "output"]
@@ -154,3 +154,18 @@ class PlaceholderLabels:
             constant = known and bool((tensor == tensor.narrow(axis, 0, 1)).all())  # type: ignore[union-attr]
             labels.append(Replicated(size) if constant or size == 1 else self.algebra.pinned(size, what))
         return labels
+
+
+def _says_places(node: fx.Node) -> bool:
+    """Whether whole numbers are used, after moves and arithmetic, to pick or write entries by their place."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or torch.is_complex(value):
+        return False
+    for user in node.users:
+        arguments = named_arguments(user)
+        picked = [arguments.get(name) for name in _PLACES]
+        if any(node is given or (isinstance(given, list | tuple) and node in given) for given in picked):
+            return True
+        if _says_places(user):
+            return True
+    return False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.capture.branches import reached_branches
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
 from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
 
@@ -111,8 +112,13 @@ def capture(
             f"Captured by '{chosen}', since '{other}' cannot trace this module: {first_line(error)}."
             for other, error in failures.items()
         ]
-        told = (*remarks, *program.remarks)
-        return replace(program, remarks=told, module_types=_module_types(model), saved=frozenset(model.state_dict()))
+        return replace(
+            program,
+            remarks=(*remarks, *program.remarks),
+            module_types=_module_types(model),
+            saved=frozenset(model.state_dict()),
+            branches=reached_branches(model, program.graph),
+        )
     reasons = "; ".join(f"{chosen}: {first_line(error)}" for chosen, error in failures.items())
     raise ArchitectureError(
         f"'{name}' cannot be traced at inputs {describe(inputs)} ({reasons}). "

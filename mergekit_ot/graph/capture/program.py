@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.capture.branches import Branch
 
 
 class SlotKind(enum.StrEnum):
@@ -74,6 +75,7 @@ class CapturedProgram:
         module_types: Module path → the types of the module there, the most special first, as qualified names.
         saved: Names that the module's state dict holds: what a file may bring. None where that is not known, and every
             buffer counts as saved.
+        branches: Questions in the module's code that were answered one way when it was captured.
 
     Example:
         Run with another state than that of the module:
@@ -95,6 +97,7 @@ class CapturedProgram:
     remarks: tuple[str, ...] = ()
     module_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     saved: frozenset[str] | None = None
+    branches: tuple[Branch, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
