@@ -19,6 +19,7 @@ from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
 from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
+from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.proof import float_outputs
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
@@ -229,12 +230,18 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if self.models.target_graph.buffers and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if _has_statistics(self.models.target_graph) and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
             )
         return found
+
+
+def _has_statistics(graph: ModelGraph) -> bool:
+    """Whether a network normalises by statistics that it keeps in buffers."""
+    operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
+    return bool(graph.buffers) and any(name in each for each in operations for name in ("batch_norm", "instance_norm"))
 
 
 def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[Tensor]:

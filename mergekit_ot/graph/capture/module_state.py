@@ -54,7 +54,7 @@ def hidden_sentences(hidden: Iterable[str], left: Collection[str]) -> tuple[str,
     """
     why = {
         True: "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance.",
-        False: "so no file brings it, and every network keeps its own. Register it as a buffer if networks differ in it.",
+        False: "so no file brings it, and every network keeps its own. Register it as a buffer if they differ in it.",
     }
     return tuple(
         f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, {why[where in left]}"
