@@ -230,7 +230,11 @@ class FusionRun:
                 "Some couplings are not permutations, so aligned sources differ from the sources "
                 f"(relative error {error:.2g})."
             )
-        if _has_statistics(self.models.target_graph) and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if (
+            _has_statistics(self.models.target_graph)
+            and self.methods.repair is None
+            and self.methods.solver.max_sweeps > 0
+        ):
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mergekit_ot import SourceModel, check_model, fuse, trace_model
 from mergekit_ot.cli.app import main
+from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.ir import ModelGraph
 
 _SPEC = importlib.util.spec_from_file_location("drawn", Path(__file__).with_name("test_random_networks.py"))
@@ -163,7 +164,7 @@ def test_a_buffer_is_reordered_and_averaged_with_its_neurons(make: type[nn.Modul
     inputs = _inputs(make)
     one, other = trained(make, 1), trained(make, 2)
     result = fuse([one, other], example_inputs=inputs, solver="weight-matching")
-    assert {report.key for report in result.groups} == set(trace_model(make(), inputs).free_groups)
+    assert {report.name for report in result.groups} == set(trace_model(make(), inputs).free_groups)
     assert result.aligned_sources_max_error < 1e-5
     aligned = copy.deepcopy(other)
     aligned.load_state_dict(result.aligned_state(1))
@@ -214,14 +215,13 @@ def test_buffers_of_a_file_are_moved_by_the_command_line(
         return json.loads(capsys.readouterr().out)
 
     assert outcome("check", "a.pt")["groups"] == 1
-    rows = outcome("align", "a.pt", "b.pt", "-o", "out")["outputs"]
-    assert max(float(row["max_error"]) for row in rows) < 1e-5
+    (row,) = outcome("align", "a.pt", "b.pt", "-o", "out")["outputs"]
+    assert row["max_error"] < 1e-5
+    moved = Backbone()
+    moved.load_state_dict(torch.load(row["path"], weights_only=True)["state_dict"])
+    assert not torch.equal(moved.norm.weight, models["b"].get_buffer("norm.weight"))
     inputs = torch.randn(4, 3, 9, 9)
-    for row, model in zip(rows, models.values(), strict=True):
-        held = torch.load(row["path"], weights_only=True)
-        moved = Backbone()
-        moved.load_state_dict(held.get("state_dict", held))
-        assert torch.allclose(moved(inputs), model(inputs), atol=1e-4)
+    assert torch.allclose(moved(inputs), models["b"](inputs), atol=1e-5)
     assert outcome("fuse", "a.pt", "b.pt", "-o", "fused.pt")["groups"]
 
 
@@ -237,8 +237,6 @@ def test_networks_that_differ_in_what_no_file_holds_are_traced_one_by_one() -> N
     inputs = torch.randn(2, 3)
     same = [Fixed(torch.ones(8)), Fixed(torch.ones(8))]
     assert len(fuse(same, example_inputs=inputs).groups) == 1
-    from mergekit_ot.errors import GraphMismatchError
-
     with pytest.raises(GraphMismatchError):
         fuse([same[0], Fixed(torch.arange(8.0))], example_inputs=inputs)
 
@@ -253,7 +251,7 @@ def agree(make: Callable[[], nn.Module], inputs: tuple[object, ...]) -> None:
         assert planned == set(report.graph.free_groups)
 
 
-_FEW = [case for case in names(*PLAIN) if case[1] in ("resnet_bottleneck", "spectral_normed", "rotary")]
+_FEW = [case for case in names(*PLAIN) if case[1] in ("spectral_normed", "rotary")]
 
 
 @pytest.mark.parametrize(("which", "name"), _FEW)
@@ -268,5 +266,5 @@ def test_check_and_fuse_agree_on_every_architecture(which: str, name: str) -> No
 
 
 def test_check_and_fuse_agree_on_random_networks() -> None:
-    for description in drawn_networks.drawn(5):
+    for description in drawn_networks.drawn(2):
         agree(lambda chosen=description: made(chosen), (inputs_of(description),))

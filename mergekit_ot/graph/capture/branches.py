@@ -281,6 +281,8 @@ class _Reader:
         for test in tests:
             yield from self._branch(test, is_test=True)
         for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and id(node) not in asked and self._case_of(node) is Case.STATE:
+                yield from self._branch(node, is_test=False)
             is_open = isinstance(node, ast.Compare) and id(node) not in asked and id(node) not in skipped
             if is_open and self._is_scalar(node.left):
                 yield from self._branch(node, is_test=False)
