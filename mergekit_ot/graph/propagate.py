@@ -229,7 +229,8 @@ class Propagator:
 
     def _pin_frequencies(self, labels: Labels) -> None:
         """Pins what only buffers hold where it becomes the frequencies of waves (rotary and sinusoidal tables)."""
-        tables = standing_for(itertools.chain.from_iterable(map(self.labelled.parameters.get, self.labelled.buffers)))
+        held = (self.labelled.parameters[name] for name in self.labelled.buffers)
+        tables = standing_for(itertools.chain.from_iterable(held))
         if not tables:
             return
         learned = [axes for name, axes in self.labelled.parameters.items() if name not in self.labelled.buffers]

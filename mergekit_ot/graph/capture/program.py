@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.axes.expressions import PinReason
-from mergekit_ot.graph.capture.branches import Branch
+from mergekit_ot.graph.capture.questions import Branch
 
 
 class SlotKind(enum.StrEnum):
