@@ -136,8 +136,11 @@ class QuestionReader:
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call | ast.Compare) or id(node) in asked or id(node) in skipped:
                 continue
-            is_call = isinstance(node, ast.Call)
-            if self._case_of(node) is Case.STATE if is_call else self._is_scalar(node.left):
+            if isinstance(node, ast.Compare):
+                is_question = self._is_scalar(node.left)
+            else:
+                is_question = self._case_of(node) is Case.STATE
+            if is_question:
                 yield from self._branch(node, is_test=False)
 
     def _look_around(self, node: ast.AST, blocks: tuple[tuple[int, int], ...]) -> None:
@@ -221,6 +224,8 @@ class QuestionReader:
                 return node.id in self.kinds
             case ast.Call(func=ast.Name(id=name)):
                 return name in _NUMBERS or name in _SCALAR
+            case ast.Attribute(value=ast.Name(id="self")):
+                return True
             case ast.Call(func=ast.Attribute(attr=name)) | ast.Attribute(attr=name):
                 return name in _SIZES or name in _TYPES or name in _VALUES
             case ast.Subscript(value=inner) | ast.UnaryOp(operand=inner):

@@ -25,7 +25,7 @@ from mergekit_ot.graph.symmetry.planted import (
     is_sensitive,
     planted_error,
 )
-from mergekit_ot.graph.symmetry.proof import Proof
+from mergekit_ot.graph.symmetry.proof import Comparison, Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 
 
@@ -150,7 +150,10 @@ def judge(
         trials: How often random elements are planted.
     """
     culprits: dict[str, str] = {}
-    asked = [*((draw, trials, "") for draw in runs.draws), *((case, 1, f", {case.name}") for case in runs.cases)]
+    asked: list[tuple[Comparison, int, str]] = [
+        *((draw, trials, "") for draw in runs.draws),
+        *((case, 1, f", {case.name}") for case in runs.cases),
+    ]
     for run, count, where in asked if runs.is_repeatable else []:
         while (error := planted_error(run, symmetry, graph, places, count)) is not None and error > run.tolerance:
             refuted = find_culprits(run, symmetry, graph, places)
