@@ -252,7 +252,7 @@ class QuestionReader:
             if isinstance(part, ast.Constant):
                 value = part.value
             elif isinstance(part, ast.Name):
-                value = self.function.__globals__.get(part.id)
+                value = self.function.__globals__.get(part.id)  # pyright: ignore[reportAttributeAccessIssue]
             elif isinstance(part, ast.Attribute) and is_self(part.value):
                 value = vars(self.module).get(part.attr)
             if isinstance(value, int | float) and not isinstance(value, bool):
