@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.symmetry.proof import float_outputs
 
 # A fused network that is so near to the ensemble computes it: nothing is left to repair.
 _NOTHING_LEFT = 1e-9
@@ -162,7 +161,7 @@ def compare_repair(
     spread = _Spread()
     classes: set[int] = set()
     for inputs in held_out:
-        outputs = [_run(model, inputs) for model in models]
+        outputs = [outputs_of(model, inputs) for model in models]
         for place in range(len(outputs[0])):
             each = [of_model[place] for of_model in outputs]
             goal = torch.stack([w * x for w, x in zip(model_weights, each[2:], strict=True)]).sum(0)
@@ -202,13 +201,6 @@ class _Spread:
         whole = sum(self.squares.values())
         around = whole - sum(float(total.square().sum()) / self.count for total in self.totals.values())
         return around if around > 1e-9 * whole else whole
-
-
-def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    # A network that draws random numbers draws the same as the others.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return float_outputs(model(*inputs))
 
 
 def _class_axis(outputs: Tensor) -> int | None:

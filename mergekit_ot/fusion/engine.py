@@ -25,6 +25,7 @@ from mergekit_ot.fusion.symmetries import find_symmetries
 from mergekit_ot.fusion.task import NOBODY
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
+from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -237,10 +238,6 @@ class FusionRun:
         is_coupling = self.methods.solver.max_sweeps > 0
         return extent_of(self.models.target_graph, self.groups - left if is_coupling else (), self.groups)
 
-    def _has_statistics(self) -> bool:
-        """Whether the network normalises by running statistics; vectors of spectral norms are buffers too."""
-        return any(name.endswith(("running_mean", "running_var")) for name in self.models.target_graph.buffers)
-
     def warnings(self) -> list[str]:
         """Returns what the user should know about this fusion."""
         found = list(self.models.target_graph.diagnostics.sentences)
@@ -252,9 +249,19 @@ class FusionRun:
                     "Some couplings are not permutations, so aligned sources differ from the sources "
                     f"(relative error {self.check.error:.2g})."
                 )
-        if self._has_statistics() and self.methods.repair is None and self.methods.solver.max_sweeps > 0:
+        if (
+            _has_statistics(self.models.target_graph)
+            and self.methods.repair is None
+            and self.methods.solver.max_sweeps > 0
+        ):
             found.append(
                 "The network has BatchNorm, whose running statistics do not fit a fused network. "
                 "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
             )
         return found
+
+
+def _has_statistics(graph: ModelGraph) -> bool:
+    """Whether a network normalises by statistics that it keeps; vectors of spectral norms are buffers too."""
+    operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
+    return bool(graph.buffers) and any(name in each for each in operations for name in ("batch_norm", "instance_norm"))

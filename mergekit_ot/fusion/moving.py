@@ -156,7 +156,13 @@ def _pairs_of(part: _Part, alignment: Alignment) -> Pairs:
 
 
 def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:
-    """Returns a source's parameter in the neuron order and sizes of the fused model."""
+    """Returns a source's parameter in the neuron order and sizes of the fused model.
+
+    Whole numbers and masks, which buffers hold, are rounded where neurons are mixed.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        moved = transport_parameter(tensor.double(), name, alignment, source)
+        return moved > 0 if tensor.dtype is torch.bool else moved.round().to(tensor.dtype)
     mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
     shape = fused_shape(alignment.target, name)
     result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class SourceTensors:
         with self._lock:
             if (source, name) not in self._held:
                 tensor = self.sources[source].state.read(name).detach().to(self.device)
-                half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-                self._held[source, name] = tensor.float() if half else tensor
+                is_short = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+                self._held[source, name] = tensor.float() if is_short or tensor.dtype is torch.bool else tensor
             return self._held[source, name]
 
     def release(self, names: Iterable[str] | None = None) -> None:
@@ -51,9 +52,16 @@ class SourceTensors:
     def fused(self, name: str, alignment: Alignment, model_weights: Sequence[float]) -> Tensor:
         """Returns the weighted mean of a parameter over the aligned sources.
 
-        A fused neuron that has no partner in some source is the mean over the others.
+        A fused neuron that has no partner in some source is the mean over the others. Of masks it is the share that
+        has them set; whole numbers have no mean, and come from the first source that has weight.
         """
-        return mean_over_present(_moved(self, name, alignment, model_weights))
+        shares = _moved(self, name, alignment, model_weights)
+        first = next(shares, None)
+        if first is None:
+            return mean_over_present(())
+        if not (first.values.is_floating_point() or first.values.is_complex()):
+            return first.values
+        return mean_over_present(itertools.chain([first], shares))
 
 
 class ReadsParameters(Protocol):

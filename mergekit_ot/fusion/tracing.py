@@ -25,9 +25,18 @@ def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
     others = dict([*other.named_parameters(), *other.named_buffers()])
     if {n: (t.shape, t.dtype) for n, t in tensors} != {n: (t.shape, t.dtype) for n, t in others.items()}:
         return False
+    # What stands in no file may decide what is free, so it must be the same.
+    saved = one.state_dict().keys()
+    unsaved = {name: tensor for name, tensor in one.named_buffers() if name not in saved}
+    if not all(_is_same_tensor(tensor, others[name]) for name, tensor in unsaved.items()):
+        return False
     return all(
         type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours
     )
+
+
+def _is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.is_meta or other.is_meta or torch.equal(one, other)
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

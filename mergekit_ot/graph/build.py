@@ -56,6 +56,7 @@ class GraphBuilder:
         """Returns the graph."""
         self._pin_unobserved()
         self._collect_places()
+        self._pin_unlearned()
         self._name_groups()
         for atom in self.places:
             self.indexing |= expressions.standing_for(atom.context)
@@ -112,7 +113,7 @@ class GraphBuilder:
                 why = "forward does not read this parameter at evaluation"
             for axis, label in enumerate(labels):
                 blind = expressions.movable(label) - seen
-                if blind:
+                if blind and name not in self.labelled.buffers:
                     self.unobserved.append(f"Axis {axis} of '{name}' is pinned: {why}.")
                 for atom in blind:
                     self.labelled.algebra.atoms.pin_atom(atom, expressions.PinReason(why, "", name))
@@ -127,6 +128,15 @@ class GraphBuilder:
                 for atom, path in _paths(expressions.resolve(label), ()):
                     role = IN if atom in atoms_in else OUT
                     self.places.setdefault(atom, []).append(_Place(name, axis, path, role))
+
+    def _pin_unlearned(self) -> None:
+        """Pins neurons that only buffers make: fixed filters and tables, which all sources have in one order."""
+        buffers = self.labelled.buffers
+        for atom, places in self.places.items():
+            makers = [place.parameter for place in places if place.role == OUT]
+            if makers and buffers.issuperset(makers):
+                why = f"only buffer '{makers[0]}' makes these neurons"
+                self.labelled.algebra.atoms.pin_atom(atom, expressions.PinReason(why, "", makers[0]))
 
     def _name_groups(self) -> None:
         order = {name: index for index, name in enumerate(self.labelled.parameters)}

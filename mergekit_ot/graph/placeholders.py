@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
@@ -27,6 +28,8 @@ from mergekit_ot.graph.rules.rule import Labels, NodeRule, Value
 _LARGE_CONSTANT = 4_000_000
 # Constants up to this size are kept for rules to look at (an index that picks one head).
 _SMALL_CONSTANT = 64
+# The arguments of operations that take places of entries.
+_PLACES = ("index", "indices")
 
 
 @dataclass
@@ -67,6 +70,7 @@ class PlaceholderLabels:
         self.program, self.labelled, self.algebra = program, labelled, labelled.algebra
         self.find_rule, self.aliases = find_rule, aliases
         self.read_buffers: set[str] = set()
+        self.kept = program.kept_buffers
 
     def label(self, node: fx.Node, slot: ProgramSlot) -> Value | None:
         """Returns the labelled value of a placeholder; None for one that is no tensor."""
@@ -76,7 +80,7 @@ class PlaceholderLabels:
         if slot.kind == INPUT:
             labels: Labels = [self.algebra.pinned(size, "model input") for size in shape]
             return Value(shape, labels, is_data=True, name=node.name, is_floating=is_floating(node))
-        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._is_neuron_buffer(node)):
+        if slot.kind == PARAMETER or (slot.kind == BUFFER and self._has_neurons(node, slot)):
             return self._parameter(node, slot, shape)
         return self._constant(node, slot, shape)
 
@@ -91,12 +95,18 @@ class PlaceholderLabels:
         return Value(shape, self.labelled.parameters[name], frozenset({name}), places, name=node.name)
 
     def _constant(self, node: fx.Node, slot: ProgramSlot, shape: tuple[int, ...]) -> Value:
-        """Returns the value of a tensor that no source brings: its axes are pinned unless it is constant along them."""
+        """Returns the value of a tensor that has no neurons: its axes are pinned unless it is constant along them.
+
+        Only what no file can change is judged by its values: a buffer of a fresh instance is all ones, that of a
+        trained one is not.
+        """
         if slot.kind == BUFFER and any(user.op != "output" for user in node.users):
             self.read_buffers.add(slot.target)
         elif node.users:
             self.labelled.constants[slot.target] = reason_of(next(iter(node.users))).module_path
-        tensor = self.program.tensors.get(slot.target) if slot.kind != RECORDED else None
+        is_of_a_file = slot.kind == BUFFER and self.program.is_saved(slot.target)
+        is_known = slot.kind != RECORDED and not is_of_a_file
+        tensor = self.program.tensors.get(slot.target) if is_known else None
         labels = self._constant_labels(shape, tensor, f"constant '{slot.target}'")
         is_small = tensor is not None and not tensor.is_meta and tensor.numel() <= _SMALL_CONSTANT
         return Value(
@@ -112,6 +122,19 @@ class PlaceholderLabels:
             labels.append(atom)
             outer = outer | ({atom} if size > 1 else set())
         return labels
+
+    def _has_neurons(self, node: fx.Node, slot: ProgramSlot) -> bool:
+        """Whether the axes of a buffer may be those of neurons: of numbers and masks that stand in the state dict.
+
+        What the forward writes for its next call stays in place, unless it is a statistic that a rule knows. So do
+        whole numbers that say places.
+        """
+        if not self.program.is_saved(slot.target):
+            return False
+        if self._is_neuron_buffer(node):
+            return True
+        is_read = any(user.op != "output" for user in node.users)
+        return is_read and slot.target not in self.kept and not _says_places(node)
 
     def _is_neuron_buffer(self, node: fx.Node) -> bool:
         users = [user for user in node.users if user.op != "output"]
@@ -131,3 +154,18 @@ class PlaceholderLabels:
             constant = known and bool((tensor == tensor.narrow(axis, 0, 1)).all())  # type: ignore[union-attr]
             labels.append(Replicated(size) if constant or size == 1 else self.algebra.pinned(size, what))
         return labels
+
+
+def _says_places(node: fx.Node) -> bool:
+    """Whether whole numbers are used, after moves and arithmetic, to pick or write entries by their place."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or torch.is_complex(value):
+        return False
+    for user in node.users:
+        arguments = named_arguments(user)
+        picked = [arguments.get(name) for name in _PLACES]
+        if any(node is given or (isinstance(given, list | tuple) and node in given) for given in picked):
+            return True
+        if _says_places(user):
+            return True
+    return False

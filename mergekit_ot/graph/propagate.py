@@ -44,6 +44,9 @@ _SAME_VALUES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.def
 # How often the time is looked at: every so many operations.
 _BUDGET_STEP = 64
 
+# What a buffer is made into a table of waves by: its entries are frequencies, which no network has in another order.
+_WAVES = ("aten.sin.", "aten.cos.")
+
 _RULE_HINT = "Teach it with a rule: see 'mergeot docs unknown-operations'."
 _Shapes = list[tuple[int, ...] | None]
 
@@ -184,6 +187,8 @@ class Propagator:
             self._note_error(error, before)
             self._pin_inputs(values, f"a rule does not fit: {error}")
             labels = self._inert_outputs(view)
+        if view.name.startswith(_WAVES):
+            self._pin_frequencies(before)
         labels = self._account(values, labels, view)
         self.labelled.reads.extend(view.reads)
         self._settle(values, labels, view.scopes)
@@ -222,6 +227,18 @@ class Propagator:
         for shape in view.output_shapes:
             outputs.append([self.algebra.pinned(size, why) for size in shape])
         return outputs
+
+    def _pin_frequencies(self, labels: Labels) -> None:
+        """Pins what only buffers hold where it becomes the frequencies of waves (rotary and sinusoidal tables)."""
+        held = (self.labelled.parameters[name] for name in self.labelled.buffers)
+        tables = standing_for(itertools.chain.from_iterable(held))
+        if not tables:
+            return
+        learned = [axes for name, axes in self.labelled.parameters.items() if name not in self.labelled.buffers]
+        owned = standing_for(itertools.chain.from_iterable(learned))
+        for label in labels:
+            if movable(label) & tables - owned:
+                self.algebra.pin(label, "frequencies that a buffer holds")
 
     def _pin_inputs(self, values: list[Value], why: str) -> None:
         for label in _labels_of(values):

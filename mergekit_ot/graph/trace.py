@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
+from mergekit_ot.graph.capture.branches import branch_sentences, stored_by_forward
 from mergekit_ot.graph.capture.capture import FrontEnds, as_inputs, capture
 from mergekit_ot.graph.capture.copying import with_shapes
 from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
@@ -50,9 +51,11 @@ def trace(
     aliases = tied_names(model)
     labelled = Propagator(program, rule_finder(rules), aliases, budget).run()
     hidden = hidden_tensors(model)
-    refuse_stale(model, hidden, labelled)
+    left = _maybe_left(model, hidden)
+    refuse_stale(model, left, labelled)
     refuse_unread(model, labelled)
-    builder = GraphBuilder(labelled, aliases, hidden_sentences(hidden), program.remarks)
+    remarks = (*program.remarks, *branch_sentences(program.branches))
+    builder = GraphBuilder(labelled, aliases, hidden_sentences(hidden, left), remarks)
     return builder.build(operation_graph(program), program)
 
 
@@ -110,6 +113,16 @@ def refuse_unread(model: nn.Module, labelled: Labelled) -> None:
             f"'{names[0]}'), so nothing can be aligned. In evaluation mode, forward must return what it "
             "computes with them."
         )
+
+
+def _maybe_left(model: nn.Module, hidden: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors outside a module's state that a forward may have left there, not the constructor."""
+    stored = stored_by_forward(model) if hidden else frozenset[str]()
+    return {
+        where: tensor
+        for where, tensor in hidden.items()
+        if stored is None or where[len(_owner(model, where)) :].lstrip(".").split(".")[0] in stored
+    }
 
 
 def _owner(model: nn.Module, where: str) -> str:

@@ -13,7 +13,7 @@ from mergekit_ot.api import trace_model
 from mergekit_ot.graph.blocks import Block, Dimension
 from mergekit_ot.graph.capture.capture import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.symmetry.check import judge
+from mergekit_ot.graph.symmetry.check import Runs, judge
 from mergekit_ot.graph.symmetry.planted import PlantedProof
 from mergekit_ot.graph.symmetry.proof import Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
@@ -169,7 +169,7 @@ def _holds(case: _Case) -> str:
     first = Proof(case.make, case.inputs, case.seed)
     draws = [first, *first.at_other_shapes()]
     places = case.found
-    verdict = judge(case.symmetry, case.graph, places, draws, trials=2)
+    verdict = judge(case.symmetry, case.graph, places, Runs(draws), trials=2)
     if verdict.culprits:
         return f"the function changed with elements at {', '.join(verdict.culprits)}"
     dead = [key for key in places if key not in verdict.certified]

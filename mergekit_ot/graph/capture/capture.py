@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributions, nn
 
 from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.graph.capture.branches import reached_branches
 from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
 from mergekit_ot.graph.capture.outputs import OutputError, hand_out_tensors
@@ -114,7 +115,13 @@ def capture(
             f"Captured by '{chosen}', since '{other}' cannot trace this module: {first_line(error)}."
             for other, error in failures.items()
         ]
-        return replace(program, remarks=(*remarks, *program.remarks), module_types=_module_types(model))
+        return replace(
+            program,
+            remarks=(*remarks, *program.remarks),
+            module_types=_module_types(model),
+            saved=frozenset(model.state_dict()),
+            branches=reached_branches(model, program.graph),
+        )
     said = {chosen: first_line(error) for chosen, error in failures.items()}
     reasons = "; ".join(f"{chosen}: {line}" for chosen, line in said.items())
     raise ArchitectureError(

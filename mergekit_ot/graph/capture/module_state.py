@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -50,10 +50,18 @@ def _tensors_in(value: object, name: str) -> list[tuple[str, Tensor]]:
     return tensors
 
 
-def hidden_sentences(hidden: Iterable[str]) -> tuple[str, ...]:
-    """Returns a sentence for each tensor outside parameters and buffers."""
+def hidden_sentences(hidden: Iterable[str], left: Collection[str]) -> tuple[str, ...]:
+    """Returns a sentence for each tensor outside parameters and buffers.
+
+    Args:
+        hidden: Where they are.
+        left: Those that an earlier forward may have left there.
+    """
+    why = {
+        True: "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance.",
+        False: "so no file brings it, and every network keeps its own. Register it as a buffer if they differ in it.",
+    }
     return tuple(
-        f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, "
-        "and a stale value would enter the trace. Register it as a buffer, or trace a fresh instance."
+        f"'{where}' is a tensor outside parameters and buffers: it is not in the state dict, {why[where in left]}"
         for where in hidden
     )

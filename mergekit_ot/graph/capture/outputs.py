@@ -167,19 +167,19 @@ def outputs_of(model: nn.Module, inputs: Iterable[object], seed: int = 0) -> lis
     """
     given = tuple(inputs)
     try:
-        output = _run(model, given)
+        output = _run(model, given, seed)
     except RuntimeError as error:
         own = _in_own_type(model, given)
         if own is None or not any(word in str(error).lower() for word in ("dtype", "scalar type", "same type")):
             raise
-        output = _run(model, own)
+        output = _run(model, own, seed)
     held = tensors_of(output)
     if not held:
         raise OutputError(no_tensor_sentence(type(model).__name__, output))
     return float_outputs(held)
 
 
-def _run(model: nn.Module, inputs: tuple[object, ...]) -> object:
+def _run(model: nn.Module, inputs: tuple[object, ...], seed: int) -> object:
     with torch.no_grad(), warnings.catch_warnings(), same_draws(seed):
         warnings.simplefilter("ignore")  # what a forward warns of was told when it was traced
         return list(output) if isinstance(output := model(*inputs), Iterator) else output

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.capture.questions import Branch
 
 
 class SlotKind(enum.StrEnum):
@@ -73,6 +74,9 @@ class CapturedProgram:
         front_end: Name of the front end that made it.
         remarks: Sentences for the user on how it was made.
         module_types: Module path → the types of the module there, the most special first, as qualified names.
+        saved: Names that the module's state dict holds: what a file may bring. None where that is not known, and every
+            buffer counts as saved.
+        branches: Questions in the module's code that were answered one way when it was captured.
 
     Example:
         Run with another state than that of the module:
@@ -93,6 +97,8 @@ class CapturedProgram:
     front_end: str
     remarks: tuple[str, ...] = ()
     module_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    saved: frozenset[str] | None = None
+    branches: tuple[Branch, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -104,6 +110,15 @@ class CapturedProgram:
         """Placeholder → what it stands for, in the order of the placeholders."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         return dict(zip(placeholders, self.inputs, strict=True))
+
+    @property
+    def kept_buffers(self) -> set[str]:
+        """The buffers that a forward writes, for the next one to read."""
+        return {slot.target for slot in self.outputs if slot.kind == MUTATION}
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a state dict holds a buffer, so that its values are those of a file and not of the architecture."""
+        return self.saved is None or name in self.saved
 
     @property
     def state_names(self) -> dict[fx.Node, str]:

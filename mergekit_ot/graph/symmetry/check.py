@@ -17,6 +17,7 @@ from torch import nn
 from mergekit_ot.graph.axes.expressions import PinReason
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import layout_size, leaf_groups
+from mergekit_ot.graph.symmetry.cases import OtherCase, other_cases, recorded_sentence
 from mergekit_ot.graph.symmetry.planted import (
     PlantedProof,
     find_culprits,
@@ -24,7 +25,7 @@ from mergekit_ot.graph.symmetry.planted import (
     is_sensitive,
     planted_error,
 )
-from mergekit_ot.graph.symmetry.proof import Proof
+from mergekit_ot.graph.symmetry.proof import Comparison, Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 
 
@@ -69,14 +70,14 @@ class Verdict:
         places: Group → where its elements act.
         error: Largest change of the output with all groups transformed; None where there is no group.
         certified: Groups at which a part of an element alone changes the output.
-        culprits: Groups that were found, and refuted.
+        culprits: Groups that were found, and refuted → in which case; empty for that of the trace.
     """
 
     symmetry: AbstractSymmetry
     places: Mapping[str, Places]
     error: float | None
     certified: frozenset[str]
-    culprits: tuple[str, ...]
+    culprits: Mapping[str, str]
 
 
 def check(
@@ -101,37 +102,66 @@ def check(
     first = Proof(make, inputs, seed)
     draws = [first, *first.at_other_shapes()]
     planted = PlantedProof(make, inputs, seed)
+    program = graph.program
+    cases = () if program is None or not graph.free_groups else other_cases(first, program.branches)
+    runs = Runs(draws, tuple(cases))
     verdicts = []
     # What the trace claims comes first: what is refuted there is pinned for all others.
     for symmetry in sorted(symmetries, key=lambda each: not each.is_traced):
-        verdict = judge(symmetry, graph, find_proven(symmetry, graph, planted), draws, trials)
+        verdict = judge(symmetry, graph, find_proven(symmetry, graph, planted), runs, trials)
         if symmetry.is_traced:
-            graph = pinned(graph, verdict.culprits, "the function changed when it was reordered")
+            for key, where in verdict.culprits.items():
+                graph = pinned(graph, [key], f"the function changed when it was reordered{where}")
         verdicts.append(verdict)
-    return _report(graph, verdicts, first)
+    told = "" if program is None else recorded_sentence(program, first)
+    return _report(graph, verdicts, first, told)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a symmetry is judged by.
+
+    Attributes:
+        draws: The runs to compare with: the first at the shapes of the trace.
+        cases: Runs in cases that the trace did not record.
+    """
+
+    draws: Sequence[Proof]
+    cases: Sequence[OtherCase] = ()
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether two runs of the same weights on the same inputs are the same."""
+        return self.draws[0].is_repeatable
 
 
 def judge(
-    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], draws: Sequence[Proof], trials: int
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], runs: Runs, trials: int
 ) -> Verdict:
-    """Returns where a symmetry holds for all groups together, at every draw of weights and inputs.
+    """Returns where a symmetry holds for all groups together, at every draw of weights and inputs, in every case.
+
+    Where two runs differ anyway, no group is to blame, and none is refuted.
 
     Args:
         symmetry: What is planted.
         graph: The model's graph.
         places: Where it was found.
-        draws: The runs to compare with: the first at the shapes of the trace.
+        runs: What it is judged by.
         trials: How often random elements are planted.
     """
-    culprits: list[str] = []
-    for draw in draws:
-        while (error := planted_error(draw, symmetry, graph, places, trials)) is not None and error > draw.tolerance:
-            refuted = find_culprits(draw, symmetry, graph, places)
-            culprits += refuted
+    culprits: dict[str, str] = {}
+    asked: list[tuple[Comparison, int, str]] = [
+        *((draw, trials, "") for draw in runs.draws),
+        *((case, 1, f", {case.name}") for case in runs.cases),
+    ]
+    for run, count, where in asked if runs.is_repeatable else []:
+        while (error := planted_error(run, symmetry, graph, places, count)) is not None and error > run.tolerance:
+            refuted = find_culprits(run, symmetry, graph, places)
+            culprits |= dict.fromkeys(refuted, where)
             lost = with_families(graph, refuted)
-            places = {key: where for key, where in places.items() if key not in lost}
-    error = _largest(planted_error(draw, symmetry, graph, places) for draw in draws)
-    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, draws[0]), tuple(culprits))
+            places = {key: kept for key, kept in places.items() if key not in lost}
+    error = _largest(planted_error(draw, symmetry, graph, places) for draw in runs.draws)
+    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, runs.draws[0]), culprits)
 
 
 def _certified(
@@ -169,7 +199,7 @@ def pinned(graph: ModelGraph, keys: Sequence[str], why: str) -> ModelGraph:
     return replace(graph, groups=groups)
 
 
-def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof) -> CheckReport:
+def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: str = "") -> CheckReport:
     traced = [verdict for verdict in verdicts if verdict.symmetry.is_traced]
     certified = set().union(*[verdict.certified for verdict in traced])
     culprits = tuple(itertools.chain.from_iterable(verdict.culprits for verdict in traced))
@@ -184,7 +214,7 @@ def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof) -> Chec
         preserved=None if error is None else error <= draw.tolerance,
         rows=tuple(_rows(graph, certified, culprits)),
         pins=graph.pin_sentences(),
-        warnings=(*graph.diagnostics.sentences, *map(_left_sentence, draw.left_behind)),
+        warnings=(*graph.diagnostics.sentences, *_run_sentences(draw), *([told] if told else [])),
         culprits=culprits,
         graph=graph,
         symmetries={verdict.symmetry.name: verdict.places for verdict in verdicts},
@@ -211,6 +241,17 @@ def _fixed_axes(graph: ModelGraph, parameter: str) -> int:
         layout_size(layout) > 1 and not any(key in graph.free_groups for key in leaf_groups(layout))
         for layout in layouts
     )
+
+
+def _run_sentences(draw: Proof) -> Iterator[str]:
+    """Yields what the runs showed of the model itself."""
+    yield from map(_left_sentence, draw.left_behind)
+    if not draw.is_repeatable:
+        yield (
+            f"Two runs of fresh instances with the same weights on the same inputs differ (relative difference "
+            f"{draw.noise:.2g}): something outside the state dict changes the function, so nothing is proven. Look for "
+            "a counter or a random choice in forward."
+        )
 
 
 def _left_sentence(where: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Choice, Fixed, Neurons
-from mergekit_ot.graph.symmetry.proof import Proof
+from mergekit_ot.graph.symmetry.proof import Comparison, Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 from mergekit_ot.graph.symmetry.transformation import Transformation
 
@@ -76,7 +76,7 @@ def find_proven(symmetry: AbstractSymmetry, graph: ModelGraph, proof: AbstractPr
 
 
 def planted_change(
-    proof: Proof,
+    proof: Comparison,
     symmetry: AbstractSymmetry,
     graph: ModelGraph,
     places: Mapping[str, Places],
@@ -96,7 +96,7 @@ def planted_change(
 
 
 def planted_error(
-    proof: Proof, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], trials: int = 1
+    proof: Comparison, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], trials: int = 1
 ) -> float | None:
     """Returns the largest relative change of the output over several trials; None where there is no group."""
     if not places:
@@ -105,7 +105,7 @@ def planted_error(
 
 
 def find_culprits(
-    proof: Proof, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]
+    proof: Comparison, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]
 ) -> list[str]:
     """Returns the groups that change the function on their own, or, where only a mixture does, all of them."""
     alone = [key for key in places if planted_change(proof, symmetry, graph, places, [key]) > proof.tolerance]

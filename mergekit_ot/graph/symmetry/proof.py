@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,50 @@ _SINGLE_ONLY = ("double", "float64", "float32", "dtype")
 State = Mapping[str, Tensor]
 
 
+class Comparison(Protocol):
+    """Runs of a model that are compared with each other: what changes their outputs more than rounding does is seen."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Draws the elements that are planted."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """The weights that are compared with."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """What rounding may change."""
+        ...
+
+    def change(self, state: State) -> float:
+        """Returns the largest relative change of the output when the model holds another state."""
+        ...
+
+
+def run_fresh(
+    make: Callable[[], nn.Module], state: State, inputs: Sequence[object], dtype: torch.dtype, calls: int = 1
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Returns the float outputs of every call of a fresh instance, and where it keeps tensors that it had not before.
+
+    Args:
+        make: Gives a fresh instance.
+        state: What it holds.
+        inputs: What it is called with.
+        dtype: In which it computes.
+        calls: How often it is called.
+    """
+    model = prepared(in_precision(copied(make()), dtype))
+    model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
+    given = [x.to(as_precise(x, dtype)) if isinstance(x, Tensor) else x for x in inputs]
+    before = hidden_tensors(model)
+    outputs = [output for _ in range(calls) for output in outputs_of(model, given)]
+    after = hidden_tensors(model)
+    return outputs, tuple(where for where in after if after[where] is not before.get(where))
+
+
 class Proof:
     """Fresh instances, randomised weights and inputs in float64, and the comparisons made with them."""
 
@@ -44,7 +89,7 @@ class Proof:
             self.reference = self._first_run()
             if state is not None or all(bool(torch.isfinite(x).all()) for x in self.reference):
                 break
-        self.scale = max((float(x.abs().max()) for x in self.reference if x.numel()), default=1.0) or 1.0
+        self.scale = scale_of(self.reference)
         self.noise = self._distance(self.run(self.state))
         self.tolerance = TOLERANCE if self._is_double() else UPCAST_TOLERANCE
 
@@ -107,13 +152,7 @@ class Proof:
 
     def run(self, state: State) -> list[Tensor]:
         """Returns the float outputs of a fresh instance that holds `state`."""
-        model = prepared(in_precision(copied(self.make()), self.dtype))
-        model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
-        inputs = [x.to(as_precise(x, self.dtype)) if isinstance(x, Tensor) else x for x in self.inputs]
-        before = hidden_tensors(model)
-        outputs = outputs_of(model, inputs)
-        after = hidden_tensors(model)
-        self.left_behind = tuple(where for where in after if after[where] is not before.get(where))
+        outputs, self.left_behind = run_fresh(self.make, state, self.inputs, self.dtype)
         return outputs
 
     def _is_double(self) -> bool:
@@ -141,18 +180,33 @@ class Proof:
         return max(bends, default=0.0) < TOLERANCE
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether two runs of the same weights on the same inputs are the same."""
+        return self.noise <= self.tolerance
+
+    @property
     def threshold(self) -> float:
         """What a change of the output must pass to show that something depends on it."""
         return SENSITIVITY * max(self.noise, self.tolerance)
 
     def _distance(self, outputs: list[Tensor]) -> float:
-        pairs = zip(outputs, self.reference, strict=True)
-        return max((float((a - b).abs().max()) / self.scale for a, b in pairs if a.numel()), default=0.0)
+        return distance(outputs, self.reference, self.scale)
 
     def change(self, state: State) -> float:
         """Returns the largest relative change of the output when the model holds `state` instead of its own."""
-        distance = self._distance(self.run(state))
-        return distance if distance == distance else float("inf")
+        return self._distance(self.run(state))
+
+
+def scale_of(outputs: Sequence[Tensor]) -> float:
+    """Returns the largest number in outputs; one where there is none."""
+    return max((float(x.abs().max()) for x in outputs if x.numel()), default=1.0) or 1.0
+
+
+def distance(outputs: Sequence[Tensor], others: Sequence[Tensor], scale: float) -> float:
+    """Returns the largest difference of outputs, relative to a scale; infinity where it is no number."""
+    pairs = zip(outputs, others, strict=True)
+    found = max((float((a - b).abs().max()) / scale for a, b in pairs if a.numel()), default=0.0)
+    return found if found == found else float("inf")
 
 
 def _longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:
