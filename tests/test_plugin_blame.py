@@ -82,8 +82,11 @@ WRONG_SOLUTIONS = {
     "no couplings": ((IDENTITY, "1"), "returned a tuple"),
     "one too few": ((IDENTITY,), "couplings of sizes"),
     "too large": ((IDENTITY, Permutation(torch.arange(7))), "couplings of sizes"),
-    "out of range": ((IDENTITY, Permutation(torch.arange(6) + 1)), "does not hold each number from 0 to 5 once"),
-    "twice one neuron": ((IDENTITY, Permutation(torch.zeros(6).long())), "does not hold each number from 0 to 5 once"),
+    "out of range": ((IDENTITY, Permutation(torch.arange(6) + 1)), "takes a neuron twice, or one that there is not"),
+    "twice one neuron": (
+        (IDENTITY, Permutation(torch.zeros(6).long())),
+        "takes a neuron twice, or one that there is not",
+    ),
     "negative masses": ((IDENTITY, Plan(NEGATIVE)), "negative mass"),
     "wrong marginals": ((IDENTITY, Plan(torch.eye(6))), "misses its marginals"),
     "NaN": ((IDENTITY, Plan(torch.full((6, 6), torch.nan))), "misses its marginals by nan"),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from mergekit_ot.errors import SolverError
-from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
+from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.problem import Status
 
 
@@ -24,30 +20,11 @@ def check_step(report: StepReport, alignment: Alignment, sources: Sequence[Sourc
         sources: The sources, for the message.
 
     Raises:
-        SolverError: Costs between neurons are not finite, or a permutation takes a neuron twice.
+        SolverError: Costs between neurons are not finite.
     """
     for group in report.groups:
         if group.status is Status.NONFINITE:
             raise SolverError(_overflow(group, alignment, sources))
-        for number, found in enumerate(alignment.couplings.get(group.name, ())):
-            for coupling in _members(found):
-                if coupling.is_permutation and not _is_one_to_one(coupling.partners()):
-                    raise SolverError(
-                        f"Solver '{group.solver}' returned a permutation of group '{group.name}' with "
-                        f"'{sources[number].name}' that takes a neuron twice, or one that there is not. Nothing was "
-                        "written. Check the solver with mergekit_ot.testing.check_solver, or take another."
-                    )
-
-
-def _members(found: Coupling | FamilyCoupling) -> Iterator[Coupling]:
-    if isinstance(found, FamilyCoupling):
-        yield from found.members.values()
-    else:
-        yield found
-
-
-def _is_one_to_one(partners: Tensor) -> bool:
-    return bool(torch.equal(partners.cpu().sort().values, torch.arange(partners.numel())))
 
 
 def _overflow(group: GroupReport, alignment: Alignment, sources: Sequence[SourceModel]) -> str:

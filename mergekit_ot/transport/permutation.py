@@ -77,7 +77,9 @@ class Permutation(Coupling):
         if self.index.dim() != 1 or self.index.is_floating_point():
             return f"its index is a {self.index.dtype} of shape {tuple(self.index.shape)}, not a list of whole numbers"
         if not torch.equal(self.index.sort().values, torch.arange(size, device=self.index.device).to(self.index)):
-            return f"its index does not hold each number from 0 to {size - 1} once"
+            return (
+                f"it takes a neuron twice, or one that there is not (its index has to hold 0 to {size - 1} once each)"
+            )
         if self.sign is not None and not (self.sign.shape == self.index.shape and bool((self.sign.abs() == 1).all())):
             return "its signs are not 1 or -1 for each neuron"
         return ""

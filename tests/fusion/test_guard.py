@@ -145,16 +145,7 @@ class Linear(nn.Sequential):
         super().__init__(nn.Linear(6, 3))
 
 
-class Silent(Mlp):
-    """Its output holds no tensor."""
-
-    def forward(self, x: Tensor) -> Any:
-        return SimpleNamespace(values=super().forward(x))
-
-
-@pytest.mark.parametrize(
-    ("make", "why"), [(Linear, "inputs, outputs or positions"), (Silent, "not used"), (Summed, "no neuron group")]
-)
+@pytest.mark.parametrize(("make", "why"), [(Linear, "inputs, outputs or positions"), (Summed, "no neuron group")])
 def test_nothing_aligned_is_refused(make: Callable[[], nn.Module], why: str) -> None:
     between = make is Summed
     with pytest.raises(ResultError, match=rf"Nothing can be aligned in 'source 0'.*{why}.*--solver average"):
@@ -193,7 +184,7 @@ def test_a_permutation_that_repeats_a_neuron_is_the_solvers_fault() -> None:
     class Repeating(Single):
         couplings = staticmethod(lambda size: Permutation(torch.zeros(size, dtype=torch.long)))
 
-    with pytest.raises(SolverError, match=r"'single' returned a permutation of group .* takes a neuron twice"):
+    with pytest.raises(SolverError, match=r"'single' returned a coupling of group .* takes a neuron twice"):
         fuse(nets(), example_inputs=INPUTS, solver=Repeating())
 
 
