@@ -124,15 +124,16 @@ class StepLine:
 
 
 def report_error(error: BaseException) -> None:
-    """Prints one message for an error of the user's input, without a traceback."""
+    """Prints one message for an error of the user's input; with ``MERGEOT_DEBUG=1``, the traceback of what led to it."""
+    if os.environ.get("MERGEOT_DEBUG") == "1" and error.__cause__ is not None:
+        _show_traceback(error.__cause__)
     note(f"mergeot: error: {error}")
 
 
 def report_bug(error: BaseException) -> None:
     """Prints a short message for an error that nobody foresaw; the traceback with ``MERGEOT_DEBUG=1``."""
     if os.environ.get("MERGEOT_DEBUG") == "1":
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            note(line)
+        _show_traceback(error)
         return
     first = str(error).splitlines()[0] if str(error) else "no message"
     note(f"mergeot: internal error: {type(error).__name__}: {first}")
@@ -140,6 +141,11 @@ def report_bug(error: BaseException) -> None:
         "This is a mistake in mergeot or in a plugin. Run the same command with MERGEOT_DEBUG=1 for the traceback, and "
         "please report it together with the command."
     )
+
+
+def _show_traceback(error: BaseException) -> None:
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        note(line)
 
 
 def show_fusion(outcome: Any, *, as_json: bool) -> None:

@@ -21,6 +21,7 @@ from mergeot_safetensors.header import LENGTH_BYTES, read_header
 
 SUFFIX = ".safetensors"
 _KEY = "mergekit_ot"
+_LENGTH_BYTES = 8
 # How the library, which is no Python, tells that the system could not write.
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 # A file that was only renamed to .safetensors is what its first bytes say: an archive or a pickle.
@@ -117,10 +118,23 @@ class SafetensorsWriter(AbstractFileWriter):
             raise CheckpointError(
                 f"Cannot write '{self.path}' as safetensors ({error}). Give an output with .pt."
             ) from error
+        _order_metadata(self.path)
 
     def reopened(self) -> SafetensorsStore:
         """Returns a store of the file."""
         return SafetensorsStore(self.path)
+
+
+def _order_metadata(path: Path) -> None:
+    """Puts the texts of the header in order: the library writes them in another one each time."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            stream.seek(_LENGTH_BYTES)
+            stream.write(text.ljust(size))
 
 
 def load(path: Path) -> Checkpoint:

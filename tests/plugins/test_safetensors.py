@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mergeot_safetensors
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mergekit_ot import CheckpointError, load_checkpoint, save_checkpoint
@@ -88,3 +90,13 @@ def test_other_formats_are_left_to_others(tmp_path, manager):
     path = save_checkpoint(_state(), tmp_path / "net.pt", manager=manager)
     assert path.read_bytes()[:2] == b"PK"
     assert set(load_checkpoint(path, manager).state) == set(_state())
+
+
+def test_the_same_state_is_the_same_file_to_the_last_byte(tmp_path: Path):
+    state = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
+    for number in range(8):
+        save_checkpoint(state, tmp_path / f"{number}.safetensors", provenance={"name": "ä"})
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(8)}) == 1
+    assert load_checkpoint(tmp_path / "0.safetensors").provenance == {"name": "ä"}
+    with safe_open(tmp_path / "0.safetensors", "pt") as opened:
+        assert opened.metadata()["format"] == "pt"
