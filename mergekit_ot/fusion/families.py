@@ -23,6 +23,7 @@ from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
 from mergekit_ot.transport.permutation import Permutation
+from mergekit_ot.transport.scale import squarable
 from mergekit_ot.transport.solver import Scope
 
 
@@ -65,7 +66,10 @@ def couple_outer(view: GroupView, model_weights: tuple[float, ...]) -> tuple[tup
             couplings.append(Permutation.identity(size))
             continue
         slices = _slices(view, source)
-        cost = torch.zeros(size, view.size(source))
+        held = [rows for block in (*reference, *slices) for rows in block]
+        # As single precision would not hold the squares of some, it would not hold their sums.
+        dtype = None if all(one is other for one, other in zip(squarable(*held), held, strict=True)) else torch.float64
+        cost = torch.zeros(size, view.size(source), dtype=dtype)
         for ours, theirs in zip(reference, slices, strict=True):
             for j, k in itertools.product(range(size), range(view.size(source))):
                 cost[j, k] += _transport_cost(ours[j], theirs[k])

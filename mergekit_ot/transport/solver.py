@@ -15,8 +15,10 @@ from torch import Tensor
 from mergekit_ot.errors import PluginError, SolverError, blaming
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, in_order_of, rounding_error, unsolved
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.ground_cost import at_least_single
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
 from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
+from mergekit_ot.transport.scale import Scaled
 
 _MARGINAL_TOLERANCE = 1e-5
 
@@ -148,6 +150,13 @@ class AbstractBarycenterSolver(abc.ABC):
             raise SolverError(
                 "No source has a positive model weight, so there is nothing to fuse. Give weights that sum to one."
             )
+        scaled = Scaled.of(problem)
+        if scaled.problem is problem:
+            return self._solved(problem)
+        return _restored(problem, scaled, self._solved(scaled.problem))
+
+    def _solved(self, problem: BarycenterProblem) -> Barycenter:
+        """Returns the barycenter of finite measures whose squares are finite as well."""
         before = _fingerprint(problem)
         with blaming(self, f"Solver '{self.name}' on {_group(problem)}", SolverError):
             found = self.find(problem)
@@ -166,6 +175,16 @@ class AbstractBarycenterSolver(abc.ABC):
                 f"{Status.NONFINITE.value}"
             )
         return _settled(problem, solution, barycenter)
+
+
+def _restored(problem: BarycenterProblem, scaled: Scaled, found: Barycenter) -> Barycenter:
+    """Returns what was found at another scale, in the numbers of the problem itself."""
+    couplings = tuple(
+        coupling.to(at_least_single(measure.support))
+        for coupling, measure in zip(found.couplings, problem.measures, strict=True)
+    )
+    stats = {**found.stats, "objective": [scaled.cost(cost) for cost in found.stats["objective"]]}
+    return Barycenter(fused_measure(problem, couplings), couplings, scaled.cost(found.cost), found.status, stats)
 
 
 def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
