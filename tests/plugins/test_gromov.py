@@ -247,7 +247,7 @@ def test_weights_that_are_not_finite_are_reported():
 
 @pytest.mark.parametrize("options", [{"gradient": "quarter"}, {"alpha": -1.0}, {"max_steps": 0}])
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(MergeotError, match="of 'gwb'"):
+    with pytest.raises(MergeotError, match="of solver 'gwb'"):
         plain(**options)
 
 
