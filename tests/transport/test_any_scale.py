@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekit_ot import (
@@ -34,7 +34,6 @@ ALIGNING = tuple(name for name in SOLVERS if name != "average")
 KINDS = ("plain", "dead", "all dead", "equal", "duplicated", "tiny beside huge", "wide columns")
 SCALES = (1.0, 1e20, 1e-20, 1e30, 1e-30)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LAW = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10_000)
 
 
@@ -115,37 +114,15 @@ def check_copy(name: str, kind: str, scale: float, dtype: torch.dtype, size: int
     assert same_rows(found.measure.support, first)
 
 
-@LAW
-@given(
-    st.sampled_from(SOLVERS),
-    st.sampled_from([kind for kind in KINDS if kind != "tiny beside huge"]),
-    st.sampled_from(SCALES),
-    st.sampled_from(DTYPES),
-    st.integers(1, 6),
-    SEEDS,
-    st.integers(0, 1),
-)
-def test_a_copy_in_another_order_is_found(name, kind, scale, dtype, size, seed, slices):
+def a_copy_in_another_order_is_found(name, kind, scale, dtype, size, seed, slices):
     check_copy(name, kind, scale, dtype, size, seed, slices)
 
 
-@LAW
-@given(st.sampled_from(["wb", "otfusion"]), st.sampled_from(SCALES), st.integers(1, 8), SEEDS)
-def test_small_neurons_beside_large_ones_are_told_apart(name, scale, size, seed):
+def small_neurons_beside_large_ones_are_told_apart(name, scale, size, seed):
     check_copy(name, "tiny beside huge", scale, torch.float64, size, seed, 0)
 
 
-@LAW
-@given(
-    st.sampled_from(SOLVERS),
-    st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
-    st.tuples(st.sampled_from(SCALES), st.sampled_from(SCALES)),
-    st.sampled_from(DTYPES),
-    st.integers(1, 5),
-    st.sampled_from([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (1e-300, 1.0)]),
-    SEEDS,
-)
-def test_whatever_is_fused_the_result_is_finite_and_a_weight_of_one_returns_its_source(
+def whatever_is_fused_the_result_is_finite_and_a_weight_of_one_returns_its_source(
     name, kinds, scales, dtype, size, weights, seed
 ):
     measures = tuple(measure_of(*each, dtype, seed + place) for place, each in enumerate(_with(kinds, size, scales)))
@@ -163,20 +140,53 @@ def _with(kinds: Sequence[str], size: int, scales: Sequence[float]) -> list[tupl
     return [(kind, size, scale) for kind, scale in zip(kinds, scales, strict=True)]
 
 
-@LAW
-@given(
+def widths_that_differ_have_right_marginals_at_any_scale(name, sizes, size, scale, seed):
+    measures = tuple(measure_of("plain", each, scale, torch.float32, seed + each) for each in sizes)
+    weights = tuple(1 / len(sizes) for _ in sizes)
+    solver = replace(solver_of(name), keep_apart=False)  # type: ignore[type-var]
+    problem = BarycenterProblem(measures, weights, size, seed=seed)
+    assert_right(problem, solver.solve(problem))
+
+
+# Each law with what its arguments are drawn from.
+LAWS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {}
+LAWS[a_copy_in_another_order_is_found] = (
+    st.sampled_from(SOLVERS),
+    st.sampled_from([kind for kind in KINDS if kind != "tiny beside huge"]),
+    st.sampled_from(SCALES),
+    st.sampled_from(DTYPES),
+    st.integers(1, 6),
+    SEEDS,
+    st.integers(0, 1),
+)
+LAWS[small_neurons_beside_large_ones_are_told_apart] = (
+    st.sampled_from(["wb", "otfusion"]),
+    st.sampled_from(SCALES),
+    st.integers(1, 8),
+    SEEDS,
+)
+LAWS[whatever_is_fused_the_result_is_finite_and_a_weight_of_one_returns_its_source] = (
+    st.sampled_from(SOLVERS),
+    st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    st.tuples(st.sampled_from(SCALES), st.sampled_from(SCALES)),
+    st.sampled_from(DTYPES),
+    st.integers(1, 5),
+    st.sampled_from([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (1e-300, 1.0)]),
+    SEEDS,
+)
+LAWS[widths_that_differ_have_right_marginals_at_any_scale] = (
     st.sampled_from(["wb", "gwb", "refinement"]),
     st.lists(st.integers(1, 5), min_size=2, max_size=3),
     st.integers(1, 5),
     st.sampled_from(SCALES),
     SEEDS,
 )
-def test_widths_that_differ_have_right_marginals_at_any_scale(name, sizes, size, scale, seed):
-    measures = tuple(measure_of("plain", each, scale, torch.float32, seed + each) for each in sizes)
-    weights = tuple(1 / len(sizes) for _ in sizes)
-    solver = replace(solver_of(name), keep_apart=False)  # type: ignore[type-var]
-    problem = BarycenterProblem(measures, weights, size, seed=seed)
-    assert_right(problem, solver.solve(problem))
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("draws", [30, pytest.param(400, marks=pytest.mark.slow)])
+def test_law(law: Callable[..., None], draws: int) -> None:
+    settings(deadline=None, max_examples=draws)(given(*LAWS[law])(law))()
 
 
 @pytest.mark.parametrize("name", SOLVERS)
