@@ -45,6 +45,8 @@ def words_of(hint: Any) -> str:
         return " or ".join(repr(each) for each in typing.get_args(hint))
     if typing.get_origin(hint) in _UNIONS:
         return " or ".join(words_of(each) for each in typing.get_args(hint))
+    if hint in (object, Any):
+        return "anything"
     known = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "none"}
     return known.get(hint) or f"a {hint.__name__ if isinstance(hint, type) else hint}"
 

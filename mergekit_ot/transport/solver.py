@@ -217,8 +217,7 @@ def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
         found, kept = found.couplings, found
     else:
         kept = None
-    is_plain = isinstance(found, Sequence) and all(isinstance(coupling, Coupling) for coupling in found)
-    if not is_plain:
+    if not (isinstance(found, Sequence) and all(isinstance(coupling, Coupling) for coupling in found)):
         raise SolverError(
             f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source "
             "or a Solution. Check it with mergekit_ot.testing.check_solver."
