@@ -57,7 +57,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
-    alpha: Annotated[float, Ge(0)] = 2.0
+    alpha: Annotated[float, Ge(0), Le(1_000_000_000)] = 2.0
     gradient: Literal["full", "half"] = "full"
     epsilon: Annotated[float, Ge(0)] = 0.1
     max_steps: Annotated[int, Ge(1), Le(1_000_000)] = 100

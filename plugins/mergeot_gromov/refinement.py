@@ -27,7 +27,7 @@ class RefinementSolver(AbstractGromovSolver):
     start = Start.IDENTITY
     is_order_random = True
 
-    alpha: Annotated[float, Ge(0)] = 1.0
+    alpha: Annotated[float, Ge(0), Le(1_000_000_000)] = 1.0
     max_sweeps: Annotated[int, Ge(1), Le(1_000_000)] = 100
 
     def find(self, problem: BarycenterProblem) -> Solution:

@@ -218,6 +218,19 @@ def test_epsilon_is_relative_to_the_cost_at_any_scale(epsilon: float, scale: flo
     torch.testing.assert_close(*plans, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize(("sizes", "dtype"), [((5, 5), torch.float32), ((5, 7), torch.float64)])
+@pytest.mark.parametrize("options", [{"epsilon": 1e-300}, {"epsilon": 1e300}, {"alpha": 1e9}, {"alpha": 1e-300}])
+def test_options_at_the_ends_of_their_range(options: dict[str, float], dtype: torch.dtype, sizes: tuple[int, int]):
+    for name in ("gwb",) if "alpha" in options else ("wb", "otfusion", "gwb"):
+        problem = random_problem(sizes, slices=int(name == "gwb"), dtype=dtype)
+        found = default_manager().get("solver", name)(**options).solve(problem)
+        assert_right(problem, found)
+        exact = default_manager().get("solver", name)(**{**options, "epsilon": 0.0}).solve(problem)
+        assert found.cost >= exact.cost * (1 - 1e-4)
+        if options.get("epsilon") == 1e-300:
+            assert found.cost <= exact.cost * (1 + 1e-4)
+
+
 def test_ordinary_measures_reach_a_solver_as_they_are() -> None:
     seen = []
 
