@@ -38,6 +38,7 @@ _HOMES = {
     "support_barycenter": "mergekit_ot.transport.barycenter",
     "transport_cost": "mergekit_ot.transport.barycenter",
     "unsolved": "mergekit_ot.transport.barycenter",
+    "squarable": "mergekit_ot.transport.scale",
     "uniform_mass": "mergekit_ot.transport.measure",
     "Notify": "mergekit_ot.progress",
     "Progress": "mergekit_ot.progress",
@@ -241,4 +242,5 @@ if TYPE_CHECKING:
     from mergekit_ot.transport.permutation import Permutation
     from mergekit_ot.transport.plan import Plan
     from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
+    from mergekit_ot.transport.scale import squarable
     from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start

@@ -254,9 +254,9 @@ def fuse(
     limits = limits or TraceLimits()
     options = FusionOptions(
         solver=solver if isinstance(solver, str) else solver.name,
-        solver_options=dict(solver_options or {}),
+        solver_options=solver_options or {},  # type: ignore[arg-type]
         measure=measure,
-        model_weights=None if model_weights is None else tuple(model_weights),
+        model_weights=model_weights,  # type: ignore[arg-type]
         calibration_size=calibration_size,
         repair=repair,
         device=device,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_ot import default_manager
+from mergekit_ot import RecipeError, default_manager
+from mergekit_ot.transport.options import check_option, option_hints
 
 PAGE = Path(__file__).parent.parent / "docs" / "solvers.md"
 
@@ -25,6 +26,12 @@ def options_in(text: str) -> dict[str, str]:
     return {name: default.strip() for name, default in rows}
 
 
+def values_in(text: str) -> dict[str, str]:
+    """Returns option → what its value may be, in the words of the table in a section."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", text, flags=re.MULTILINE)
+    return {name: words.strip() for name, words in rows}
+
+
 def spelled(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -37,6 +44,17 @@ def test_every_registered_solver_has_a_section():
 def test_the_options_of_a_solver_are_those_of_its_table(name):
     fields = dataclasses.fields(default_manager().get("solver", name))
     assert options_in(sections()[name]) == {field.name: spelled(field.default) for field in fields}
+
+
+@pytest.mark.parametrize("name", sorted(default_manager().solvers))
+def test_what_an_option_may_be_is_said_in_the_words_of_the_message(name):
+    hints = option_hints(default_manager().get("solver", name))
+    said = {}
+    for option, hint in hints.items():
+        with pytest.raises(RecipeError) as raised:
+            check_option(name, option, hint, None)
+        said[option] = str(raised.value).removeprefix(f"Option {option} of solver '{name}' is None: ").removesuffix(".")
+    assert values_in(sections()[name]) == said
 
 
 def test_the_page_is_in_the_index():

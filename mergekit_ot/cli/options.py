@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
 
+_TRUTHS = {"yes": True, "no": False}
 _SPEC = "package.module:name, path/file.py:name or a registered name, with ?key=value&key=value"
 
 
@@ -52,15 +53,20 @@ def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
     """Reads ``key=value`` pairs.
 
     Raises:
-        BadParameter: One has no equals sign.
+        BadParameter: One has no equals sign, or a key stands twice.
     """
     from mergekit_ot.sources.specs import parse_value
 
-    pairs = [option.partition("=") for option in options or ()]
-    for key, equals, _ in pairs:
+    found: dict[str, Any] = {}
+    for option in options or ():
+        key, equals, value = option.partition("=")
+        name = key.replace("-", "_")
         if not (key and equals):
             raise typer.BadParameter(f"'{key}' is not key=value", param_hint="--solver-option")
-    return {key.replace("-", "_"): parse_value(value) for key, _, value in pairs}
+        if name in found:
+            raise typer.BadParameter(f"'{key}' is given twice", param_hint="--solver-option")
+        found[name] = _TRUTHS[value.lower()] if value.lower() in _TRUTHS else parse_value(value)
+    return found
 
 
 def parse_target(text: str | None) -> int | str | None:

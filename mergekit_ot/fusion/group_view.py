@@ -14,6 +14,7 @@ from mergekit_ot.fusion.moving import transport_block
 from mergekit_ot.graph.blocks import Block, gate_dimension, places_of, real_blocks_of, rows_along
 from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.transport.measure import Signs
+from mergekit_ot.transport.scale import squarable
 from mergekit_ot.transport.solver import Scope
 
 
@@ -168,16 +169,18 @@ class GroupView:
                 changes = self._answers(name, block, places[0], places, sizes).flatten()
                 odd.append(row[:, changes])
                 even.append(row[:, ~changes])
-        squares = torch.zeros(self.size(source), self.size(source))
+        squares, dtype = torch.zeros(self.size(source), self.size(source)), torch.float32
         if even:
-            own = torch.cat(even, 1)
+            dtype = even[0].dtype
+            (own,) = squarable(torch.cat(even, 1))
             squares = torch.cdist(own, own).square()
         if odd:
-            own = torch.cat(odd, 1)
+            dtype = odd[0].dtype
+            (own,) = squarable(torch.cat(odd, 1))
             squares = squares + torch.minimum(torch.cdist(own, own), torch.cdist(own, -own)).square().fill_diagonal_(0)
         fused = self.alignment.target.groups[self.group].size
         # Scaled so that the structure term is the mean over pairs of neurons, whatever the sizes are.
-        return squares.sqrt() * (fused**0.5 / self.size(source))
+        return (squares.sqrt() * (fused**0.5 / self.size(source))).to(dtype)
 
     def _as_density(self, source: int, name: str, block: Block) -> Tensor:
         """Returns a block with its norm kept where the layers that it reads have another width in the fused model."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import at_least_single, couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.scale import squarable
 
 # Families that stand in one tensor are coupled in turn; a pair of neurons is judged after so many rounds.
 _ROUNDS = 2
@@ -113,7 +114,8 @@ def _pair_costs(tensors: Sequence[FacedTensors], group: str, contexts: Contexts,
         return _joined_cost(tensors)
     if len(families) == 1:
         return _costs_of_one_family(tensors, sizes)
-    cost = torch.zeros(sizes, dtype=at_least_single(tensors[0].ours).dtype)
+    held = squarable(*(at_least_single(each) for faced in tensors for each in (faced.ours, faced.theirs)))
+    cost = torch.zeros(sizes, dtype=held[0].dtype)
     for j in range(sizes[0]):
         for k in range(sizes[1]):
             cost[j, k] = _inside([faced.cut(group, j, k) for faced in tensors], contexts)[0]
@@ -185,7 +187,8 @@ def _seen_by(
 def _left_apart(faced: FacedTensors, found: Mapping[str, NestedCoupling], contexts: Contexts) -> float:
     """Returns the squared distance of two tensors under couplings of all their groups."""
     if not faced.groups:
-        return float((at_least_single(faced.ours) - at_least_single(faced.theirs)).square().sum())
+        ours, theirs = squarable(at_least_single(faced.ours), at_least_single(faced.theirs))
+        return float((ours - theirs).square().sum())
     root = next(key for key in faced.groups if key in found)
     nested = found[root]
     if not nested.inside:

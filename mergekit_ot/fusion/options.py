@@ -6,15 +6,19 @@ A new choice is one field here with its help: the command line makes a flag of i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from numbers import Integral
+from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from mergekit_ot.errors import RecipeError
 
 NO_REPAIR = "none"
+# More than anyone waits for.
+MOST_RESTARTS = 1000
 
 
 def choice(default: Any, help_text: str, metavar: str = "", commands: tuple[str, ...] = ("fuse",)) -> Any:
@@ -56,7 +60,7 @@ class FusionOptions:
         executor: Name of a registered executor.
 
     Raises:
-        RecipeError: A number is below the least that means anything.
+        RecipeError: A value has another type than its field, or is below or above what means anything.
 
     Example:
         >>> FusionOptions(solver="gwb", seed=3).repair
@@ -83,7 +87,7 @@ class FusionOptions:
         "",
         ("fuse", "barrier"),
     )
-    restarts: Annotated[int, Ge(1)] = choice(
+    restarts: Annotated[int, Ge(1), Le(MOST_RESTARTS)] = choice(
         1, "Align so often, each time with another seed; keep the best. Default: 1.", "", ("fuse", "barrier")
     )
     front_end: str = choice(
@@ -101,8 +105,51 @@ class FusionOptions:
     executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
 
     def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise RecipeError(f"restarts={self.restarts}: give how often to align, at least once.")
+        for name, check in _checks().items():
+            value = _as_declared(name, getattr(self, name))
+            problem = check(value)
+            if problem:
+                raise RecipeError(f"{name}={value!r:.80}: {problem}.")
+            object.__setattr__(self, name, value)
+
+
+def _as_declared(name: str, value: Any) -> Any:
+    """Returns a value with what other libraries hold as numbers, tuples and dicts made that."""
+    if name == "model_weights" and isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(weight if isinstance(weight, bool | str) else _number(weight) for weight in value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+@functools.cache
+def _checks() -> dict[str, Callable[[object], str]]:
+    """Returns field → what says why a value does not fit, in the words of a recipe's messages."""
+    # Help and plugin listings, which make no options, need not pay for it.
+    from pydantic import TypeAdapter, ValidationError
+
+    def checking(hint: Any) -> Callable[[object], str]:
+        adapter = TypeAdapter(hint)
+
+        def check(value: object) -> str:
+            try:
+                adapter.validate_python(value, strict=True)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"]
+                return said[0].lower() + said[1:]
+            return ""
+
+        return check
+
+    hints = get_type_hints(FusionOptions, include_extras=True)
+    return {field.name: checking(hints[field.name]) for field in dataclasses.fields(FusionOptions)}
 
 
 def option_fields(command: str) -> list[dataclasses.Field[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mergekit_ot.errors import DataError
 from mergekit_ot.graph.blocks import group_places, real_blocks_of, rows_along
 from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.graph.ir import ModelGraph
@@ -132,9 +133,17 @@ class GroupResponses:
             group: Key of the group.
             standardised: Whether each neuron's responses are scaled to unit variance, so that distances measure
                 correlation.
+
+        Raises:
+            DataError: The responses are not finite.
         """
         if group not in self.grams:
             return None
+        if not bool(torch.isfinite(self.grams[group]).all()):
+            raise DataError(
+                f"The responses of group '{group}' to the calibration data are not finite, or too large to be squared. "
+                "Look for NaN, infinity or huge numbers in the data and in the sources' weights."
+            )
         mean = self.sums[group] / self.columns[group]
         gram = self.grams[group] / self.columns[group] - torch.outer(mean, mean)
         if standardised:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import RecipeError
+from mergekit_ot.errors import RecipeError, reason_of
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.options import FusionOptions
@@ -20,6 +20,8 @@ from mergekit_ot.fusion.tracing import TracedModels
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,33 @@ def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[
             f"The model weights {list(weights)} must be non-negative and sum to one, not {sum(weights):g}."
         )
     return weights
+
+
+def checked_device(name: str) -> torch.device:
+    """Returns the device of a name, of ``auto`` the best one.
+
+    Raises:
+        RecipeError: There is no such device, or not in this machine.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(chosen)
+        # A device without memory, or one that this machine lacks, gives no number back.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"Device '{name}' cannot be used: {reason_of(error)}. Take auto, cpu or cuda.") from error
+    return device
+
+
+def checked_seed(seed: int) -> int:
+    """Returns a seed that all generators take.
+
+    Raises:
+        RecipeError: It is negative or too large.
+    """
+    if not 0 <= seed < _SEEDS:
+        raise RecipeError(f"seed={seed!r:.80}: it is a number from 0 to 2**63 - 1.")
+    return seed
 
 
 def trace_limits(options: FusionOptions) -> TraceLimits:

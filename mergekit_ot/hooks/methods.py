@@ -12,6 +12,7 @@ from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.transport.options import check_option, option_hints, read_number
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 _CLASSES: Mapping[str, type[Any]] = {
@@ -26,29 +27,30 @@ def build_solver(solver: str, options: Mapping[str, object], manager: PluginMana
     """Returns the solver of a name with its options set.
 
     Raises:
-        RecipeError: The solver or an option is unknown.
+        RecipeError: The solver or an option is unknown, or an option is not what its annotation says.
     """
     kind = _kind_of(manager, "solver", solver)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in options:
-        if name not in fields:
-            raise RecipeError(unknown_name(f"option of solver '{solver}'", name, fields))
+    hints, given = option_hints(kind), {}
+    for name, value in options.items():
+        if name not in hints:
+            raise RecipeError(unknown_name(f"option of solver '{solver}'", name, hints))
+        given[name] = read_number(hints[name], value)
+        check_option(solver, name, hints[name], given[name])
     try:
-        return kind(**{name: _like_default(fields[name].default, value) for name, value in options.items()})
+        return kind(**given)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The options {dict(options)} do not fit solver '{solver}': {error}.") from error
 
 
 def checked_solver(solver: AbstractBarycenterSolver) -> AbstractBarycenterSolver:
-    """Returns a solver whose choices the engine knows.
+    """Returns a solver whose options are what their annotations say.
+
+    A solver checks its options when it is made; one that overrides ``__post_init__`` may not have done so.
 
     Raises:
-        RecipeError: ``members`` or ``scaling`` has a value that there is not.
+        RecipeError: An option, or what the engine asks of a solver, is something else.
     """
-    for option, known in (("members", ("all", "first")), ("scaling", ("density", "paper"))):
-        value = getattr(solver, option)
-        if value not in known:
-            raise RecipeError(f"Option {option}='{value}' of '{solver.name}' is unknown. Take {' or '.join(known)}.")
+    solver.check_options()
     return solver
 
 
@@ -87,17 +89,6 @@ def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -
 
 def _options(solver: object) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
-
-
-def _like_default(default: object, value: object) -> object:
-    """Returns an option given as text in the type of the option's default."""
-    if not isinstance(value, str) or isinstance(default, str):
-        return value
-    if isinstance(default, bool):
-        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise ValueError(f"'{value}' is neither true nor false")
-        return value.lower() in ("true", "1", "yes")
-    return type(default)(value) if isinstance(default, int | float) else value
 
 
 def build(manager: PluginManager, kind: str, name: str) -> Any:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
-from mergekit_ot.fusion.setup import FusionInputs, FusionMethods, FusionSetup, checked_weights, trace_limits
+from mergekit_ot.fusion.setup import (
+    FusionInputs,
+    FusionMethods,
+    FusionSetup,
+    checked_device,
+    checked_seed,
+    checked_weights,
+    trace_limits,
+)
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.tracing import Tracer, trace_all
 from mergekit_ot.graph.capture.capture import traced_inputs
@@ -52,6 +58,7 @@ def prepare(
     """
     sources = _sources(inputs)
     weights = checked_weights(options.model_weights, len(sources))
+    checked_seed(options.seed)
     methods = _methods(options, manager, given or GivenMethods())
     for source in sources:
         source.check_state()
@@ -65,7 +72,7 @@ def prepare(
         methods=methods,
         inputs=examples,
         batches=data.batches,
-        device=torch.device(_available(options.device)),
+        device=checked_device(options.device),
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
@@ -113,9 +120,3 @@ def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
     if methods.repair is not None and methods.repair.needs_data:
         return f"repair '{options.repair}'"
     return ""
-
-
-def _available(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"

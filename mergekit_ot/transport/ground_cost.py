@@ -16,6 +16,7 @@ from mergekit_ot.transport.measure import uniform_mass
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Status
+from mergekit_ot.transport.scale import squarable
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000
@@ -24,13 +25,14 @@ _SIMPLEX_ITERATIONS = 50_000_000
 def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
     """Returns the squared Euclidean distance of every target neuron to every source neuron.
 
-    One matrix product; half precision is raised to single, because the norms cancel. ``d`` may be 0.
+    One matrix product; half precision is raised to single, because the norms cancel, and all to double where single
+    precision could not hold the squares. ``d`` may be 0.
 
     Example:
         >>> ground_cost(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])).tolist()
         [[9.0, 1.0], [4.0, 0.0]]
     """
-    target, source = at_least_single(target), at_least_single(source)
+    target, source = squarable(at_least_single(target), at_least_single(source))
     norms = _squared_norms(target)[:, None] + _squared_norms(source)
     if target.shape[1] == 0:
         return norms
@@ -113,10 +115,18 @@ def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | 
 
 
 def _is_no_worse(kept: Coupling, found: Coupling, cost: Tensor) -> bool:
-    rows = torch.arange(cost.shape[0], device=cost.device)
-    kept_cost, found_cost = (float(cost[rows, coupling.partners()].double().sum()) for coupling in (kept, found))
-    slack = 4 * torch.finfo(cost.dtype).eps * float(cost.abs().mean()) * max(cost.shape[0], 1)
-    return kept_cost <= found_cost + slack if cost.numel() else True
+    """Whether a permutation costs no more than another, up to rounding.
+
+    Neurons that both couple alike play no part: of a few that are far larger than the others, the rounding alone would
+    make up for any difference.
+    """
+    rows = (kept.partners() != found.partners()).nonzero()[:, 0]
+    if not len(rows):
+        return True
+    columns = found.partners()[rows]
+    kept_cost, found_cost = (float(cost[rows, coupling.partners()[rows]].double().sum()) for coupling in (kept, found))
+    slack = 4 * torch.finfo(cost.dtype).eps * float(cost[rows][:, columns].abs().mean()) * cost.shape[0]
+    return kept_cost <= found_cost + slack
 
 
 def _is_uniform(mass: Tensor | None) -> bool:

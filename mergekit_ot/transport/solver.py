@@ -7,16 +7,20 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from mergekit_ot.errors import PluginError, SolverError, blaming
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, in_order_of, rounding_error, unsolved
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.ground_cost import at_least_single
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
+from mergekit_ot.transport.options import MOST_STEPS, check_options
 from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
+from mergekit_ot.transport.scale import Scaled
 
 _MARGINAL_TOLERANCE = 1e-5
 
@@ -48,6 +52,9 @@ class Start(enum.Enum):
 
 class AbstractBarycenterSolver(abc.ABC):
     """Base of all solvers. A subclass is a frozen dataclass whose fields are its options, and writes `find`.
+
+    Options are annotated with what they may be, such as ``Annotated[int, Ge(1)]`` (of annotated-types) or
+    ``Literal["full", "half"]``; whatever a user gives is held to that before a solver is made.
 
     `solve` is final. It hands on what is not finite, checks the couplings that `find` returns, keeps those in force
     where they cost no more, puts the fused neurons into the order of one source, and works out the fused measure and
@@ -106,10 +113,27 @@ class AbstractBarycenterSolver(abc.ABC):
     wants_structure: bool = False
     uses_signs: bool = False
     is_order_random: bool = False
-    max_sweeps: int = 1
-    members: str = "all"
-    scaling: str = "density"
-    structure_weight: float = 1.0
+    max_sweeps: Annotated[int, Ge(0), Le(MOST_STEPS)] = 1
+    members: Literal["all", "first"] = "all"
+    scaling: Literal["density", "paper"] = "density"
+    structure_weight: Annotated[float, Ge(0)] = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the options; a subclass that has more to do calls it first.
+
+        Raises:
+            RecipeError: An option is not what its annotation says.
+        """
+        self.check_options()
+
+    @final
+    def check_options(self) -> None:
+        """Checks the options, and what the engine asks of a solver.
+
+        Raises:
+            RecipeError: One is not what its annotation says.
+        """
+        check_options(self, AbstractBarycenterSolver)
 
     def __init_subclass__(cls, **options: object) -> None:
         """Refuses a subclass that overrides `solve`.
@@ -148,6 +172,15 @@ class AbstractBarycenterSolver(abc.ABC):
             raise SolverError(
                 "No source has a positive model weight, so there is nothing to fuse. Give weights that sum to one."
             )
+        scaled = Scaled.of(problem)
+        if scaled.problem is problem:
+            return self._solved(problem)
+        restored = _restored(problem, scaled, self._solved(scaled.problem))
+        _check_cost(self.name, restored.cost)
+        return restored
+
+    def _solved(self, problem: BarycenterProblem) -> Barycenter:
+        """Returns the barycenter of finite measures whose squares are finite as well."""
         before = _fingerprint(problem)
         with blaming(self, f"Solver '{self.name}' on {_group(problem)}", SolverError):
             found = self.find(problem)
@@ -160,12 +193,18 @@ class AbstractBarycenterSolver(abc.ABC):
         _check_sizes(self.name, problem, solution.couplings)
         _check_marginals(self.name, problem, solution.couplings)
         barycenter = _barycenter(problem, solution, solution.couplings)
-        if not math.isfinite(barycenter.cost):
-            raise SolverError(
-                f"Solver '{self.name}' found couplings of cost {barycenter.cost}, though every weight is finite. "
-                f"{Status.NONFINITE.value}"
-            )
+        _check_cost(self.name, barycenter.cost)
         return _settled(problem, solution, barycenter)
+
+
+def _restored(problem: BarycenterProblem, scaled: Scaled, found: Barycenter) -> Barycenter:
+    """Returns what was found at another scale, in the numbers of the problem itself."""
+    couplings = tuple(
+        coupling.to(at_least_single(measure.support))
+        for coupling, measure in zip(found.couplings, problem.measures, strict=True)
+    )
+    stats = {**found.stats, "objective": [scaled.cost(cost) for cost in found.stats["objective"]]}
+    return Barycenter(fused_measure(problem, couplings), couplings, scaled.cost(found.cost), found.status, stats)
 
 
 def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
@@ -255,6 +294,13 @@ def _check_marginals(name: str, problem: BarycenterProblem, couplings: Sequence[
                 f"marginals by {error:.2g}: fused neurons with a partner there share its mass evenly, and each of its "
                 "neurons gives its own mass. Check it with mergekit_ot.testing.check_solver."
             )
+
+
+def _check_cost(name: str, cost: float) -> None:
+    if not math.isfinite(cost):
+        raise SolverError(
+            f"Solver '{name}' found couplings of cost {cost}, though every weight is finite. {Status.NONFINITE.value}"
+        )
 
 
 def _group(problem: BarycenterProblem) -> str:

@@ -6,8 +6,10 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from mergekit_ot import (
@@ -17,7 +19,6 @@ from mergekit_ot import (
     Coupling,
     NeuronMeasure,
     Permutation,
-    RecipeError,
     Scope,
     Solution,
     Status,
@@ -56,29 +57,21 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
     """
 
-    alpha: float = 2.0
-    gradient: str = "full"
-    epsilon: float = 0.1
-    max_steps: int = 100
-    random_starts: int = 8
-    starts: int = 0
+    alpha: Annotated[float, Ge(0), Le(1_000_000_000)] = 2.0
+    gradient: Literal["full", "half"] = "full"
+    epsilon: Annotated[float, Ge(0)] = 0.1
+    max_steps: Annotated[int, Ge(1), Le(1_000_000)] = 100
+    random_starts: Annotated[int, Ge(0), Le(1_000_000)] = 8
+    starts: Annotated[int, Ge(0)] = 0
     keep_apart: bool = True
     signs: bool = True
     outgoing: bool = True
-    max_sweeps: int = 1
-    members: str = "all"
-    scaling: str = "density"
+    max_sweeps: Annotated[int, Ge(1), Le(1_000_000)] = 1
+    members: Literal["all", "first"] = "all"
+    scaling: Literal["density", "paper"] = "density"
 
     def __post_init__(self) -> None:
-        if self.gradient not in ("full", "half"):
-            raise RecipeError(f"Option gradient='{self.gradient}' of '{self.name}' is unknown. Take 'full' or 'half'.")
-        if (
-            min(self.alpha, self.epsilon, self.starts, self.random_starts) < 0
-            or min(self.max_steps, self.max_sweeps) < 1
-        ):
-            raise RecipeError(
-                f"Options of '{self.name}' are out of range: {self}. Take none below 0, max_steps and max_sweeps >= 1."
-            )
+        super().__post_init__()
         object.__setattr__(self, "scope", Scope.INCIDENT if self.outgoing else Scope.INCOMING)
         object.__setattr__(self, "structure_weight", self.alpha)
         object.__setattr__(self, "uses_signs", self.signs)

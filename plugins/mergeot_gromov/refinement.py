@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from mergekit_ot import BarycenterProblem, Solution, Start
 from mergeot_gromov.descent import AbstractGromovSolver
@@ -24,8 +27,8 @@ class RefinementSolver(AbstractGromovSolver):
     start = Start.IDENTITY
     is_order_random = True
 
-    alpha: float = 1.0
-    max_sweeps: int = 100
+    alpha: Annotated[float, Ge(0), Le(1_000_000_000)] = 1.0
+    max_sweeps: Annotated[int, Ge(1), Le(1_000_000)] = 100
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns the couplings in force, improved; a solution from scratch where there are none."""

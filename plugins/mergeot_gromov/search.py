@@ -16,6 +16,8 @@ from torch import Tensor
 from mergeot_gromov.pairwise import FusedGromov, Point, Slope
 
 _BAPG_STEPS = 50
+# A regularisation below this changes nothing, and steps divided by it leave the range of single precision.
+_LEAST = 1e-12
 # How far from the uniform coupling random starts lie: at a vertex, the first gradient would say little.
 _RANDOM_STEP = 0.3
 
@@ -71,7 +73,7 @@ def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
     if problem.has_signs:
         # One layer of the plan for each sign.
         logarithm = logarithm.repeat(2, 1, 1) - math.log(2.0)
-    rate = 1.0 / (epsilon * max(problem.scale, 1e-30))
+    rate = 1.0 / (max(epsilon, _LEAST) * max(problem.scale, 1e-30))
     point = problem.uniform()
     for _ in range(_BAPG_STEPS):
         logarithm = logarithm - rate * _layers(problem.gradient(point))

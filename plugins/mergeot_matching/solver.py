@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +23,6 @@ from mergekit_ot import (
     BarycenterProblem,
     Coupling,
     Permutation,
-    RecipeError,
     Scope,
     Solution,
     Start,
@@ -48,11 +49,7 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         max_steps: Rounds of coordinate ascent at most.
     """
 
-    max_steps: int = 100
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise RecipeError(f"Option max_steps={self.max_steps} of '{self.name}' must be at least 1.")
+    max_steps: Annotated[int, Ge(1), Le(1_000_000)] = 100
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns couplings under which the sources are aligned; an ascent from those in force is a candidate.

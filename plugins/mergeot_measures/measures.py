@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mergekit_ot import AbstractNodeMeasure, GroupView, NeuronMeasure
+from mergekit_ot import AbstractNodeMeasure, GroupView, NeuronMeasure, squarable
 
 # Weight of the weights' squared distance beside that of the responses: it decides between equals only.
 _TIE_BREAK = 1e-4
@@ -33,7 +33,8 @@ class ImportanceMeasure(AbstractNodeMeasure):
         """Returns one measure per source; neurons without weights in scope keep equal masses."""
         measures = []
         for plain in WeightsMeasure().measure(view):
-            norms = plain.support.norm(dim=1)
+            (rows,) = squarable(plain.support)
+            norms = rows.norm(dim=1)
             total = norms.sum()
             mass = norms / total if float(total) > 0 else plain.mass
             measures.append(replace(plain, mass=mass.to(plain.mass)))
@@ -82,6 +83,7 @@ def _with_structure(view: GroupView, rows: list[Tensor], responses: int = 0) -> 
 
 def _scaled(rows: list[Tensor], norm: float = 1.0) -> list[Tensor]:
     """Returns the rows times one number, so that a neuron's mean squared norm over all sources is `norm`."""
-    mean = torch.cat(rows).square().sum(1).mean()
+    (every,) = squarable(torch.cat(rows))
+    mean = every.square().sum(1).mean()
     factor = (norm / mean.clamp_min(torch.finfo(mean.dtype).tiny)).sqrt()
-    return [part * factor for part in rows]
+    return [(part.to(every.dtype) * factor).to(part.dtype) for part in rows]

@@ -13,13 +13,15 @@ _TOLERANCE = 1e-6
 _SCALINGS = 20
 _ROUNDS_PER_SCALE = 5
 _FINAL_ROUNDS = 200
+# So small a part of the cost regularises nothing, and exponents divided by it have no digits left.
+_EXACT = 1e-12
 _LARGEST, _SMALLEST = 1e30, 1e-300
 
 
 def couple_measure(
     target: Float[Tensor, "m d"], source: NeuronMeasure, epsilon: float, prefer: Coupling | None = None
 ) -> Coupling:
-    """Returns the coupling of a target support (uniform masses) with a source: exact where `epsilon` is 0."""
+    """Returns the coupling of a target support (uniform masses) with a source, exact without `epsilon`."""
     return couple_by(ground_cost(target, source.support), source, epsilon, prefer)
 
 
@@ -28,7 +30,7 @@ def couple_by(
 ) -> Coupling:
     """Returns the coupling of least cost with a source, the fused group's masses being uniform."""
     mass = uniform_mass(cost.shape[0], source.mass)
-    if epsilon == 0:
+    if epsilon < _EXACT:
         return couple(cost, mass, source.mass, prefer)
     return Plan(sinkhorn(cost, mass, source.mass, epsilon).to(source.support.dtype))
 

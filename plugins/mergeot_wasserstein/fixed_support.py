@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +15,6 @@ from mergekit_ot import (
     AbstractBarycenterSolver,
     BarycenterProblem,
     Permutation,
-    RecipeError,
     Solution,
     barycenter_cost,
     ground_cost,
@@ -36,15 +37,11 @@ class FixedSupportSolver(AbstractBarycenterSolver):
     name = "otfusion"
     summary = "couplings of every source with the first one (OTFusion, arXiv:1910.05653)"
 
-    epsilon: float = 0.0
-    members: str = "all"
-    scaling: str = "density"
-    ground: str = "euclidean"
+    epsilon: Annotated[float, Ge(0)] = 0.0
+    members: Literal["all", "first"] = "all"
+    scaling: Literal["density", "paper"] = "density"
+    ground: Literal["euclidean", "square"] = "euclidean"
     normalised: bool = False
-
-    def __post_init__(self) -> None:
-        if self.ground not in ("euclidean", "square"):
-            raise RecipeError(f"Option 'ground' of 'otfusion' is '{self.ground}'. Take 'euclidean' or 'square'.")
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns couplings with the fixed support.

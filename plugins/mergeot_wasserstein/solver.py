@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +17,6 @@ from mergekit_ot import (
     BarycenterProblem,
     Coupling,
     Permutation,
-    RecipeError,
     Solution,
     Status,
     couple_apart,
@@ -56,20 +57,13 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
     name = "wb"
     summary = "free-support Wasserstein barycenter of incoming weights (arXiv:2210.06671)"
 
-    epsilon: float = 0.0
-    max_steps: int = 100
-    starts: int = 0
+    epsilon: Annotated[float, Ge(0)] = 0.0
+    max_steps: Annotated[int, Ge(1), Le(1_000_000)] = 100
+    starts: Annotated[int, Ge(0)] = 0
     keep_apart: bool = True
-    max_sweeps: int = 1
-    members: str = "all"
-    scaling: str = "density"
-
-    def __post_init__(self) -> None:
-        if min(self.epsilon, self.starts) < 0 or min(self.max_steps, self.max_sweeps) < 1:
-            raise RecipeError(
-                f"Options of 'wb' are out of range: {self}. "
-                "Take epsilon >= 0, starts >= 0, max_steps >= 1, max_sweeps >= 1."
-            )
+    max_sweeps: Annotated[int, Ge(1), Le(1_000_000)] = 1
+    members: Literal["all", "first"] = "all"
+    scaling: Literal["density", "paper"] = "density"
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns the best couplings over all starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nets import Cnn, Mlp
@@ -15,6 +16,7 @@ from mergekit_ot import (
     ArchitectureError,
     CheckpointError,
     DataError,
+    FusionOptions,
     MergeotError,
     Permutation,
     RecipeError,
@@ -72,9 +74,19 @@ def test_an_unknown_solver_option_is_guessed() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"max_steps": "many"}, "do not fit solver 'wb'"),
-        ({"epsilon": "-1"}, "epsilon >= 0"),
-        ({"epsilon": -1.0}, "epsilon >= 0"),
+        ({"max_steps": "many"}, "Option max_steps of solver 'wb' is 'many': a whole number, at least 1"),
+        ({"max_steps": 1.5}, "Option max_steps of solver 'wb' is 1.5: a whole number, at least 1"),
+        ({"max_steps": True}, "Option max_steps of solver 'wb' is True: a whole number"),
+        ({"max_steps": 10**9}, "Option max_steps of solver 'wb' is 1000000000: a whole number, .* at most 1000000"),
+        ({"epsilon": "-1"}, r"Option epsilon of solver 'wb' is -1\.0: a number, at least 0"),
+        ({"epsilon": -1.0}, r"Option epsilon of solver 'wb' is -1\.0: a number, at least 0"),
+        ({"epsilon": float("nan")}, "Option epsilon of solver 'wb' is nan: a number"),
+        ({"epsilon": float("inf")}, "Option epsilon of solver 'wb' is inf: a number"),
+        ({"epsilon": "nan"}, "Option epsilon of solver 'wb' is nan: a number"),
+        ({"keep_apart": "false"}, "Option keep_apart of solver 'wb' is 'false': true or false"),
+        ({"keep_apart": 2}, "Option keep_apart of solver 'wb' is 2: true or false"),
+        ({"members": 3}, "Option members of solver 'wb' is 3: 'all' or 'first'"),
+        ({"epsilon": None}, "Option epsilon of solver 'wb' is None: a number"),
     ],
 )
 def test_a_solver_option_that_does_not_fit_is_refused(options: dict[str, object], match: str) -> None:
@@ -239,3 +251,36 @@ def test_nothing_heavy_runs_before_a_mistake_is_told(monkeypatch: pytest.MonkeyP
         assert_refused(RecipeError, "model weights", [Cnn(), Cnn()], model_weights=[1.0], example_inputs=inputs)
     else:
         assert_refused(CheckpointError, "NaN", [Cnn(), broken], example_inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seed": 1.5}, "seed=1.5: input should be a valid integer"),
+        ({"seed": "1"}, "seed='1': input should be a valid integer"),
+        ({"seed": True}, "seed=True: input should be a valid integer"),
+        ({"seed": -1}, "seed=-1: it is a number from 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808: it is a number from 0"),
+        ({"restarts": True}, "restarts=True: input should be a valid integer"),
+        ({"restarts": 10**9}, "restarts=1000000000: input should be less than or equal to 1000"),
+        ({"calibration_size": 0}, "calibration_size=0: input should be greater than or equal to 1"),
+        ({"calibration_size": float("nan")}, "calibration_size=nan: input should be"),
+        ({"device": 3}, "device=3: input should be a valid string"),
+        ({"device": "tpu"}, "Device 'tpu' cannot be used: RuntimeError: .* Take auto, cpu or cuda"),
+        ({"refine": "false"}, "refine='false': input should be a valid boolean"),
+        ({"measure": 3}, "measure=3: input should be a valid string"),
+        ({"model_weights": "0.5,0.5"}, "model_weights='0.5,0.5': input should be a valid tuple"),
+        ({"model_weights": ["0.5", "0.5"]}, r"model_weights=.*: input should be a valid number"),
+        ({"model_weights": [True, False]}, r"model_weights=.*: input should be a valid number"),
+        ({"model_weights": 0.5}, "model_weights=0.5: input should be a valid tuple"),
+        ({"solver_options": [("epsilon", 0)]}, "solver_options=.*: input should be a valid dictionary"),
+    ],
+)
+def test_an_option_of_another_type_or_out_of_range_is_refused(options: dict[str, object], match: str) -> None:
+    assert_refused(RecipeError, match, **options)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    options = FusionOptions(seed=np.int64(3), model_weights=torch.tensor([0.25, 0.75]))  # type: ignore[arg-type]
+    assert (options.seed, options.model_weights) == (3, (0.25, 0.75))
+    assert type(options.seed) is int

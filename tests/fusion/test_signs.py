@@ -115,7 +115,7 @@ def test_without_signs_they_are_not(name: str) -> None:
     """The control: the order alone does not bring the function back."""
     inputs = PLANTED[name][1]
     model, other = planted_pair(name)
-    result = fuse([model, other], solver="gwb", solver_options={"signs": "false"}, example_inputs=inputs)
+    result = fuse([model, other], solver="gwb", solver_options={"signs": False}, example_inputs=inputs)
     assert relative_error(result.model(), model, inputs) > 0.1
     assert result.alignment.signs == {}
     assert not any(map(is_signed, result.alignment.couplings.values()))

@@ -193,8 +193,8 @@ def test_more_restarts_are_never_worse() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver_options": {"members": "last"}}, "members='last'"),
-        ({"solver_options": {"scaling": "none"}}, "scaling='none'"),
+        ({"solver_options": {"members": "last"}}, "members .* is 'last': 'all' or 'first'"),
+        ({"solver_options": {"scaling": "none"}}, "scaling .* is 'none': 'density' or 'paper'"),
         ({"solver_options": {"max_sweeps": 0}}, "max_sweeps"),
         ({"restarts": 0}, "restarts=0"),
     ],

@@ -18,7 +18,7 @@ from mergeot_gromov.refinement import RefinementSolver
 from mergeot_gromov.search import frank_wolfe, polish, starting_points
 from mergeot_gromov.solver import GromovBarycenterSolver
 
-from mergekit_ot import Permutation, Plan
+from mergekit_ot import Permutation, Plan, Signs
 from mergekit_ot.errors import MergeotError
 from mergekit_ot.testing import check_solver, permuted, random_problem
 from mergekit_ot.transport.barycenter import independent_coupling
@@ -137,6 +137,39 @@ def test_objective_and_gradient_are_those_of_the_four_index_form(sizes, is_symme
     assert centred.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("has_signs", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 5), (5, 7)])
+def test_half_of_the_gradient_is_its_first_term(sizes, has_signs):
+    problem, alpha = random_problem(sizes, slices=2, seed=1), 0.7
+    columns, odd = torch.zeros(5, dtype=torch.bool), torch.tensor([False, True])
+    signs = Signs(columns, odd, ~odd) if has_signs else None
+    target, source = (replace(each, signs=signs) for each in problem.measures)
+    half, full = (FusedGromov(target, source, alpha, is_half) for is_half in (True, False))
+    coupling = independent_coupling(target.mass, source.mass)
+    plan = coupling.transport_plan()
+    rows = sum(one @ plan @ other.T for one, other in zip(half.target_density, half.source_density, strict=True))
+    columns = sum(one.T @ plan @ other for one, other in zip(half.target_density, half.source_density, strict=True))
+
+    def slope(pair):
+        found = pair.gradient(pair.at(coupling))
+        return found.even if found.odd is None else found.even + found.odd
+
+    linear = ground_cost(target.support, source.support)
+    torch.testing.assert_close(slope(half), linear - 2 * alpha * rows)
+    torch.testing.assert_close(slope(full), linear - 2 * alpha * (rows + columns))
+    assert not torch.allclose(slope(half), slope(full))
+
+
+def test_half_of_the_gradient_searches_otherwise_for_the_same_objective():
+    problems = [random_problem((9, 9), dimension=1, slices=1, seed=seed) for seed in range(8)]
+    found = [[plain(gradient=name, random_starts=0).solve(each) for name in ("full", "half")] for each in problems]
+    for problem, ends in zip(problems, found, strict=True):
+        for end in ends:
+            order = end.couplings[1].index[torch.argsort(end.couplings[0].index)]
+            assert end.cost == pytest.approx(permutation_cost(problem, order))
+    assert any(not full.couplings[1].is_same(half.couplings[1]) for full, half in found)
+
+
 def test_a_permutation_is_the_squared_frobenius_difference():
     problem = random_problem((6, 6), slices=2)
     first, second = problem.measures
@@ -247,7 +280,7 @@ def test_weights_that_are_not_finite_are_reported():
 
 @pytest.mark.parametrize("options", [{"gradient": "quarter"}, {"alpha": -1.0}, {"max_steps": 0}])
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(MergeotError, match="of 'gwb'"):
+    with pytest.raises(MergeotError, match="of solver 'gwb'"):
         plain(**options)
 
 

@@ -250,7 +250,7 @@ def test_where_none_are_kept_apart_the_marginals_are_the_masses(solver: str) -> 
     result = fuse(
         [mlp(4), mlp(5)],
         solver=solver,
-        solver_options={"keep_apart": "false"},
+        solver_options={"keep_apart": False},
         example_inputs=VECTORS,
         target=wide(mlp, 4, 5),
     )
