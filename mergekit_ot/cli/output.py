@@ -124,7 +124,7 @@ class StepLine:
 
 
 def report_error(error: BaseException) -> None:
-    """Prints one message for an error of the user's input; with ``MERGEOT_DEBUG=1``, the traceback of what led to it."""
+    """Prints one message for an error of the user's input; with ``MERGEOT_DEBUG=1``, also what led to it."""
     if os.environ.get("MERGEOT_DEBUG") == "1" and error.__cause__ is not None:
         _show_traceback(error.__cause__)
     note(f"mergeot: error: {error}")

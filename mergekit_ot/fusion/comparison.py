@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.graph.capture.outputs import outputs_of
 
 # A fused network that is so near to the ensemble computes it: nothing is left to repair.
 _NOTHING_LEFT = 1e-9
