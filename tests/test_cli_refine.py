@@ -32,7 +32,7 @@ def test_fuse_refines_and_restarts(run: Run) -> None:  # noqa: F811
     recipe = Path("report/recipe.yaml").read_text()
     assert "refine: true" in recipe
     assert "restarts: 2" in recipe
-    again = run.json("fuse", "--recipe", "report/recipe.yaml", "-o", "again.pt")
+    again = run.json("fuse", "--recipe", "report/recipe.yaml", "-o", "again.pt", "--report", "again")
     assert again["groups"] == content["groups"]
     one, other = (load_checkpoint(name).state for name in ("fused.pt", "again.pt"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
@@ -77,8 +77,14 @@ def test_one_source_is_compressed(run: Run) -> None:  # noqa: F811
         (("--target", "nets.py:Nett"), "Did you mean 'nets.py:Net'"),
         (("--target", "nets.py:Net?hidden=0"), "has no neurons in 'fc1.weight'"),
         (("--target", "nets.py:Net", "--model-weights", "0.5,0.5"), "2 model weights"),
-        (("--target", "nets.py:Net", "--solver-option", "members=last"), "members='last'"),
-        (("--target", "nets.py:Net", "--solver-option", "scaling=other"), "scaling='other'"),
+        (
+            ("--target", "nets.py:Net", "--solver-option", "members=last"),
+            "Option members of solver 'wb' is 'last': 'all' or 'first'",
+        ),
+        (
+            ("--target", "nets.py:Net", "--solver-option", "scaling=other"),
+            "Option scaling of solver 'wb' is 'other': 'density' or 'paper'",
+        ),
     ],
 )
 def test_errors_of_a_single_source(run: Run, arguments: tuple[str, ...], message: str) -> None:  # noqa: F811

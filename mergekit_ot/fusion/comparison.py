@@ -53,6 +53,7 @@ class RepairComparison:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from mergekit_ot import fuse
         >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
         >>> found = fuse(nets, data=[torch.randn(200, 4)], repair="refit").repair_comparison

@@ -124,8 +124,10 @@ def check_something_is_free(graph: ModelGraph, free: Collection[str], name: str)
     Raises:
         ResultError: No group is free, or only groups that no weight belongs to.
     """
-    held = [key for key in free if any(slot.parameter not in graph.buffers for slot in graph.groups[key].members)]
-    if held:
+    # A single neuron needs no partner to be chosen.
+    single = [key for key, group in graph.groups.items() if group.pin is None and group.size == 1]
+    held = [slot.parameter for key in (*free, *single) for slot in graph.groups[key].members]
+    if any(parameter not in graph.buffers for parameter in held):
         return
     extent = extent_of(graph, (), free)
     what = "no weight belongs to a free neuron group" if free else "no neuron group is free"

@@ -26,8 +26,8 @@ IMPLAUSIBLE = (
     "Tensor '{name}' of '{owner}' has an entry of size {largest}, which no network computes with: one bit of the file "
     "was changed, or it is not what it says. Copy it again, or use an earlier checkpoint."
 )
-# One wrong bit of the exponent makes a weight that large; no sum of squares of such is a number.
-_PLAUSIBLE = 1e33
+# One wrong bit of the exponent makes a weight that large; no sum of such numbers is sure to be one.
+_PLAUSIBLE, _PLAUSIBLE_DOUBLE = 1e33, 1e290
 
 
 def check_finite(state: Mapping[str, Tensor], owner: str, sentence: str = OF_A_FILE) -> None:
@@ -47,7 +47,7 @@ def check_finite(state: Mapping[str, Tensor], owner: str, sentence: str = OF_A_F
         # Narrow float types have no test of their own.
         wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() < 2 else tensor
         largest = _largest(wide)
-        if largest <= _PLAUSIBLE:
+        if largest <= (_PLAUSIBLE_DOUBLE if wide.dtype in (torch.float64, torch.complex128) else _PLAUSIBLE):
             continue
         bad = int((~torch.isfinite(wide)).sum())
         if bad:
