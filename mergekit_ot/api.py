@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mergekit_ot.errors import CheckpointError
 from mergekit_ot.fusion.engine import run_fusion
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.options import FusionOptions
@@ -185,6 +186,11 @@ def save_checkpoint(
         "provenance": dict(provenance or {}),
     }
     manager = manager or default_manager()
+    if template is not None and not isinstance(template, Checkpoint):
+        raise CheckpointError(
+            f"template is a {type(template).__name__}, and has to be the checkpoint that holds the program: "
+            "load_checkpoint(path, trust=True)."
+        )
     check_format(manager, Path(path), template)
     save(Path(path), state, metadata, writers(manager), template, overwrite=overwrite)
     return Path(path)

@@ -125,7 +125,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> Writers:
     return {
         "f.pt": lambda path: save_checkpoint(state, path),
         "f.safetensors": lambda path: save_checkpoint(state, path),
-        "f.pt2": lambda path: save_checkpoint(state, path, template=folder / "p.pt2"),
+        "f.pt2": lambda path: save_checkpoint(state, path, template=load_checkpoint(folder / "p.pt2", trust=True)),
         "r.yaml": lambda path: make_recipe(models=["a", "b"]).write(path),
         "t.md": lambda path: write_text(path, "text" * 100, comment="<!-- {} -->"),
         **pictures,
@@ -187,7 +187,7 @@ def test_a_full_disk_in_every_format(tmp_path: Path) -> None:
             state = {"weight": torch.zeros(200, 200), "bias": torch.zeros(200)}
             path.write_bytes(b"")
             with pytest.raises(CheckpointError, match=r"No space left on device. Make room there"):
-                save_checkpoint(state, path, template=tmp_path / "p.pt2")
+                save_checkpoint(state, path, template=load_checkpoint(tmp_path / "p.pt2", trust=True))
             assert path.read_bytes() == b""
             assert _parts(disk) == []
     finally:

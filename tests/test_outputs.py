@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mergekit_ot import CheckpointError, MergeotError, plot_barrier, save_checkpoint, write_text
+from mergekit_ot import CheckpointError, MergeotError, load_checkpoint, plot_barrier, save_checkpoint, write_text
 from mergekit_ot.cli.app import main
 from mergekit_ot.recipe import make_recipe
 from mergekit_ot.sources.spec_files import spec_files
@@ -245,6 +245,7 @@ def test_python_follows_the_same_rule(tmp_path: Path) -> None:
     exported, program = tmp_path / "theirs.pt2", torch.export.export(nn.Linear(3, 3), (torch.randn(2, 3),))
     torch.export.save(program, exported)
     assert not is_ours(exported)
+    template = load_checkpoint(exported, trust=True)
 
     def draw(path: Path, **how: bool) -> Path:
         return plot_barrier({"naive": curve}, path, **how)
@@ -252,7 +253,7 @@ def test_python_follows_the_same_rule(tmp_path: Path) -> None:
     writers = [
         (tmp_path / "net.pt", _save),
         (tmp_path / "net.safetensors", _save),
-        (tmp_path / "net.pt2", lambda path, **how: save_checkpoint(program.state_dict, path, template=exported, **how)),
+        (tmp_path / "net.pt2", lambda path, **how: save_checkpoint(program.state_dict, path, template=template, **how)),
         *[(tmp_path / f"curve.{kind}", draw) for kind in ("png", "pdf", "svg")],
         (tmp_path / "page.md", lambda path, **how: write_text(path, "# page", comment="<!-- {} -->", **how)),
         (tmp_path / "r.yaml", lambda path, **how: make_recipe(models=["a", "b"], **how).write(path)),

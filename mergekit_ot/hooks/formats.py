@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mergekit_ot.errors import PluginError
 from mergekit_ot.hooks.manager import PluginManager
@@ -21,7 +23,7 @@ def readers(manager: PluginManager, *, is_trusted: bool = False) -> list[Loader]
 def writers(manager: PluginManager) -> list[Saver]:
     """Returns the writers of all formats, in the order in which they are asked."""
     calls = manager.calls("mergeot_save_checkpoint")
-    return [lambda path, state, metadata, call=call: call(path=path, state=state, metadata=metadata) for call in calls]
+    return [functools.partial(_write, call) for call in calls]
 
 
 def check_format(manager: PluginManager, path: Path, template: Checkpoint | None) -> None:
@@ -32,6 +34,16 @@ def check_format(manager: PluginManager, path: Path, template: Checkpoint | None
     """
     for call in manager.calls("mergeot_check_output"):
         call(path=path, template=template)
+
+
+def _write(call: Callable[..., Any], path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Any:
+    try:
+        return call(path=path, state=state, metadata=metadata)
+    except PluginError as error:
+        # That there is no room is not the format's fault, and told by whoever replaces the file.
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def _read(call: Callable[..., Any], path: Path, *, is_trusted: bool) -> Checkpoint | None:

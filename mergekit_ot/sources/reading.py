@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_sources(
     trusted = _trusted_places(paths, trust)
     checkpoints = []
     for path in paths:
-        is_trusted = Path(path).resolve() in trusted
+        is_trusted = os.path.realpath(path) in trusted
         checkpoints.append(load_checkpoint(Path(path), manager, trust=is_trusted))
         notify(f"{path}: {checkpoints[-1].found}")
         if is_trusted and checkpoints[-1].build is None:
@@ -92,15 +93,16 @@ def read_sources(
     return sources
 
 
-def _trusted_places(paths: Sequence[str], trust: Sequence[str]) -> set[Path]:
-    known = {Path(path).resolve() for path in paths}
+def _trusted_places(paths: Sequence[str], trust: Sequence[str]) -> set[str]:
+    # Unlike Path.resolve, this bears links in a circle, which are refused where they are read.
+    known = {os.path.realpath(path) for path in paths}
     for name in trust:
-        if Path(name).resolve() not in known:
+        if os.path.realpath(name) not in known:
             raise RecipeError(
                 f"'{name}' is to be trusted, and is none of the checkpoints that are read: {', '.join(paths)}. "
                 "Give --trust the name of one of them."
             )
-    return {Path(name).resolve() for name in trust}
+    return {os.path.realpath(name) for name in trust}
 
 
 def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:

@@ -185,7 +185,7 @@ def _check_no_input(path: Path, target: Path, inputs: Iterable[str | Path]) -> N
         source = Path(name)
         if is_same(source, target):
             raise CheckpointError(f"The output '{path}' is the input '{name}': it would be lost. Choose another place.")
-        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        if os.path.isdir(source) and target.resolve().is_relative_to(source.resolve()):
             raise CheckpointError(
                 f"The output '{path}' stands in the input '{name}', which is read as a whole. Choose another place."
             )
