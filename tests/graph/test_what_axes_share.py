@@ -1,0 +1,95 @@
+"""What axes share once they have met: pins, flags and what they are indexed by."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergekit_ot.graph.axes.algebra import AxisAlgebra
+from mergekit_ot.graph.axes.expressions import Atom, Expression, atoms_of, resolve
+
+
+def test_pinned_axes_beside_a_concatenation_become_one() -> None:
+    algebra = AxisAlgebra()
+    places, others = algebra.pinned(3, "a position"), algebra.pinned(3, "another position")
+    first, second = algebra.atom(4, context={places}), algebra.atom(5, context={others})
+    tensors = [[places, first], [others, second]]
+    labels = algebra.concat(tensors, 1)
+    algebra.settle([*tensors, labels])
+    assert resolve(places) is resolve(others) is labels[0]
+    # In both parts neurons keep an order of their own at every position: each sees it beside the concatenation.
+    for family in (first, second):
+        common = resolve(family)
+        assert isinstance(common, Atom)
+        assert common.context == {labels[0]}
+
+
+@pytest.mark.parametrize("is_flagged_first", [True, False])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_what_is_said_of_neurons_holds_of_all_that_they_are_one_with(is_flagged_first: bool, is_cut: bool) -> None:
+    algebra = AxisAlgebra()
+    one, other = algebra.atom(12), algebra.atom(12)
+    if is_cut:
+        algebra.split_product(other, [3, 4])
+    flagged, plain = (one, other) if is_flagged_first else (other, one)
+    algebra.flag(resolve(flagged), "size-sensitive")
+    algebra.unify(flagged, plain)
+    for axis in (one, other):
+        assert all(atom.flags == {"size-sensitive"} for atom in atoms_of(resolve(axis)))
+
+
+def test_a_pin_holds_of_what_a_pinned_axis_is_cut_into_elsewhere() -> None:
+    algebra = AxisAlgebra()
+    fixed, free = algebra.pinned(12, "a position"), algebra.atom(12)
+    outer, inner = algebra.split_product(free, [3, 4]) or []
+    algebra.unify(fixed, free)
+    for factor in (outer, inner):
+        common = resolve(factor)
+        assert isinstance(common, Atom)
+        assert common.pin is not None
+        assert not common.context
+
+
+def test_factors_that_meet_a_plain_axis_keep_of_their_context_only_each_other() -> None:
+    algebra = AxisAlgebra()
+    plain, cut = algebra.atom(12), algebra.atom(24)
+    outer, middle, inner = algebra.split_product(cut, [2, 3, 4]) or []
+    assert isinstance(middle, Atom)
+    assert isinstance(inner, Atom)
+    assert inner.context == {outer, middle}
+    # The plain axis has one order, whatever the outer index is.
+    algebra.unify(plain, algebra.product([middle, inner]))
+    algebra.settle([[cut]])
+    assert middle.context == set()
+    assert inner.context == {middle}
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_cases_beside_concatenations_that_meet_are_unified_option_by_option(is_pinned: bool) -> None:
+    algebra = AxisAlgebra()
+
+    def stacked() -> tuple[list[Atom], list[Expression]]:
+        sizes = (2, 3)
+        blocks = [algebra.pinned(size, "a position") if is_pinned else algebra.atom(size) for size in sizes]
+        options = [algebra.atom(4) for _ in sizes]
+        tensors = [[block, option] for block, option in zip(blocks, options, strict=True)]
+        return options, algebra.concat(tensors, 0)
+
+    (ours, mine), (theirs, other) = stacked(), stacked()
+    for one, another in zip(mine, other, strict=True):
+        algebra.unify(one, another)
+    algebra.settle([mine, other])
+    assert [resolve(option) for option in ours] == [resolve(option) for option in theirs]
+    assert resolve(ours[0]) is not resolve(ours[1])
+
+
+def test_options_that_are_tied_while_it_is_settled_are_settled_too() -> None:
+    algebra = AxisAlgebra()
+    one, other = algebra.atom(2), algebra.atom(3)
+    first, second = algebra.atom(4, context={one}), algebra.atom(4, context={other})
+    (_, either) = algebra.concat([[algebra.atom(5), first], [algebra.atom(6), second]], 0)
+    # The blocks are out of sight, so both options are one; what they are indexed by, they do not share.
+    algebra.settle([[one, other, either]])
+    common = resolve(either)
+    assert isinstance(common, Atom)
+    assert common is resolve(first) is resolve(second)
+    assert common.context == set()
