@@ -1,0 +1,36 @@
+"""What each source has to do with the others: one of no weight is coupled all the same, and none holds itself back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mergekit_ot import BarycenterProblem, NeuronMeasure, Permutation, default_manager
+
+
+@pytest.mark.parametrize("solver", ["gwb", "refinement"])
+@pytest.mark.parametrize("is_in_force", [True, False])
+def test_a_copy_of_no_weight_is_coupled_neuron_by_neuron(solver: str, is_in_force: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    supports = [torch.randn(5, 3, generator=generator) for _ in range(2)]
+    structures = [torch.randn(1, 5, 5, generator=generator) for _ in range(2)]
+    measures = [NeuronMeasure.uniform(*each) for each in zip(supports, structures, strict=True)]
+    # A copy of the first, in another order.
+    measures.append(NeuronMeasure.uniform(supports[0][order], structures[0][:, order][:, :, order]))
+    identity = Permutation.identity(5)
+    worse = (identity, Permutation(torch.tensor([1, 2, 3, 4, 0])), identity)
+    problem = BarycenterProblem(tuple(measures), (0.9, 0.1, 0.0), 5, initial=worse if is_in_force else None)
+    found = default_manager().get("solver", solver)().solve(problem).couplings
+    assert found[0].is_identity
+    assert found[2].partners().tolist() == torch.argsort(order).tolist()
+
+
+def test_a_source_is_not_held_back_by_the_mean_that_it_is_part_of() -> None:
+    generator = torch.Generator().manual_seed(1)
+    support, order = torch.randn(6, 4, generator=generator), torch.tensor([3, 0, 5, 1, 2, 4])
+    measures = (NeuronMeasure.uniform(support), NeuronMeasure.uniform(support[order]))
+    problem = BarycenterProblem(measures, (0.5, 0.5), 6, initial=(Permutation.identity(6),) * 2)
+    found = default_manager().get("solver", "refinement")().solve(problem)
+    assert found.cost == 0
+    assert found.couplings[1].partners().tolist() == torch.argsort(order).tolist()
