@@ -32,7 +32,12 @@ def test_numbers_that_were_measured_are_no_state_however_many() -> None:
 
 def test_a_writer_is_left_unfinished_where_its_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "out.pt"
-    with pytest.raises(RuntimeError, match="half"), TorchWriter(path, {}) as writer:
-        writer.write("weight", torch.zeros(2))
-        raise RuntimeError("half of it")
+
+    def write_half() -> None:
+        with TorchWriter(path, {}) as writer:
+            writer.write("weight", torch.zeros(2))
+            raise RuntimeError("half of it")
+
+    with pytest.raises(RuntimeError, match="half"):
+        write_half()
     assert not path.exists()

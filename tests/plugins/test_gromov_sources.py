@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mergeot_gromov.starts import starting_measures
 
 from mergekit_ot import BarycenterProblem, NeuronMeasure, Permutation, default_manager
 
@@ -34,3 +35,17 @@ def test_a_source_is_not_held_back_by_the_mean_that_it_is_part_of() -> None:
     found = default_manager().get("solver", "refinement")().solve(problem)
     assert found.cost == 0
     assert found.couplings[1].partners().tolist() == torch.argsort(order).tolist()
+
+
+@pytest.mark.parametrize("size", [3, 6, 9])
+def test_what_flows_into_a_neuron_of_a_start_is_what_flows_into_its_original(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    measure = NeuronMeasure.uniform(torch.arange(3.0)[:, None], torch.randn(2, 3, 3, generator=generator))
+    others = NeuronMeasure.uniform(torch.randn(4, 1), torch.randn(2, 4, 4))
+    problem = BarycenterProblem((measure, others), (1.0, 0.0), size)
+    ((start, _),) = starting_measures(problem)
+    assert start.size == size
+    assert start.structure is not None
+    assert measure.structure is not None
+    originals = start.support[:, 0].long()
+    torch.testing.assert_close(start.structure.sum(2), measure.structure.sum(2)[:, originals])
