@@ -9,8 +9,7 @@ from mergeot_gromov.starts import starting_measures
 from mergekit_ot import BarycenterProblem, NeuronMeasure, Permutation, couple, default_manager, ground_cost
 
 
-@pytest.mark.parametrize("solver", ["gwb", "refinement"])
-@pytest.mark.parametrize("is_in_force", [True, False])
+@pytest.mark.parametrize(("solver", "is_in_force"), [("gwb", False), ("refinement", True)])
 def test_a_copy_of_no_weight_is_coupled_neuron_by_neuron(solver: str, is_in_force: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -22,7 +21,7 @@ def test_a_copy_of_no_weight_is_coupled_neuron_by_neuron(solver: str, is_in_forc
     identity = Permutation.identity(5)
     worse = (identity, Permutation(torch.tensor([1, 2, 3, 4, 0])), identity)
     problem = BarycenterProblem(tuple(measures), (0.9, 0.1, 0.0), 5, initial=worse if is_in_force else None)
-    found = default_manager().get("solver", solver)().solve(problem).couplings
+    found = default_manager().get("solver", solver)(random_starts=1).solve(problem).couplings
     assert found[0].is_identity
     assert found[2].partners().tolist() == torch.argsort(order).tolist()
 

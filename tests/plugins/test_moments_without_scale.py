@@ -19,7 +19,7 @@ def _net(data: Tensor, seed: int) -> nn.Sequential:
 
 
 def test_values_are_scaled_and_nothing_else() -> None:
-    data = torch.randn(400, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+    data = torch.randn(200, 6, generator=torch.Generator().manual_seed(1)) + 0.5
     nets = [_net(data, seed) for seed in range(2)]
     result = fuse(nets, solver="wb", example_inputs=data[:100], device="cpu")
     context = result.repair_context(result.state, (0.5, 0.5), [(part,) for part in data.split(100)])

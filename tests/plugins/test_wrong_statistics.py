@@ -21,7 +21,7 @@ def _net(data: Tensor, seed: int) -> nn.Module:
 
 
 def test_a_repair_that_fits_maps_can_do_with_them_and_one_that_relies_on_them_cannot() -> None:
-    data = torch.randn(400, 8, generator=torch.Generator().manual_seed(5))
+    data = torch.randn(240, 8, generator=torch.Generator().manual_seed(5))
     nets = [_net(data, seed) for seed in range(2)]
     fused = fuse(nets, solver="wb", data=[data], repair="refit", device="cpu")
     assert fused.repair_comparison is not None
