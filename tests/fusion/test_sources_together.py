@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +21,9 @@ from mergekit_ot import (
     Start,
     fuse,
     hookimpl,
+    trace_model,
 )
+from mergekit_ot.fusion.plan import build_plan
 
 INPUTS = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 
@@ -111,3 +113,14 @@ def test_a_pinned_vector_is_no_layer_of_neurons_that_was_lost() -> None:
     extent = fuse([WithVector(), WithVector()], example_inputs=INPUTS, device="cpu").extent
     assert (extent.aligned, extent.groups) == (1, 1)
     assert extent.pinned_percent == pytest.approx(100 * 7 / (6 * 5 + 5 + 5 * 3 + 3 + 7))
+
+
+@pytest.mark.parametrize("start", Start)
+def test_a_family_of_two_groups_waits_for_both(start: Start) -> None:
+    graph = trace_model(nn.Sequential(_mlp(0), nn.ReLU(), nn.Linear(3, 2)), INPUTS)
+    first, second, family = graph.free_groups
+    indexed = replace(graph.groups[family], context=(first, second))
+    graph = replace(graph, groups={**graph.groups, family: indexed})
+    plan = build_plan(graph, frozenset(graph.free_groups), 1, start)
+    solved = [key for step in plan.steps for key in step.groups]
+    assert solved.index(family) > max(solved.index(first), solved.index(second))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot import AbstractRepair, FusionResult, PluginManager, RepairContext, fuse, hookimpl
+from mergekit_ot.fusion.comparison import Distance
 
 
 class Negating(AbstractRepair):
@@ -50,3 +51,10 @@ def test_a_network_that_says_the_opposite_is_no_nearer_than_one_that_says_nothin
     assert found.repaired.scaled == 1
     assert found.unrepaired.scaled < 1
     assert not found.is_written
+
+
+def test_a_repair_must_be_no_farther_in_both_ways() -> None:
+    nan = float("nan")
+    assert Distance(1.0, 1.0).is_no_farther(Distance(1.0, 1.0))
+    for farther in (Distance(0.5, 1.1), Distance(1.1, 0.5), Distance(nan, 0.5), Distance(0.5, nan)):
+        assert not farther.is_no_farther(Distance(1.0, 1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mergeot_repair.control import reestimated
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, fuse
@@ -28,3 +29,14 @@ def test_a_repair_that_fits_maps_can_do_with_them_and_one_that_relies_on_them_ca
     assert fused.repair_comparison.is_written
     with pytest.raises(DataError, match="do not look like what the sources were trained on"):
         fuse(nets, solver="wb", data=[data], repair="reset", device="cpu")
+
+
+def test_how_often_the_sources_were_trained_stays_in_their_counters() -> None:
+    data = torch.randn(40, 8, generator=torch.Generator().manual_seed(5))
+    net = _net(data, 0)
+    net[1].num_batches_tracked.fill_(7)  # type: ignore[index]
+    result = fuse([net, net], solver="average", example_inputs=data[:20], device="cpu")
+    context = result.repair_context(result.state, (0.5, 0.5), [(part,) for part in data.split(20)])
+    state = reestimated(context.instance(result.state), context.batches)
+    assert not torch.equal(state["1.running_var"], result.state["1.running_var"])
+    assert int(state["1.num_batches_tracked"]) == 7
