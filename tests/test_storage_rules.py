@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergekit_ot import CheckpointError
+from mergekit_ot import CheckpointError, load_checkpoint
 from mergekit_ot.storage.outputs import check_output
+from mergekit_ot.storage.record import FORMAT, VERSION
 from mergekit_ot.storage.state_dicts import find_state
 from mergekit_ot.storage.torch_format import TorchWriter
 
@@ -41,3 +42,14 @@ def test_a_writer_is_left_unfinished_where_its_block_raises(tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="half"):
         write_half()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, more: int) -> None:
+    content = {"format": FORMAT, "version": VERSION + more, "state_dict": {"weight": torch.zeros(2)}}
+    torch.save(content, tmp_path / "net.pt")
+    if more:
+        with pytest.raises(CheckpointError, match="written by a newer version"):
+            load_checkpoint(tmp_path / "net.pt")
+    else:
+        assert list(load_checkpoint(tmp_path / "net.pt").state) == ["weight"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot import check_model
+from mergekit_ot.graph.symmetry.proof import Proof
 
 
 class Gated(nn.Module):
@@ -45,3 +46,9 @@ class Named(nn.Module):
 def test_neurons_of_which_every_weight_has_two_names_are_certified() -> None:
     report = check_model(Named, torch.randn(2, 3))
     assert (report.groups, report.certified, report.preserved) == (1, 1, True)
+
+
+def test_an_output_that_is_no_number_any_more_is_the_largest_change() -> None:
+    proof = Proof(lambda: nn.Linear(3, 2), (torch.randn(2, 3),), seed=0)
+    assert proof.change(proof.state) == 0
+    assert proof.change({name: value * float("nan") for name, value in proof.state.items()}) == float("inf")

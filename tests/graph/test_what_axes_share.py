@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
-from mergekit_ot.graph.axes.expressions import Atom, Expression, atoms_of, resolve
+from mergekit_ot.graph.axes.expressions import Atom, Expression, atoms_of, pieces, resolve
 
 
 def test_pinned_axes_beside_a_concatenation_become_one() -> None:
@@ -93,3 +93,16 @@ def test_options_that_are_tied_while_it_is_settled_are_settled_too() -> None:
     assert isinstance(common, Atom)
     assert common is resolve(first) is resolve(second)
     assert common.context == set()
+
+
+def test_families_in_blocks_that_are_cut_out_are_those_of_their_block() -> None:
+    algebra = AxisAlgebra()
+    axis = algebra.atom(24)
+    algebra.split_product(axis, [6, 4])
+    blocks = algebra.cut([axis], 0, [8, 16]) or []
+    algebra.settle([*blocks, [axis]])
+    outer, inner = zip(*(pieces(resolve(block)) for (block,) in blocks), strict=True)
+    for count, neurons, family in zip((2, 4), outer, inner, strict=True):
+        assert isinstance(neurons, Atom)
+        assert isinstance(family, Atom)
+        assert (neurons.size, family.size, family.context) == (count, 4, {neurons})
