@@ -124,3 +124,16 @@ def test_a_family_of_two_groups_waits_for_both(start: Start) -> None:
     plan = build_plan(graph, frozenset(graph.free_groups), 1, start)
     solved = [key for step in plan.steps for key in step.groups]
     assert solved.index(family) > max(solved.index(first), solved.index(second))
+
+
+def test_families_are_solved_with_their_group_before_anything_that_reads_them_is() -> None:
+    class Read(Grouped):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1))  # type: ignore[assignment]
+
+    graph = trace_model(Read(), torch.randn(2, 2, 4, 4))
+    plan = build_plan(graph, frozenset(graph.free_groups), 1, Start.NOTHING)
+    families = {key for key, group in graph.free_groups.items() if group.context}
+    assert len(families) == 2
+    assert families < set(plan.steps[0].groups)

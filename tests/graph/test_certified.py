@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot import check_model
+from mergekit_ot import check_model, trace_model
+from mergekit_ot.graph.symmetry.check import judge
+from mergekit_ot.graph.symmetry.permutation import Order, order_places
 from mergekit_ot.graph.symmetry.proof import Proof
 
 
@@ -52,3 +54,19 @@ def test_an_output_that_is_no_number_any_more_is_the_largest_change() -> None:
     proof = Proof(lambda: nn.Linear(3, 2), (torch.randn(2, 3),), seed=0)
     assert proof.change(proof.state) == 0
     assert proof.change({name: value * float("nan") for name, value in proof.state.items()}) == float("inf")
+
+
+def test_no_family_holds_of_a_group_that_is_refuted() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+    inputs = torch.randn(2, 2, 3, 3)
+    graph = trace_model(make(), inputs)
+    family = next(key for key, group in graph.free_groups.items() if group.context)
+    (outer,) = graph.groups[family].context
+    places = order_places(graph, graph.free_groups)
+    # A place of the outer group is left out, so that an order of it changes the function.
+    places[outer] = {place: powers for place, powers in places[outer].items() if place != ("0.weight", 0)}
+    verdict = judge(Order(), graph, places, [Proof(make, (inputs,), seed=0)], trials=1)
+    assert verdict.culprits == (outer,)
+    assert verdict.places == {}
