@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ class Gated(nn.Module):
         return self.last(torch.tanh(self.first(x)) * torch.relu(self.sign * self.gate))
 
 
+@pytest.mark.slow
 def test_a_group_that_one_draw_silences_is_certified_at_the_second() -> None:
     inputs = torch.randn(2, 3)
 

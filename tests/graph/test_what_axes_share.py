@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
-from mergekit_ot.graph.axes.expressions import Atom, Expression, atoms_of, pieces, resolve
+from mergekit_ot.graph.axes.expressions import Atom, Expression, Tag, atoms_of, pieces, resolve
+from mergekit_ot.graph.axes.occurrences import Occurrence, is_visible
 
 
 def test_pinned_axes_beside_a_concatenation_become_one() -> None:
@@ -106,3 +107,22 @@ def test_families_in_blocks_that_are_cut_out_are_those_of_their_block() -> None:
         assert isinstance(neurons, Atom)
         assert isinstance(family, Atom)
         assert (neurons.size, family.size, family.context) == (count, 4, {neurons})
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_a_pin_holds_of_both_whichever_is_older(is_older: bool) -> None:
+    algebra = AxisAlgebra()
+    one, other = algebra.atom(4), algebra.atom(4)
+    algebra.pin(one if is_older else other, "because")
+    common = algebra.unify(one, other)
+    assert isinstance(common, Atom)
+    assert str(common.pin) == "because"
+
+
+def test_what_stands_in_one_block_only_is_not_seen_from_outside() -> None:
+    tag, atom = Tag(), Atom(3)
+    inside, outside = Occurrence(0, ((tag, 0),), atom=atom), Occurrence(1, ())
+    assert inside.is_seen_from(Occurrence(1, ((tag, 0),)))
+    assert inside.is_seen_from(Occurrence(1, ((tag, 1),))) is None
+    assert not is_visible([inside], outside)
+    assert is_visible([Occurrence(0, (), atom=atom)], outside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ class Recurrent(nn.Module):
         return self.last(self.rnn(x)[0][:, -1])
 
 
+@pytest.mark.slow
 def test_states_of_a_source_that_hardly_counts_take_no_place_from_the_other() -> None:
     torch.manual_seed(2)
     nets = [Recurrent().eval() for _ in range(2)]
