@@ -101,7 +101,7 @@ def fused(kind: str, models: list[nn.Module], method: dict[str, object]) -> Fusi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.sampled_from([(2, 2), (3, 2), (2, 3), (4, 2)]),
     count=st.integers(2, 3),
