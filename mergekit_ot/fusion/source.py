@@ -92,7 +92,8 @@ class SourceModel:
     def _check_fit(self, state: TensorStore, model: nn.Module) -> None:
         expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         difference = misfit(state, expected)
-        if difference is not None:
+        # What holds no weights is told with its number type, where the sources' types are compared.
+        if difference is not None and difference.retyped is None:
             raise ArchitectureError(
                 f"{self.name} does not fit its architecture: {_difference_text(difference)}. Is it the architecture "
                 "that this checkpoint was trained with? Pass the right one with --arch."

@@ -223,7 +223,7 @@ class PluginManager:
             mergekit_ot.errors.PluginError: mergeot_step_done of plugin 'mine' (of ...) raised ZeroDivisionError: ...
         """
         found = getattr(self._pluggy.hook, hook).get_hookimpls()
-        return [functools.partial(_called, implementation) for implementation in reversed(found)]
+        return [functools.partial(_called, hook, implementation) for implementation in reversed(found)]
 
     def observe_step(self, report: object) -> None:
         """Tells every observer that a step is done; one that raises is told once, and never stops the fusion."""
@@ -231,7 +231,7 @@ class PluginManager:
             if implementation.plugin_name in self.broken:
                 continue
             try:
-                _called(implementation, report=report)
+                _called("mergeot_step_done", implementation, report=report)
             except PluginError as error:
                 reason = f"mergeot_step_done raised {reason_of(error.__cause__ or error)}"
                 self._without_hook(implementation.plugin_name, reason)
@@ -241,7 +241,7 @@ class PluginManager:
         for implementation in self._pluggy.hook.mergeot_commands.get_hookimpls():
             kept = CommandTable(app)
             try:
-                _called(implementation, app=app)
+                _called("mergeot_commands", implementation, app=app)
                 taken = kept.taken()
                 reason = f"its command '{taken}' is taken" if taken else ""
             except PluginError as error:
@@ -279,10 +279,9 @@ class PluginManager:
         return sorted(rows, key=lambda row: row.name)
 
 
-def _called(implementation: pluggy.HookImpl, **arguments: object) -> Any:
+def _called(hook: str, implementation: pluggy.HookImpl, /, **arguments: object) -> Any:
     """Returns what an implementation of a hook returns; it may take fewer arguments than the hook has."""
-    what = f"{implementation.function.__name__} of plugin '{implementation.plugin_name}'"
-    with blaming(implementation.function, what):
+    with blaming(implementation.function, f"{hook} of plugin '{implementation.plugin_name}'"):
         return implementation.function(**{name: arguments[name] for name in implementation.argnames})
 
 

@@ -224,7 +224,7 @@ class Unreadable:
 @pytest.mark.parametrize(("solver", "repair"), [("activation-matching", "none"), ("wb", "reset"), ("wb", "none")])
 def test_targets_are_never_read(solver: str, repair: str) -> None:
     models = [cnn(10), cnn(11)]
-    inputs = torch.randn(24, 1, 8, 8)
+    inputs = torch.randn(240, 1, 8, 8)
     for model in models:
         # Statistics of the data, so that the repair's control has nothing to object to.
         model.train()
@@ -233,7 +233,7 @@ def test_targets_are_never_read(solver: str, repair: str) -> None:
             norm.momentum = None
         model(inputs)
         model.eval()
-    result = fuse(models, solver=solver, repair=repair, data=[(batch, Unreadable()) for batch in inputs.split(8)])
+    result = fuse(models, solver=solver, repair=repair, data=[(batch, Unreadable()) for batch in inputs.split(80)])
     assert result.state.keys() == models[0].state_dict().keys()
 
 

@@ -282,7 +282,7 @@ def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path, m
     lines = [line for line in page.splitlines() if line.startswith("| wb")]
     assert lines, page
     assert re.search(r"\| \d+\.\d\d ± \d+\.\d\d \(2\) \| .*\| `mergeot experiments run tiny --solver wb`", lines[0])
-    assert mergeot("table", "tiny")[1].strip() == page.strip()
+    assert mergeot("table", "tiny")[1].strip() == page.removesuffix("<!-- written by mergeot -->\n").strip()
     assert f"Cannot write '{tmp_path}'" in mergeot("table", "--output", str(tmp_path))[2]
     assert [table["scale"] for table in json.loads(mergeot("table", "--json")[1])["experiments"]] == [QUICK]
     assert mergeot("run", "tiny", "--full", "--solver", "wb")[0] == 0

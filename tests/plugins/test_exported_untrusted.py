@@ -105,7 +105,6 @@ def test_nothing_runs_by_any_command_or_in_python(kind: str, at: Path) -> None:
 
 @pytest.mark.parametrize("command", ["check", "inspect", "fuse", "align", "barrier"])
 def test_nothing_runs_when_the_architecture_is_given(command: str, at: Path) -> None:
-    shutil.copy(at / "other.pt", at / "out.pt")
     for kind in INTACT[:2]:
         malicious_program(at / "harmless.pt2", kind, at / "evil.pt2", at / "executed")
         with alarm():
