@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge, MinLen
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
@@ -65,6 +66,13 @@ class FusionRecipe(FusionOptions):
     data: str | None = None
     report: str | None = None
     overwrite: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_tuples(cls, given: ArgsKwargs) -> ArgsKwargs:
+        """Takes lists for tuples; everything else has to be of its type."""
+        named = {key: tuple(value) if isinstance(value, list) else value for key, value in (given.kwargs or {}).items()}
+        return ArgsKwargs(given.args, named)
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
@@ -108,9 +108,14 @@ def _data(
         raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
     # A repair that needs no data is judged all the same, where there are some.
     is_judged = methods.repair is not None and inputs.data is not None
-    held, examples = calibration(
-        inputs.data, options.calibration_size, bool(who) or is_judged, inputs.example_inputs, is_judged=is_judged
-    )
+    size, given = options.calibration_size, inputs.example_inputs
+    try:
+        held, examples = calibration(inputs.data, size, bool(who) or is_judged, given, is_judged=is_judged)
+    except DataError as error:
+        if who:
+            raise
+        held, examples = calibration(inputs.data, size, False, given)
+        held = replace(held, notes=(*held.notes, f"The repair is not judged on the data. {error}"))
     return held, examples if held.batches else traced_inputs(first.make(), examples)
 
 
