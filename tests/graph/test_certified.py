@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot import check_model, trace_model
-from mergekit_ot.graph.symmetry.check import judge
+from mergekit_ot.graph.symmetry.check import Runs, judge
 from mergekit_ot.graph.symmetry.permutation import Order, order_places
 from mergekit_ot.graph.symmetry.proof import Proof
 
@@ -69,6 +69,6 @@ def test_no_family_holds_of_a_group_that_is_refuted() -> None:
     places = order_places(graph, graph.free_groups)
     # A place of the outer group is left out, so that an order of it changes the function.
     places[outer] = {place: powers for place, powers in places[outer].items() if place != ("0.weight", 0)}
-    verdict = judge(Order(), graph, places, [Proof(make, (inputs,), seed=0)], trials=1)
-    assert verdict.culprits == (outer,)
+    verdict = judge(Order(), graph, places, Runs([Proof(make, (inputs,), seed=0)]), trials=1)
+    assert tuple(verdict.culprits) == (outer,)
     assert verdict.places == {}
