@@ -142,10 +142,16 @@ def test_a_recorded_tensor_is_pinned_even_where_it_happens_to_be_constant() -> N
     assert (report.groups, report.preserved) == (0, None)
 
 
+@torch.library.custom_op("mergeot_tests::twist", mutates_args=())
+def twist(x: Tensor) -> Tensor:
+    """An operation that nobody has a rule for."""
+    return x.flip(1).cumsum(1)
+
+
 def test_paths_of_modules_reach_a_recording() -> None:
     class Unknown(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cholesky_inverse(x.unflatten(1, (2, 2)) + 9 * torch.eye(2)).flatten(1)
+            return twist(x)
 
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), Unknown()), nn.Linear(4, 2))
     (sentence,) = trace_model(model, torch.randn(2, 3), front_end="make-fx").diagnostics.unknown_operations
