@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import samples
 from torch import Tensor, nn
+from unruled import twist
 
 from mergekit_ot import ArchitectureError, TraceLimits, check_model, trace_model
 from mergekit_ot.graph.capture.front_end import TraceLimitError
@@ -140,12 +141,6 @@ def test_a_recorded_tensor_is_pinned_even_where_it_happens_to_be_constant() -> N
 
     report = check_model(Blind, torch.randn(2, 3))
     assert (report.groups, report.preserved) == (0, None)
-
-
-@torch.library.custom_op("mergeot_tests::twist", mutates_args=())
-def twist(x: Tensor) -> Tensor:
-    """An operation that nobody has a rule for."""
-    return x.flip(1).cumsum(1)
 
 
 def test_paths_of_modules_reach_a_recording() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from unruled import twist
 
 from mergekit_ot import (
     ArchitectureError,
@@ -42,18 +43,18 @@ class Between(nn.Module):
 
 
 def test_an_operation_without_a_rule_pins_its_axes_and_says_where_and_what_to_do() -> None:
-    graph = trace_model(Between(lambda h: h.tril(3)), torch.randn(2, 3))
+    graph = trace_model(Between(twist), torch.randn(2, 3))
     assert not graph.free_groups
     (sentence,) = graph.diagnostics.unknown_operations
-    assert "aten.tril.default" in sentence
+    assert "mergeot_tests.twist.default" in sentence
     assert "mergeot docs unknown-operations" in sentence
-    assert "tril" in str(graph.groups["first.weight:0"].pin)
+    assert "twist" in str(graph.groups["first.weight:0"].pin)
 
 
 def test_the_module_path_of_an_unknown_operation_is_named() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.tril(x, 3)
+            return twist(x)
 
     model = nn.Sequential(nn.Linear(3, 6), nn.Sequential(nn.ReLU(), Inner()), nn.Linear(6, 2))
     (sentence,) = trace_model(model, torch.randn(2, 3)).diagnostics.unknown_operations
@@ -67,7 +68,7 @@ def test_pinned_operations_leave_the_other_groups_free() -> None:
             self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(F.relu(self.b(self.a(x).tril(3))))
+            return self.c(F.relu(self.b(twist(self.a(x)))))
 
     report = check_model(Partly, torch.randn(2, 3))
     assert (report.groups, report.certified, report.preserved) == (1, 1, True)
@@ -78,9 +79,9 @@ def test_a_rule_that_forgets_an_axis_cannot_break_the_function() -> None:
         return [[operation.algebra.replicated(size) for size in shape] for shape in operation.output_shapes]
 
     report = check_model(
-        lambda: Between(lambda h: h.tril(3)),
+        lambda: Between(twist),
         torch.randn(2, 3),
-        manager=manager_with(aten__tril=FunctionRule(forgetful)),
+        manager=manager_with(mergeot_tests__twist=FunctionRule(forgetful)),
     )
     assert report.preserved is None
     assert any("does not account" in sentence for sentence in report.warnings)
@@ -88,12 +89,12 @@ def test_a_rule_that_forgets_an_axis_cannot_break_the_function() -> None:
 
 def test_a_rule_that_lies_is_found_by_the_proof_and_its_group_pinned() -> None:
     def liar(operation: OperationView) -> list[list]:
-        return [operation.labels("self")]
+        return [operation.labels("x")]
 
-    manager = manager_with(aten__tril=FunctionRule(liar))
-    naive = trace_model(Between(lambda h: h.tril(3)), torch.randn(2, 3), manager)
+    manager = manager_with(mergeot_tests__twist=FunctionRule(liar))
+    naive = trace_model(Between(twist), torch.randn(2, 3), manager)
     assert naive.free_groups
-    report = check_model(lambda: Between(lambda h: h.tril(3)), torch.randn(2, 3), manager=manager)
+    report = check_model(lambda: Between(twist), torch.randn(2, 3), manager=manager)
     assert report.culprits == ("first.weight:0",)
     assert (report.groups, report.preserved) == (0, None)
 
@@ -106,11 +107,11 @@ def test_only_the_lying_group_is_pinned_among_many() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             for number, layer in enumerate(self.layers):
-                x = layer(x).tril(3) if number == 1 else F.relu(layer(x))
+                x = twist(layer(x)) if number == 1 else F.relu(layer(x))
             return x
 
-    rule = FunctionRule(lambda operation: [operation.labels("self")])
-    report = check_model(Many, torch.randn(2, 5), manager=manager_with(aten__tril=rule))
+    rule = FunctionRule(lambda operation: [operation.labels("x")])
+    report = check_model(Many, torch.randn(2, 5), manager=manager_with(mergeot_tests__twist=rule))
     assert report.culprits == ("layers.1.weight:0",)
     assert (report.groups, report.certified, report.preserved) == (2, 2, True)
 
@@ -120,9 +121,9 @@ def test_a_rule_that_raises_costs_freedom_not_correctness() -> None:
         raise ZeroDivisionError("boom")
 
     report = check_model(
-        lambda: Between(lambda h: h.tril(3)),
+        lambda: Between(twist),
         torch.randn(2, 3),
-        manager=manager_with(aten__tril=FunctionRule(broken)),
+        manager=manager_with(mergeot_tests__twist=FunctionRule(broken)),
     )
     assert report.preserved is None
     assert any("boom" in sentence for sentence in report.warnings)
