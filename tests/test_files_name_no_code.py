@@ -43,7 +43,10 @@ class Evaluates:
 
 
 def _protocol(number: int) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(pickle.dumps(Runs(COMMAND), number)) and None
+    def write(path: Path) -> None:
+        path.write_bytes(pickle.dumps(Runs(COMMAND), number))
+
+    return write
 
 
 def _saved(content: object, *, legacy: bool = False) -> Callable[[Path], None]:

@@ -72,7 +72,9 @@ INTACT = ["expression as a size", "guard", "compiled library", "pickle at the ro
 @functools.cache
 def program() -> TyperGroup:
     """The command line, built once: the tests run it some hundred times."""
-    return typer.main.get_command(build_app(default_manager()))
+    command = typer.main.get_command(build_app(default_manager()))
+    assert isinstance(command, TyperGroup)
+    return command
 
 
 def run(*arguments: str) -> str:
