@@ -93,8 +93,8 @@ WRONG_SOLUTIONS = {
     "fractions": ((IDENTITY, Permutation(torch.arange(6) / 2)), "not a list of whole numbers"),
     "an error": (lambda problem: 1 / 0, "ZeroDivisionError: division by zero"),
     "an exit": (lambda problem: exit(3), "SystemExit: 3"),
-    "its input changed": (overwrites, "changed the measures"),
-    "its input exchanged": (exchanges, "changed the measures"),
+    "its input changed": (overwrites, "the measure of source 1 was changed in place"),
+    "its input exchanged": (exchanges, "the measure of source 1 was changed in place"),
 }
 
 

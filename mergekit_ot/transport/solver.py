@@ -181,15 +181,16 @@ class AbstractBarycenterSolver(abc.ABC):
 
     def _solved(self, problem: BarycenterProblem) -> Barycenter:
         """Returns the barycenter of finite measures whose squares are finite as well."""
-        before = _fingerprint(problem)
+        before = [_fingerprint(measure) for measure in problem.measures]
         with blaming(self, f"Solver '{self.name}' on {_group(problem)}", SolverError):
             found = self.find(problem)
         solution = _solution(self.name, problem, found)
-        if not torch.equal(before, _fingerprint(problem)):
-            raise SolverError(
-                f"Solver '{self.name}' changed the measures of {_group(problem)} that it was given. "
-                "Let it work on copies; mergekit_ot.testing.check_solver finds where."
-            )
+        for place, (old, measure) in enumerate(zip(before, problem.measures, strict=True)):
+            if not torch.equal(old, _fingerprint(measure)):
+                raise SolverError(
+                    f"Solver '{self.name}' writes to what it is given for {_group(problem)}: the measure of source "
+                    f"{place} was changed in place. Let it work on copies."
+                )
         _check_sizes(self.name, problem, solution.couplings)
         _check_marginals(self.name, problem, solution.couplings)
         barycenter = _barycenter(problem, solution, solution.couplings)
@@ -222,10 +223,9 @@ def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
     )
 
 
-def _fingerprint(problem: BarycenterProblem) -> Tensor:
-    """Returns numbers that change when a solver writes to the measures that it is given."""
-    tensors = [tensor for measure in problem.measures for tensor in (measure.support, measure.mass, measure.structure)]
-    held = [tensor for tensor in tensors if tensor is not None and tensor.numel()]
+def _fingerprint(measure: NeuronMeasure) -> Tensor:
+    """Returns numbers that change when a solver writes to a measure that it is given."""
+    held = [each for each in (measure.support, measure.mass, measure.structure) if each is not None and each.numel()]
     return torch.stack([_weighed(tensor) for tensor in held]) if held else torch.zeros(0)
 
 

@@ -53,5 +53,5 @@ def test_a_gain_that_is_small_beside_the_weights_replaces_what_is_in_force() -> 
 
 
 def test_a_solver_that_exchanges_the_rows_it_is_given_is_told() -> None:
-    with pytest.raises(SolverError, match="changed the measures"):
+    with pytest.raises(SolverError, match=r"the measure of source \d was changed in place"):
         Sorting().solve(random_problem((4, 4)))
