@@ -55,7 +55,7 @@ class Runner:
         else:
             self._module.load_state_dict(dict(state), strict=False)  # counters of BatchNorm may be missing
         before = _left_in(self._module)
-        found = _run(self._module, self.inputs, seed)
+        found = outputs_of(self._module, self.inputs, seed)
         if before != _left_in(self._module):
             self._module = None
         return found
@@ -79,7 +79,7 @@ class Runner:
             module = self.model.instance(state).double()
             # Loaded once more, since the instance rounded it to its own type.
             module.load_state_dict(dict(state), strict=False)
-            return _run(module, inputs, 0)
+            return outputs_of(module, inputs, 0)
         except (RuntimeError, ValueError, TypeError):
             return None  # a forward that fixes its types cannot be run in another
 
@@ -89,11 +89,6 @@ def repeatable(seed: int) -> Iterator[None]:
     """Runs a block without gradients and with seeded random numbers, and gives the caller's back afterwards."""
     with same_draws(seed), torch.no_grad():
         yield
-
-
-def _run(module: nn.Module, inputs: Inputs, seed: int) -> list[Tensor]:
-    with repeatable(seed):
-        return outputs_of(module, inputs, seed)
 
 
 def _left_in(module: nn.Module) -> dict[str, object]:
