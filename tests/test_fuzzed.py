@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import mergeot_exported
 import mergeot_safetensors
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from mergekit_ot.sources.specs import parse_spec
 from mergekit_ot.storage.finite import check_finite
 from mergekit_ot.storage.record import carried_by
 
-_MANAGER = PluginManager([mergeot_safetensors])
+_MANAGER = PluginManager([mergeot_safetensors, mergeot_exported])
 _STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 _OWN = {"format": "mergekit_ot", "version": 1, "architecture": "mlp", "arguments": {"sizes": [3, 2]}}
 _FUZZED = settings(
@@ -73,6 +74,27 @@ def _read(path: Path, content: bytes) -> None:
     checkpoint = load_checkpoint(path, _MANAGER)
     assert all(isinstance(checkpoint.state.shape(name), torch.Size) for name in checkpoint.state)
     check_finite(checkpoint.state, str(path))
+
+
+def _program(table: bytes) -> bytes:
+    """Returns an exported program with a table of its weights and nothing else that is read."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("net/byteorder", "little")
+        archive.writestr("net/data/weights/model_weights_config.json", table)
+        archive.writestr("net/data/weights/weight_0", _STATE["a.weight"].numpy().tobytes())
+        archive.writestr("net/data/weights/weight_1", _STATE["a.bias"].numpy().tobytes())
+    return stream.getvalue()
+
+
+def _read_table(path: Path, content: bytes) -> None:
+    _read(path, _program(content))
+
+
+def _entry(place: str, sizes: list[int], strides: list[int]) -> dict[str, object]:
+    described = {"dtype": 7, "layout": 7, "storage_offset": {"as_int": 0}}
+    described |= {"sizes": [{"as_int": size} for size in sizes], "strides": [{"as_int": stride} for stride in strides]}
+    return {"path_name": place, "is_param": True, "use_pickle": False, "tensor_meta": described}
 
 
 def _read_header(path: Path, content: bytes) -> None:
@@ -133,6 +155,8 @@ _RECIPES = [
     b"models: &m [a, b]\narch: *m\nrefine: yes\nseed: 3\n? [1]\n: 2\n",
     b"models:\n- model: a\nmerge_method: linear\ndate: 2020-01-01\n",
 ]
+_WEIGHTS = {"a.weight": _entry("weight_0", [2, 3], [3, 1]), "a.bias": _entry("weight_1", [2], [1])}
+_TABLE = json.dumps({"config": _WEIGHTS}).encode()
 _KINDS: dict[str, tuple[Callable[[Path, bytes], None], str, list[bytes]]] = {
     "torch": (_read, ".pt", [saved(_STATE), saved({**_OWN, "state_dict": _STATE}), saved({"model": _STATE, "n": 1})]),
     "legacy": (_read, ".pt", [saved(_STATE, True), saved({"state_dict": _STATE}, True)]),
@@ -143,6 +167,8 @@ _KINDS: dict[str, tuple[Callable[[Path, bytes], None], str, list[bytes]]] = {
     ),
     "safetensors": (_read, ".safetensors", [save(_STATE), save(_STATE, {"mergekit_ot": json.dumps(_OWN)})]),
     "header": (_read_header, ".safetensors", [_HEADER]),
+    "program": (_read, ".pt2", [_program(_TABLE)]),
+    "table": (_read_table, ".pt2", [_TABLE]),
     "npz": (_read_data, ".npz", [_PAIRS]),
     "array": (_read_array, ".npz", [_ARRAY.getvalue()]),
     "recipe": (_read_recipe, ".yaml", _RECIPES),
@@ -205,3 +231,9 @@ def test_tensors_are_those_that_torch_reads(legacy, tmp_path):
     for name, tensor in state.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor)
+
+
+def test_the_program_to_be_mutated_is_read(tmp_path):
+    (tmp_path / "net.pt2").write_bytes(_program(_TABLE))
+    read = load_checkpoint(tmp_path / "net.pt2", _MANAGER).state
+    assert all(torch.equal(read[name], tensor) for name, tensor in _STATE.items())
