@@ -121,6 +121,25 @@ def origin_of(thing: object) -> str:
     return f"distribution '{owners[0]}'" if owners else f"module '{module.__name__}'"
 
 
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception and all that led to it, each once: where one is raised anew, two can lead to each other.
+
+    Example:
+        >>> first, second = ValueError("first"), KeyError("second")
+        >>> first.__cause__, second.__context__ = second, first
+        >>> [type(cause).__name__ for cause in causes_of(first)]
+        ['ValueError', 'KeyError']
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        cause = waiting.pop()
+        if cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            waiting += [cause.__context__, cause.__cause__]
+
+
 def reason_of(error: BaseException) -> str:
     """Returns the class and the first line of an error, without a full stop.
 

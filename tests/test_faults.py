@@ -238,6 +238,14 @@ def _replace_but_not(name: str, fails: Callable[..., str]) -> Callable[[Path, Pa
     return lambda one, other: fails() if other.name == name else real(one, other)
 
 
+def _slowness() -> float:
+    """Returns how many seconds a second of work takes here, other processes being at work as well."""
+    since, worked = time.monotonic(), time.process_time()
+    while time.process_time() - worked < 0.05:
+        pass
+    return max(1.0, 2 * (time.monotonic() - since) / (time.process_time() - worked) - 1)
+
+
 def _wait_for(path: Path) -> None:
     until = time.monotonic() + 60
     while not path.exists():
@@ -260,7 +268,7 @@ def test_ctrl_c_ends_what_does_not_listen(folder: Path, work: str, number: int, 
     since = time.monotonic()
     run.kill(number)
     assert run.end() == status, run.text
-    assert time.monotonic() - since < _WITHIN_SECONDS
+    assert time.monotonic() - since < _WITHIN_SECONDS * _slowness()
     assert run.text.splitlines()[-1] == line
     assert "Traceback" not in run.text
     assert not Path("f.pt").exists()
@@ -274,7 +282,7 @@ def test_an_impatient_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
     since = time.monotonic()
     run.kill(signal.SIGINT)
     assert run.end() == 130
-    assert time.monotonic() - since < 0.8
+    assert time.monotonic() - since < 0.8 * _slowness()
     assert run.text.splitlines()[1:] == ["mergeot: interrupted."]
 
 
@@ -304,6 +312,22 @@ def test_an_interrupt_that_a_library_hides_stays_one(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "f.txt"):
         hides()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_that_led_to_each_other_end_too(tmp_path: Path) -> None:
+    """Where a library raises one of them anew, each stands behind the other; an interrupt may stand behind both."""
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__context__ = second, first
+
+    def fails() -> None:
+        raise first
+
+    with pytest.raises(RuntimeError, match="first"), replacing(tmp_path / "f.txt"):
+        fails()
+    second.__cause__, first.__context__ = first, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "f.txt"):
+        fails()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -438,5 +462,5 @@ def test_ctrl_c_while_the_command_line_is_imported(folder: Path, delay: float) -
         _, error = run.communicate(timeout=30)
         # Before the command line is imported, Python itself ends by the signal, which shells call 130 too.
         assert run.returncode in (130, -signal.SIGINT), error
-        assert time.monotonic() - since < 2 * _WITHIN_SECONDS
+        assert time.monotonic() - since < 2 * _WITHIN_SECONDS * _slowness()
         assert run.returncode != 130 or error.splitlines()[-1] == "mergeot: interrupted."

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mergekit_ot.errors import CheckpointError, MergeotError
+from mergekit_ot.errors import CheckpointError, MergeotError, causes_of
 from mergekit_ot.storage.outputs import check_output, place_of, refusal
 
 try:
@@ -173,11 +173,9 @@ def _sync(path: Path) -> None:
 
 def _reason(error: Exception, beside: Path) -> BaseException:
     """Returns why writing failed: libraries that write by themselves hide an interrupt, or that a disk is full."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes_of(error):
         if isinstance(cause, KeyboardInterrupt):
             return cause
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError | MergeotError):
         return error
     try:

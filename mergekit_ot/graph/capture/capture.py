@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, distributions, nn
 
-from mergekit_ot.errors import ArchitectureError, unknown_name
+from mergekit_ot.errors import ArchitectureError, causes_of, unknown_name
 from mergekit_ot.graph.capture.branches import reached_branches
 from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
@@ -217,12 +217,11 @@ def first_line(error: BaseException) -> str:
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
 
 
-def _raise_without_tensor(error: BaseException | None) -> None:
+def _raise_without_tensor(error: BaseException) -> None:
     """Raises what was said of an output without a tensor, however deep a front end wrapped it."""
-    while error is not None:
-        if isinstance(error, OutputError):
-            raise error from None
-        error = error.__cause__ or error.__context__
+    for cause in causes_of(error):
+        if isinstance(cause, OutputError):
+            raise cause from None
 
 
 @contextlib.contextmanager
