@@ -28,6 +28,7 @@ from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
+from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -39,7 +40,7 @@ def trace_model(
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
 ) -> ModelGraph:
-    """Finds the neuron groups of a module.
+    """Finds the neuron groups of a module, and returns its graph IR.
 
     Args:
         model: Any ``nn.Module``; it is copied, put into evaluation mode and never run.
@@ -47,9 +48,6 @@ def trace_model(
         manager: Whose node rules and front ends are used; the installed plugins by default.
         front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
-
-    Returns:
-        The graph IR of the model.
 
     Raises:
         ArchitectureError: The module cannot be traced at these inputs, or was run before and holds what that run left.
@@ -213,13 +211,14 @@ def fuse(
     refine: bool = False,
     restarts: int = 1,
     executor: str | AbstractExecutor = "serial",
+    threads: int | None = None,
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
 ) -> FusionResult:
-    """Fuses independently trained networks into one.
+    """Fuses independently trained networks into one; the fused state comes with its alignment and reports.
 
     Args:
         models: The sources: modules, or `SourceModel` where states are read from disk.
@@ -237,14 +236,12 @@ def fuse(
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
         restarts: How often to align, each time with another seed; the least objective is kept.
         executor: Name of a registered executor, or an executor.
+        threads: Threads of torch; None gives each piece of work as many as it is worth, one to small networks.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
-
-    Returns:
-        The fused state with its alignment and reports.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
@@ -273,6 +270,7 @@ def fuse(
         trace_seconds=limits.seconds,
         trace_operations=limits.operations,
         executor=executor if isinstance(executor, str) else type(executor).__name__,
+        threads=threads,
     )
     return fuse_with(
         FusionInputs(models, target, example_inputs, data),
@@ -316,5 +314,7 @@ def fuse_with(
         'wb'
     """
     methods = GivenMethods(solver, executor)
-    setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
-    return run_fusion(setup, progress, dry_run)
+    with threads_for(0, options.threads):
+        setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
+    with threads_for(setup.multiplications, options.threads):
+        return run_fusion(setup, progress, dry_run)

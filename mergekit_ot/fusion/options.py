@@ -19,6 +19,8 @@ from mergekit_ot.errors import RecipeError
 NO_REPAIR = "none"
 # More than anyone waits for.
 MOST_RESTARTS = 1000
+# More than any machine has cores.
+MOST_THREADS = 4096
 
 
 def choice(default: Any, help_text: str, metavar: str = "", commands: tuple[str, ...] = ("fuse",)) -> Any:
@@ -58,6 +60,7 @@ class FusionOptions:
         trace_seconds: Seconds after which tracing is stopped; None means the default.
         trace_operations: Calls into torch after which tracing is stopped; None means the default.
         executor: Name of a registered executor.
+        threads: Threads that torch uses; None gives each piece of work as many as it is worth.
 
     Raises:
         RecipeError: A value has another type than its field, or is below or above what means anything.
@@ -103,6 +106,9 @@ class FusionOptions:
         None, "Stop a trace of more operations than that. Default: 100000.", "N", ("fuse", "align", "check", "inspect")
     )
     executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
+    threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = choice(
+        None, "Threads to compute with. Default: one for small networks, up to all cores for large ones.", "N", _ALL
+    )
 
     def __post_init__(self) -> None:
         for name, check in _checks().items():

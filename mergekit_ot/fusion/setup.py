@@ -19,6 +19,7 @@ from mergekit_ot.fusion.step_report import StepReport
 from mergekit_ot.fusion.tracing import TracedModels
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
+from mergekit_ot.threads import multiplications_of_run
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 _SEEDS = 2**63
@@ -96,6 +97,16 @@ class FusionSetup:
     observers: tuple[Callable[[StepReport], None], ...] = ()
     held_out: tuple[tuple[Tensor, ...], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def multiplications(self) -> float:
+        """About how many multiplications the largest piece of work takes: a step, or running a source on all data."""
+        state = self.models.sources[0].state
+        parameters = sum(state.shape(name).numel() for name in state)
+        batches = [self.inputs, *self.batches, *self.held_out]
+        groups = self.models.target_graph.groups.values() if self.methods.solver.max_sweeps else ()
+        steps = parameters * max((group.size for group in groups), default=0)
+        return max(steps, sum(multiplications_of_run(parameters, inputs) for inputs in batches))
 
 
 def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -147,6 +147,7 @@ class AlignmentRun:
             responses=None if grams is None else grams.of(step.groups),
             model_weights=self.setup.model_weights,
             seed=self.seed,
+            threads=self.setup.options.threads,
         )
 
     def _outline(self, graph: ModelGraph) -> ModelGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ from mergekit_ot.errors import PluginError, blaming, origin_of
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.families import GroupCouplings, couple_nested, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
+from mergekit_ot.fusion.moving import fused_shape
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.fusion.tensors import Spread, spread_of
+from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, flaw_of
 from mergekit_ot.transport.problem import BarycenterProblem, Status
@@ -66,6 +69,7 @@ class StepTask:
         responses: What is known of the neurons' responses to calibration data; None where they are not asked for.
         model_weights: One per source.
         seed: Seed of every random choice.
+        threads: Threads to use; None for as many as the step is worth.
 
     Example:
         >>> import torch
@@ -90,6 +94,7 @@ class StepTask:
     responses: GroupResponses | None
     model_weights: tuple[float, ...]
     seed: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,19 @@ def run_task(task: StepTask) -> StepSolution:
         >>> fuse([net, net], example_inputs=torch.randn(2, 4), executor=Sending()).groups[0].solver
         'wb'
     """
+    with threads_for(_multiplications(task), task.threads):
+        return _found(task)
+
+
+def _multiplications(task: StepTask) -> float:
+    """Returns how many multiplications comparing all neurons of the largest group once takes, or a little more."""
+    fused = task.alignment.target
+    sizes = [fused.groups[key].size for key in task.groups]
+    numbers = sum(math.prod(fused_shape(fused, name)) for name in task.tensors.names)
+    return float(max(sizes, default=0)) * numbers
+
+
+def _found(task: StepTask) -> StepSolution:
     if task.solver.max_sweeps == 0:
         sizes = [task.alignment.target.groups[key].size for key in task.groups]
         stay = [

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
 from mergekit_ot.progress import Progress
 from mergekit_ot.scoring.inputs import check_inputs
+from mergekit_ot.threads import multiplications_of_run, threads_for
 
 State = Mapping[str, Tensor]
 Data = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -212,11 +213,13 @@ def run_model(model: nn.Module, inputs: Any, state: State | None = None) -> Tens
         ArchitectureError: The module cannot take the inputs, or returns no tensor.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    entries = sum(tensor.numel() for tensor in _tensors(model))
     try:
-        if state is None:
-            outputs = model(*arguments)
-        else:
-            outputs = functional_call(model, dict(state), arguments, tie_weights=False)
+        with threads_for(multiplications_of_run(entries, arguments)):
+            if state is None:
+                outputs = model(*arguments)
+            else:
+                outputs = functional_call(model, dict(state), arguments, tie_weights=False)
     except Exception as failure:
         shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in arguments)
         raise ArchitectureError(
