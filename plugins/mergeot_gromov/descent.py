@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -26,8 +26,9 @@ from mergekit_ot import (
     has_room,
 )
 from mergeot_gromov.apart import kept_apart
-from mergeot_gromov.pairwise import FusedGromov
-from mergeot_gromov.search import alternating_gradient, frank_wolfe, polish, starting_points
+from mergeot_gromov.exchange import exchange
+from mergeot_gromov.pairwise import FusedGromov, Point
+from mergeot_gromov.search import alternating_gradient, frank_wolfe, is_clear, polish, starting_points
 from mergeot_gromov.starts import starting_measures
 
 
@@ -156,20 +157,39 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         identity = Permutation.identity(target.size, source.support.device) if is_assignment else None
         if not pair.has_structure:
             return pair.corner(pair.linear, identity).as_coupling()
-        runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair, self.random_starts)]
-        if self.epsilon > 0:
-            # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
-            near = alternating_gradient(pair, self.epsilon)
-            runs.append(pair.corner(pair.gradient(near)))
         needs_vertex = pair.has_signs or is_assignment
-        ends = (polish(pair, run, self.max_steps, needs_vertex) for run in runs)
+        ends = self._ends(pair, needs_vertex)
         best = next(ends) if identity is None else pair.at(identity)
         value = pair.objective(best)
         for end in ends:
             lower = pair.objective(end)
             if lower < value - pair.slack:
                 best, value = end, lower
+            if is_clear(pair, best):
+                return best.as_coupling()
+        if is_assignment and not self._is_half:
+            best = self._exchanged(pair, best)
         return best.as_coupling()
+
+    def _ends(self, pair: FusedGromov, needs_vertex: bool) -> Iterator[Point]:
+        """Yields where each search ends, that first which finds a planted match through the most noise."""
+        if self.epsilon > 0 and not pair.is_symmetric:
+            # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
+            near = alternating_gradient(pair, self.epsilon)
+            yield polish(pair, pair.corner(pair.gradient(near)), self.max_steps, needs_vertex)
+        for start in starting_points(pair, self.random_starts):
+            yield polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
+
+    def _exchanged(self, pair: FusedGromov, point: Point) -> Point:
+        """Returns a permutation that neither an exchange of two partners improves, nor an assignment."""
+        for _ in range(self.max_steps):
+            start, point = point, exchange(pair, point, self.max_steps)
+            if point is start:
+                break
+            start, point = point, polish(pair, point, self.max_steps, needs_vertex=True)
+            if point is start:
+                break
+        return point
 
     def _improved(self, pair: FusedGromov, coupling: Coupling) -> Coupling:
         start = pair.at(coupling)
@@ -181,7 +201,11 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         return end.as_coupling() if pair.objective(end) < pair.objective(start) - pair.slack else coupling
 
     def _pair(self, target: NeuronMeasure, source: NeuronMeasure) -> FusedGromov:
-        return FusedGromov(target, source, self.alpha, self.gradient == "half")
+        return FusedGromov(target, source, self.alpha, self._is_half)
+
+    @property
+    def _is_half(self) -> bool:
+        return self.gradient == "half"
 
     def _barycenter(
         self, problem: BarycenterProblem, couplings: Sequence[Coupling], trace: Sequence[float] = ()

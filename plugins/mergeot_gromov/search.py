@@ -16,6 +16,11 @@ from torch import Tensor
 from mergeot_gromov.pairwise import FusedGromov, Point, Slope
 
 _BAPG_STEPS = 50
+# The plan's sum of squares, over that of a permutation: above the first, BAPG goes on only where a step adds the second
+# at least; above the last, the vertex next to the plan is the one that it would end at.
+_NEARLY, _GAINS, _DECIDED = 0.5, 0.01, 0.99
+# A match is clear where this part of the neurons are each other's first choice; below a size, chance makes it so.
+_MUTUAL, _LEAST_SIZE = 0.95, 16
 # A regularisation below this changes nothing, and steps divided by it leave the range of single precision.
 _LEAST = 1e-12
 # How far from the uniform coupling random starts lie: at a vertex, the first gradient would say little.
@@ -74,17 +79,34 @@ def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
         # One layer of the plan for each sign.
         logarithm = logarithm.repeat(2, 1, 1) - math.log(2.0)
     rate = 1.0 / (max(epsilon, _LEAST) * max(problem.scale, 1e-30))
-    point = problem.uniform()
+    point, decided = problem.uniform(), 0.0
     for _ in range(_BAPG_STEPS):
         logarithm = logarithm - rate * _layers(problem.gradient(point))
         logarithm = logarithm - torch.logsumexp(logarithm, (0, 2), keepdim=True) + log_target
         point = _between(problem, logarithm.exp())
         logarithm = logarithm - rate * _layers(problem.gradient(point))
         logarithm = logarithm - torch.logsumexp(logarithm, (0, 1), keepdim=True) + log_source
-        before, point = point, _between(problem, logarithm.exp())
-        if float((point.plan - before.plan).abs().sum()) < 1e-4:
+        point = _between(problem, logarithm.exp())
+        before, decided = decided, float(point.plan.square().sum()) * min(point.plan.shape)
+        if decided > _DECIDED or (decided > _NEARLY and decided - before < _GAINS):
             break
     return point
+
+
+def is_clear(problem: FusedGromov, point: Point) -> bool:
+    """Whether a permutation is one that no other search would improve on: a planted one, or nearly.
+
+    So it is where, beside the others, nearly every neuron and its partner are each other's first choice. At the optimum
+    of unrelated networks, where neurons compete for their partners, that holds for three in four at most.
+    """
+    coupling = point.coupling
+    if coupling is None or not coupling.is_permutation or coupling.target_size < _LEAST_SIZE:
+        return False
+    slope = problem.gradient(point)
+    cost = slope.even if slope.odd is None else slope.even - slope.odd.abs()
+    partners, places = coupling.partners(), torch.arange(coupling.target_size, device=cost.device)
+    is_mutual = (cost.argmin(1) == partners) & (cost.argmin(0)[partners] == places)
+    return float(is_mutual.float().mean()) >= _MUTUAL
 
 
 def _layers(slope: Slope) -> Float[Tensor, "signs m n"]:
