@@ -27,8 +27,17 @@ from mergekit_ot import (
 )
 from mergeot_gromov.apart import kept_apart
 from mergeot_gromov.exchange import exchange
-from mergeot_gromov.pairwise import FusedGromov, Point
-from mergeot_gromov.search import alternating_gradient, frank_wolfe, is_clear, polish, starting_points
+from mergeot_gromov.pairwise import FusedGromov
+from mergeot_gromov.points import Point
+from mergeot_gromov.search import (
+    alternating_gradient,
+    frank_wolfe,
+    frank_wolfe_from,
+    is_clear,
+    polish,
+    side_by_side,
+    starting_points,
+)
 from mergeot_gromov.starts import starting_measures
 
 
@@ -177,8 +186,10 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
             # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
             near = alternating_gradient(pair, self.epsilon)
             yield polish(pair, pair.corner(pair.gradient(near)), self.max_steps, needs_vertex)
-        for start in starting_points(pair, self.random_starts):
-            yield polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
+        starts = starting_points(pair, self.random_starts)
+        while batch := list(itertools.islice(starts, side_by_side(pair))):
+            for end in frank_wolfe_from(pair, batch, self.max_steps):
+                yield polish(pair, end, self.max_steps, needs_vertex)
 
     def _exchanged(self, pair: FusedGromov, point: Point) -> Point:
         """Returns a permutation that neither an exchange of two partners improves, nor an assignment."""

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot import Coupling
-from mergeot_gromov.pairwise import FusedGromov, Point
+from mergeot_gromov.pairwise import FusedGromov
+from mergeot_gromov.points import Point
 
 
 def exchange(problem: FusedGromov, start: Point, max_steps: int) -> Point:

@@ -7,18 +7,21 @@ networks; so both are run from several starts, polished, and the best objective 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeot_gromov.pairwise import FusedGromov, Point, Slope
+from mergeot_gromov.pairwise import FusedGromov
+from mergeot_gromov.points import Point, Slope
 
 _BAPG_STEPS = 50
 # The plan's sum of squares, over that of a permutation: above the first, BAPG goes on only where a step adds the second
 # at least; above the last, the vertex next to the plan is the one that it would end at.
 _NEARLY, _GAINS, _DECIDED = 0.5, 0.01, 0.99
+# Numbers at most in a matrix of several points; beyond, products take the time, and side by side saves none.
+_NUMBERS = 2**18
 # A match is clear where this part of the neurons are each other's first choice; below a size, chance makes it so.
 _MUTUAL, _LEAST_SIZE = 0.95, 16
 # A regularisation below this changes nothing, and steps divided by it leave the range of single precision.
@@ -29,15 +32,45 @@ _RANDOM_STEP = 0.3
 
 def frank_wolfe(problem: FusedGromov, start: Point, max_steps: int) -> Point:
     """Returns where Frank-Wolfe with exact line search ends; the objective never rises on the way."""
-    point = start
+    return frank_wolfe_from(problem, [start], max_steps)[0]
+
+
+def frank_wolfe_from(problem: FusedGromov, starts: Sequence[Point], max_steps: int) -> list[Point]:
+    """Returns where Frank-Wolfe ends from each of several starts, which go side by side: small groups take no longer.
+
+    Args:
+        problem: The objective.
+        starts: Any points.
+        max_steps: Steps at most of each.
+    """
+    ends = list(starts)
+    running = list(range(len(starts)))
+    points, couplings = Point.stacked(starts), [start.coupling for start in starts]
     for _ in range(max_steps):
-        end = problem.corner(problem.gradient(point), point.coupling)
-        slope, curvature = problem.line(point, end)
-        step = _best_step(slope, curvature)
-        if slope * step + curvature * step**2 >= -problem.slack:
-            break
-        point = point.mixed(end, step)
-    return point
+        corners, vertices = problem.corners(problem.gradient(points), couplings)
+        lines = zip(*(values.tolist() for values in problem.line(points, vertices)), strict=True)
+        steps = [(_best_step(slope, curvature), slope, curvature) for slope, curvature in lines]
+        goes_on = [slope * step + curvature * step**2 < -problem.slack for step, slope, curvature in steps]
+        for place, run in enumerate(running):
+            if not goes_on[place]:
+                ends[run] = points.single(place, couplings[place])
+        kept = [place for place, goes in enumerate(goes_on) if goes]
+        if not kept:
+            return ends
+        if len(kept) < len(running):
+            points, vertices = points.chosen(kept), vertices.chosen(kept)
+        running = [running[place] for place in kept]
+        sizes = [steps[place][0] for place in kept]
+        couplings = [corners[place] if step == 1.0 else None for place, step in zip(kept, sizes, strict=True)]
+        points = points.mixed(vertices, torch.tensor(sizes).to(points.plan)[:, None, None])
+    for place, run in enumerate(running):
+        ends[run] = points.single(place, couplings[place])
+    return ends
+
+
+def side_by_side(problem: FusedGromov) -> int:
+    """Returns how many starts go side by side: as many as are no more work for the memory than one of a wide group."""
+    return max(1, _NUMBERS // max(problem.linear.even.numel(), 1))
 
 
 def polish(problem: FusedGromov, start: Point, max_steps: int, needs_vertex: bool) -> Point:
