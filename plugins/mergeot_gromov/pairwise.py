@@ -179,10 +179,7 @@ class FusedGromov:
     @functools.cached_property
     def _masses(self) -> tuple[Tensor | None, Tensor | None]:
         """The masses of both sides; None where they are uniform, so that it is found out once."""
-        return tuple(
-            None if torch.allclose(mass, uniform_mass(len(mass), mass), atol=0, rtol=1e-6) else mass
-            for mass in (self.target_mass, self.source_mass)
-        )
+        return _unless_uniform(self.target_mass), _unless_uniform(self.source_mass)
 
     def _point(
         self,
@@ -242,6 +239,10 @@ def _linear(target: NeuronMeasure, source: NeuronMeasure, dtype: torch.dtype) ->
     # |o_j − s o_k|² = |o_j|² + |o_k|² − 2 s ⟨o_j, o_k⟩: what the unsigned cost holds of the product is taken out.
     product = (target.support[:, signs.columns] @ source.support[:, signs.columns].T).to(dtype)
     return Slope(cost + 2 * product, -2 * product)
+
+
+def _unless_uniform(mass: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+    return None if torch.allclose(mass, uniform_mass(len(mass), mass), atol=0, rtol=1e-6) else mass
 
 
 def _density(measure: NeuronMeasure, target_size: int, dtype: torch.dtype) -> Float[Tensor, "s n n"]:

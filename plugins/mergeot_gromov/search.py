@@ -1,7 +1,7 @@
 """How a coupling is looked for: Frank-Wolfe, Bregman alternating projected gradient (BAPG), iterated assignments.
 
 Which finds what: BAPG finds a planted match through the most noise, Frank-Wolfe the lower objective on unrelated
-networks; so both are run from several starts, polished, and the best objective is kept.
+networks; so BAPG is tried first, and Frank-Wolfe from several starts where what it found is not clear.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ _BAPG_STEPS = 50
 # The plan's sum of squares, over that of a permutation: above the first, BAPG goes on only where a step adds the second
 # at least; above the last, the vertex next to the plan is the one that it would end at.
 _NEARLY, _GAINS, _DECIDED = 0.5, 0.01, 0.99
+# A Frank-Wolfe step that gains less than this many times the rounding error no longer changes the vertex next to it.
+_ROUNDED = 30
 # Numbers at most in a matrix of several points; beyond, products take the time, and side by side saves none.
 _NUMBERS = 2**18
+# Among so few neurons BAPG wanders on from vertex to vertex, and ends at better ones than where it first stays.
+_WANDERS = 32
 # A match is clear where this part of the neurons are each other's first choice; below a size, chance makes it so.
 _MUTUAL, _LEAST_SIZE = 0.95, 16
 # A regularisation below this changes nothing, and steps divided by it leave the range of single precision.
@@ -35,14 +39,18 @@ def frank_wolfe(problem: FusedGromov, start: Point, max_steps: int) -> Point:
     return frank_wolfe_from(problem, [start], max_steps)[0]
 
 
-def frank_wolfe_from(problem: FusedGromov, starts: Sequence[Point], max_steps: int) -> list[Point]:
+def frank_wolfe_from(
+    problem: FusedGromov, starts: Sequence[Point], max_steps: int, is_rounded: bool = False
+) -> list[Point]:
     """Returns where Frank-Wolfe ends from each of several starts, which go side by side: small groups take no longer.
 
     Args:
         problem: The objective.
         starts: Any points.
         max_steps: Steps at most of each.
+        is_rounded: Whether a permutation near the end is what is asked for, so that the last digits do not matter.
     """
+    least = problem.slack * (_ROUNDED if is_rounded else 1)
     ends = list(starts)
     running = list(range(len(starts)))
     points, couplings = Point.stacked(starts), [start.coupling for start in starts]
@@ -50,7 +58,7 @@ def frank_wolfe_from(problem: FusedGromov, starts: Sequence[Point], max_steps: i
         corners, vertices = problem.corners(problem.gradient(points), couplings)
         lines = zip(*(values.tolist() for values in problem.line(points, vertices)), strict=True)
         steps = [(_best_step(slope, curvature), slope, curvature) for slope, curvature in lines]
-        goes_on = [slope * step + curvature * step**2 < -problem.slack for step, slope, curvature in steps]
+        goes_on = [slope * step + curvature * step**2 < -least for step, slope, curvature in steps]
         for place, run in enumerate(running):
             if not goes_on[place]:
                 ends[run] = points.single(place, couplings[place])
@@ -121,7 +129,8 @@ def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
         logarithm = logarithm - torch.logsumexp(logarithm, (0, 1), keepdim=True) + log_source
         point = _between(problem, logarithm.exp())
         before, decided = decided, float(point.plan.square().sum()) * min(point.plan.shape)
-        if decided > _DECIDED or (decided > _NEARLY and decided - before < _GAINS):
+        settles = decided > _NEARLY and decided - before < _GAINS and min(point.plan.shape) > _WANDERS
+        if decided > _DECIDED or settles:
             break
     return point
 
