@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -26,9 +26,22 @@ from mergekit_ot import (
     has_room,
 )
 from mergeot_gromov.apart import kept_apart
+from mergeot_gromov.exchange import exchange
 from mergeot_gromov.pairwise import FusedGromov
-from mergeot_gromov.search import alternating_gradient, frank_wolfe, polish, starting_points
-from mergeot_gromov.starts import starting_measures
+from mergeot_gromov.points import Point
+from mergeot_gromov.search import (
+    alternating_gradient,
+    frank_wolfe,
+    frank_wolfe_from,
+    is_clear,
+    polish,
+    side_by_side,
+    starting_points,
+)
+from mergeot_gromov.starts import FoundPairs, starting_measures
+
+# Starts that are followed to the end, at least.
+_DESCENTS = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         gradient: ``full``, or ``half`` for only the first of its two terms, as the paper's authors use.
         epsilon: Regularisation of the BAPG start, relative to a typical entry of the gradient; 0 leaves it out.
         max_steps: Steps at most, of the barycenter and of each Frank-Wolfe run in it.
-        random_starts: Random starting points beside the others, for asymmetric structure.
+        random_starts: Random starting points beside the others, for asymmetric structure, where no match is clear.
         starts: How many sources to start from, the best is kept; 0 tries each in turn.
         keep_apart: Whether neurons without a partner are kept apart where the fused group has room.
         signs: Whether neurons may be negated where the network allows it.
@@ -82,7 +95,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
             return Solution(kept_apart(problem, self._paired))
         starts = list(starting_measures(problem))
         limit = self.starts or len(starts)
-        from_starts = (self._from_start(problem, target, anchor) for target, anchor in starts[:limit])
+        from_starts = self._from_starts(problem, starts[:limit])
         in_force = () if problem.initial is None else (problem.initial,)
         descents = itertools.chain((self.descend(problem, couplings) for couplings in in_force), from_starts)
         best = next(descents)
@@ -121,16 +134,41 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
             best = step
         return best
 
-    def _from_start(self, problem: BarycenterProblem, target: NeuronMeasure, anchor: int | None) -> Barycenter:
-        placeholder = Permutation.identity(problem.size, target.support.device)
-        couplings: list[Coupling] = [placeholder] * len(problem.measures)
-        for place in problem.counting:
-            if place != anchor:
-                couplings[place] = self._search(target, problem.measures[place])
-        if anchor is not None and problem.is_assignment and len(problem.counting) <= 2:
+    def _from_starts(
+        self, problem: BarycenterProblem, starts: Sequence[tuple[NeuronMeasure, int | None]]
+    ) -> Iterator[Barycenter]:
+        """Yields where the descent ends from the better half of the starts, or from a few."""
+        begun = sorted(self._begun(problem, starts), key=lambda barycenter: barycenter.cost)
+        is_solved = starts[0][1] is not None and problem.is_assignment and len(problem.counting) <= 2
+        for barycenter in begun[: max(_DESCENTS, (len(begun) + 1) // 2)]:
             # Two sources: eliminating the barycenter leaves the problem of coupling them, which is solved.
-            return replace(self._barycenter(problem, couplings), status=Status.CONVERGED)
-        return self.descend(problem, couplings)
+            yield (
+                replace(barycenter, status=Status.CONVERGED)
+                if is_solved
+                else self.descend(problem, barycenter.couplings)
+            )
+
+    def _begun(
+        self, problem: BarycenterProblem, starts: Sequence[tuple[NeuronMeasure, int | None]]
+    ) -> Iterator[Barycenter]:
+        """Yields what each start couples with the sources; that of the first alone, where all of it is clear."""
+        found = FoundPairs()
+        for target, anchor in starts:
+            placeholder = Permutation.identity(problem.size, target.support.device)
+            couplings: list[Coupling] = [placeholder] * len(problem.measures)
+            # Random starts are for the first: the descent leads from the others to couplings as good.
+            random_starts = 0 if found.couplings and anchor is not None else self.random_starts
+            for place in problem.counting:
+                if place == anchor:
+                    continue
+                known = found.inverse(anchor, place)
+                if known is None:
+                    known, is_clear = self._match(target, problem.measures[place], random_starts)
+                    found.add(anchor, place, known, is_clear)
+                couplings[place] = known
+            yield self._barycenter(problem, couplings)
+            if found.is_clear:
+                return
 
     def _target(
         self, problem: BarycenterProblem, couplings: Sequence[Coupling], place: int, best: Barycenter
@@ -151,25 +189,50 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
 
     def _search(self, target: NeuronMeasure, source: NeuronMeasure) -> Coupling:
         """Returns the best coupling from all starting points; the identity where none is better."""
+        return self._match(target, source, self.random_starts)[0]
+
+    def _match(self, target: NeuronMeasure, source: NeuronMeasure, random_starts: int) -> tuple[Coupling, bool]:
+        """Returns the best coupling from all starting points, and whether it is clear that none is better."""
         pair = self._pair(target, source)
         is_assignment = target.size == source.size and source.is_uniform
         identity = Permutation.identity(target.size, source.support.device) if is_assignment else None
         if not pair.has_structure:
-            return pair.corner(pair.linear, identity).as_coupling()
-        runs = [frank_wolfe(pair, start, self.max_steps) for start in starting_points(pair, self.random_starts)]
-        if self.epsilon > 0:
-            # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
-            near = alternating_gradient(pair, self.epsilon)
-            runs.append(pair.corner(pair.gradient(near)))
+            return pair.corner(pair.linear, identity).as_coupling(), False
         needs_vertex = pair.has_signs or is_assignment
-        ends = (polish(pair, run, self.max_steps, needs_vertex) for run in runs)
+        ends = self._ends(pair, needs_vertex, random_starts)
         best = next(ends) if identity is None else pair.at(identity)
         value = pair.objective(best)
         for end in ends:
             lower = pair.objective(end)
             if lower < value - pair.slack:
                 best, value = end, lower
-        return best.as_coupling()
+            if is_clear(pair, best):
+                return best.as_coupling(), True
+        if is_assignment and not self._is_half:
+            best = self._exchanged(pair, best)
+        return best.as_coupling(), False
+
+    def _ends(self, pair: FusedGromov, needs_vertex: bool, random_starts: int) -> Iterator[Point]:
+        """Yields where each search ends, that first which finds a planted match through the most noise."""
+        if self.epsilon > 0 and not pair.is_symmetric:
+            # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
+            near = alternating_gradient(pair, self.epsilon)
+            yield polish(pair, pair.corner(pair.gradient(near)), self.max_steps, needs_vertex)
+        starts = starting_points(pair, random_starts)
+        while batch := list(itertools.islice(starts, side_by_side(pair))):
+            for end in frank_wolfe_from(pair, batch, self.max_steps, is_rounded=needs_vertex):
+                yield polish(pair, end, self.max_steps, needs_vertex)
+
+    def _exchanged(self, pair: FusedGromov, point: Point) -> Point:
+        """Returns a permutation that neither an exchange of two partners improves, nor an assignment."""
+        for _ in range(self.max_steps):
+            start, point = point, exchange(pair, point, self.max_steps)
+            if point is start:
+                break
+            start, point = point, polish(pair, point, self.max_steps, needs_vertex=True)
+            if point is start:
+                break
+        return point
 
     def _improved(self, pair: FusedGromov, coupling: Coupling) -> Coupling:
         start = pair.at(coupling)
@@ -178,10 +241,16 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         else:
             needs_vertex = coupling.is_permutation or pair.has_signs
             end = polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
+            if coupling.is_permutation and not self._is_half:
+                end = self._exchanged(pair, end)
         return end.as_coupling() if pair.objective(end) < pair.objective(start) - pair.slack else coupling
 
     def _pair(self, target: NeuronMeasure, source: NeuronMeasure) -> FusedGromov:
-        return FusedGromov(target, source, self.alpha, self.gradient == "half")
+        return FusedGromov(target, source, self.alpha, self._is_half)
+
+    @property
+    def _is_half(self) -> bool:
+        return self.gradient == "half"
 
     def _barycenter(
         self, problem: BarycenterProblem, couplings: Sequence[Coupling], trace: Sequence[float] = ()

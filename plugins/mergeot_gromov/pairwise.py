@@ -14,54 +14,27 @@ sign with a neuron meet ``S``, the others meet ``Π``, and the linear subproblem
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, NeuronMeasure, Plan, Signs, couple, ground_cost, independent_coupling
+from mergekit_ot import Coupling, NeuronMeasure, Signs, couple, ground_cost, independent_coupling, uniform_mass
+from mergeot_gromov.points import Point, Slope, difference, pairing
 
 
 @dataclass(frozen=True)
-class Slope:
-    """A linear function of a coupling: ``⟨even, Π⟩ + ⟨odd, S⟩``; `odd` is None where no neuron may be negated."""
+class _Side:
+    """What one of the two products is made of: per structure matrix, and whether its owners and readers change sign."""
 
-    even: Float[Tensor, "m n"]
-    odd: Float[Tensor, "m n"] | None = None
-
-    def plus(self, cost: Float[Tensor, "m n"]) -> Slope:
-        """Returns the function with a cost of the unsigned plan added."""
-        return Slope(self.even + cost, self.odd)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A coupling with its products ``forward = Σ F_t Π F_sᵀ`` and ``backward = Σ F_tᵀ Π F_s``.
-
-    Both are linear in the plan, so a mixture of two points needs no product. `signed` is the signed twin of the plan
-    (the plan itself where no neuron may be negated).
-    """
-
-    coupling: Coupling | None
-    plan: Float[Tensor, "m n"]
-    signed: Float[Tensor, "m n"]
-    forward: Slope
-    backward: Slope
-
-    def as_coupling(self) -> Coupling:
-        """Returns the coupling that the point is; a plan, where it lies between others."""
-        return Plan(self.plan) if self.coupling is None else self.coupling
-
-    def mixed(self, other: Point, step: float) -> Point:
-        """Returns the point at `step` of the way to `other`."""
-        if step == 1.0:
-            return other
-        plan = torch.lerp(self.plan, other.plan, step)
-        signed = plan if self.signed is self.plan else torch.lerp(self.signed, other.signed, step)
-        forward = _lerp(self.forward, other.forward, step)
-        backward = forward if self.backward is self.forward else _lerp(self.backward, other.backward, step)
-        return Point(None, plan, signed, forward, backward)
+    target: Float[Tensor, "s m m"]
+    source: Float[Tensor, "s n n"]
+    shares: Float[Tensor, "s n n"]
+    owners: list[bool]
+    readers: list[bool]
 
 
 class FusedGromov:
@@ -126,7 +99,10 @@ class FusedGromov:
         """Returns the point of a coupling; a permutation is applied by gather."""
         plan = coupling.transport_plan(self.linear.even)
         signed = coupling.signed_plan(self.linear.even) if self.has_signs else plan
-        return self._point(coupling, plan, signed)
+        if not coupling.is_permutation:
+            return self._point(coupling, plan, signed)
+        sign = coupling.move(plan.new_ones(len(plan), 1), 0, reads=False, is_odd=True) if self.has_signs else None
+        return self._point(coupling, plan, signed, coupling.partners(), sign)
 
     def between(self, plan: Float[Tensor, "m n"], signed: Float[Tensor, "m n"]) -> Point:
         """Returns the point of a plan and its signed twin, which need not be those of one coupling."""
@@ -134,8 +110,8 @@ class FusedGromov:
 
     def objective(self, point: Point) -> float:
         """Returns the objective at a point."""
-        structure = self.constant - 2 * _pair(point.forward, point.plan, point.signed)
-        return _pair(self.linear, point.plan, point.signed) + self.alpha * structure
+        structure = self.constant - 2 * float(pairing(point.forward, point.plan, point.signed))
+        return float(pairing(self.linear, point.plan, point.signed)) + self.alpha * structure
 
     def gradient(self, point: Point) -> Slope:
         """Returns the gradient up to terms that the marginals fix; the half gradient where asked for."""
@@ -165,48 +141,91 @@ class FusedGromov:
     def corner(self, slope: Slope, prefer: Coupling | None = None) -> Point:
         """Returns the vertex of the transport polytope that is cheapest, each pair of neurons at its better sign."""
         if slope.odd is None:
-            return self.at(couple(slope.even, self.target_mass, self.source_mass, prefer))
-        coupling = couple(slope.even - slope.odd.abs(), self.target_mass, self.source_mass, prefer)
+            return self.at(couple(slope.even, *self._masses, prefer))
+        coupling = couple(slope.even - slope.odd.abs(), *self._masses, prefer)
         return self.at(coupling.with_signs(torch.where(slope.odd > 0, -1.0, 1.0).to(slope.odd)))
 
-    def line(self, start: Point, end: Point) -> tuple[float, float]:
-        """Returns slope and curvature of the objective on the way from one point to another."""
+    def corners(self, slope: Slope, prefer: Sequence[Coupling | None]) -> tuple[list[Coupling], Point]:
+        """Returns the cheapest vertices for several linear functions, as couplings and as one point.
+
+        Args:
+            slope: The functions.
+            prefer: Permutations to keep where they are optimal, as in `corner`.
+        """
+        costs = slope.even if slope.odd is None else slope.even - slope.odd.abs()
+        couplings = [couple(cost, *self._masses, kept) for cost, kept in zip(costs, prefer, strict=True)]
+        if slope.odd is not None:
+            signs = torch.where(slope.odd > 0, -1.0, 1.0).to(slope.odd)
+            couplings = [coupling.with_signs(sign) for coupling, sign in zip(couplings, signs, strict=True)]
+        if not all(coupling.is_permutation for coupling in couplings):
+            return couplings, Point.stacked([self.at(coupling) for coupling in couplings])
+        index = torch.stack([coupling.partners() for coupling in couplings])
+        plan = torch.zeros_like(costs).scatter_(2, index[:, :, None], 1.0 / max(index.shape[1], 1))
+        if slope.odd is None:
+            return couplings, self._point(None, plan, plan, index)
+        sign = torch.where(slope.odd.gather(2, index[:, :, None]) > 0, -1.0, 1.0).to(slope.odd)
+        return couplings, self._point(None, plan, plan * sign, index, sign)
+
+    def line(self, start: Point, end: Point) -> tuple[Float[Tensor, "*points"], Float[Tensor, "*points"]]:
+        """Returns slope and curvature of the objective on the way from one point to another, in double precision."""
         way = end.plan - start.plan
         signed_way = way if start.signed is start.plan else end.signed - start.signed
-        change = _lerp(start.forward, end.forward, 1.0, is_difference=True)
-        slope = _pair(self.linear, way, signed_way) - 2 * self.alpha * (
-            _pair(start.forward, way, signed_way) + _pair(change, start.plan, start.signed)
+        change = difference(start.forward, end.forward)
+        slope = pairing(self.linear, way, signed_way) - 2 * self.alpha * (
+            pairing(start.forward, way, signed_way) + pairing(change, start.plan, start.signed)
         )
-        return slope, -2 * self.alpha * _pair(change, way, signed_way)
+        return slope, -2 * self.alpha * pairing(change, way, signed_way)
 
-    def _point(self, coupling: Coupling | None, plan: Tensor, signed: Tensor) -> Point:
-        target, source = self.target_density, self.source_density
-        if self.signs is None:
-            forward = Slope(self._product(coupling, plan, target, source))
-            if self.is_symmetric or self.is_half:
-                return Point(coupling, plan, plan, forward, forward)
-            transposed = (target.transpose(1, 2), source.transpose(1, 2))
-            return Point(coupling, plan, plan, forward, Slope(self._product(coupling, plan, *transposed)))
-        rows, readers = self.signs.rows, self.signs.readers
-        forward = self._signed_product(plan, signed, target, source, rows, readers)
+    @functools.cached_property
+    def _masses(self) -> tuple[Tensor | None, Tensor | None]:
+        """The masses of both sides; None where they are uniform, so that it is found out once."""
+        return _unless_uniform(self.target_mass), _unless_uniform(self.source_mass)
+
+    def _point(
+        self,
+        coupling: Coupling | None,
+        plan: Tensor,
+        signed: Tensor,
+        index: Tensor | None = None,
+        sign: Tensor | None = None,
+    ) -> Point:
+        """Returns a point, or several; products with permutations are gathers: `index`, and `sign` as a column."""
+        forward = self._product(plan, signed, self._forward, index, sign)
         if self.is_symmetric or self.is_half:
             return Point(coupling, plan, signed, forward, forward)
-        transposed = (target.transpose(1, 2), source.transpose(1, 2))
-        return Point(coupling, plan, signed, forward, self._signed_product(plan, signed, *transposed, readers, rows))
+        return Point(coupling, plan, signed, forward, self._product(plan, signed, self._backward, index, sign))
 
-    def _product(self, coupling: Coupling | None, plan: Tensor, target: Tensor, source: Tensor) -> Float[Tensor, "m n"]:
-        # [s, m, n]: row j of Π Fᵀ gathers the columns of F that j is coupled with
-        carried = plan @ source.transpose(1, 2) if coupling is None else coupling.times_transposed(source)
-        return (target @ carried).sum(0)
+    @functools.cached_property
+    def _forward(self) -> _Side:
+        return self._side(self.target_density, self.source_density.transpose(1, 2), is_forward=True)
 
-    def _signed_product(
-        self, plan: Tensor, signed: Tensor, target: Tensor, source: Tensor, owners: Tensor, readers: Tensor
-    ) -> Slope:
+    @functools.cached_property
+    def _backward(self) -> _Side:
+        return self._side(self.target_density.transpose(1, 2), self.source_density, is_forward=False)
+
+    def _side(self, target: Tensor, source: Tensor, is_forward: bool) -> _Side:
+        count = target.shape[0]
+        owners, readers = [False] * count, [False] * count
+        if self.signs is not None:
+            owners, readers = self.signs.rows.tolist(), self.signs.readers.tolist()
+        # Rows that lie together are gathered several times faster than columns.
+        shares = (source / max(target.shape[1], 1)).contiguous()
+        return _Side(target, source, shares, *((owners, readers) if is_forward else (readers, owners)))
+
+    def _product(self, plan: Tensor, signed: Tensor, side: _Side, index: Tensor | None, sign: Tensor | None) -> Slope:
         """Returns ``Σ F_t Y F_sᵀ``, apart by whether the owning neuron changes sign; `Y` by whether the reading one."""
-        parts = [torch.zeros_like(plan), torch.zeros_like(plan)]
-        for target_slice, source_slice, owner, reader in zip(target, source, owners, readers, strict=True):
-            parts[int(owner)] += target_slice @ ((signed if reader else plan) @ source_slice.T)
-        return Slope(*parts)
+        parts: list[Tensor | None] = [None, None]
+        for place, (owner, reader) in enumerate(zip(side.owners, side.readers, strict=True)):
+            if index is None:
+                carried = (signed if reader else plan) @ side.source[place]
+            else:
+                carried = side.shares[place].index_select(0, index.reshape(-1)).reshape(plan.shape)
+                carried = carried if sign is None or not reader else carried * sign
+            product = side.target[place] @ carried
+            part = parts[int(owner)]
+            parts[int(owner)] = product if part is None else part.add_(product)
+        even, odd = (torch.zeros_like(plan) if part is None else part for part in parts)
+        return Slope(even, odd if self.has_signs else None)
 
     def _squares(self, density: Tensor, mass: Tensor) -> Tensor:
         return torch.einsum("j,sjk,k->", mass, density.square(), mass)
@@ -222,17 +241,8 @@ def _linear(target: NeuronMeasure, source: NeuronMeasure, dtype: torch.dtype) ->
     return Slope(cost + 2 * product, -2 * product)
 
 
-def _pair(slope: Slope, plan: Tensor, signed: Tensor) -> float:
-    value = float((slope.even * plan).sum())
-    return value if slope.odd is None else value + float((slope.odd * signed).sum())
-
-
-def _lerp(one: Slope, other: Slope, step: float, is_difference: bool = False) -> Slope:
-    def mix(a: Tensor, b: Tensor) -> Tensor:
-        return b - a if is_difference else torch.lerp(a, b, step)
-
-    odd = None if one.odd is None or other.odd is None else mix(one.odd, other.odd)
-    return Slope(mix(one.even, other.even), odd)
+def _unless_uniform(mass: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+    return None if torch.allclose(mass, uniform_mass(len(mass), mass), atol=0, rtol=1e-6) else mass
 
 
 def _density(measure: NeuronMeasure, target_size: int, dtype: torch.dtype) -> Float[Tensor, "s n n"]:

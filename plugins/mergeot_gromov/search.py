@@ -1,21 +1,33 @@
 """How a coupling is looked for: Frank-Wolfe, Bregman alternating projected gradient (BAPG), iterated assignments.
 
 Which finds what: BAPG finds a planted match through the most noise, Frank-Wolfe the lower objective on unrelated
-networks; so both are run from several starts, polished, and the best objective is kept.
+networks; so BAPG is tried first, and Frank-Wolfe from several starts where what it found is not clear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeot_gromov.pairwise import FusedGromov, Point, Slope
+from mergeot_gromov.pairwise import FusedGromov
+from mergeot_gromov.points import Point, Slope
 
 _BAPG_STEPS = 50
+# The plan's sum of squares, over that of a permutation: above the first, BAPG goes on only where a step adds the second
+# at least; above the last, the vertex next to the plan is the one that it would end at.
+_NEARLY, _GAINS, _DECIDED = 0.5, 0.01, 0.99
+# A Frank-Wolfe step that gains less than this many times the rounding error no longer changes the vertex next to it.
+_ROUNDED = 30
+# Numbers at most in a matrix of several points; beyond, products take the time, and side by side saves none.
+_NUMBERS = 2**18
+# Among so few neurons BAPG wanders on from vertex to vertex, and ends at better ones than where it first stays.
+_WANDERS = 32
+# A match is clear where this part of the neurons are each other's first choice; below a size, chance makes it so.
+_MUTUAL, _LEAST_SIZE = 0.95, 16
 # A regularisation below this changes nothing, and steps divided by it leave the range of single precision.
 _LEAST = 1e-12
 # How far from the uniform coupling random starts lie: at a vertex, the first gradient would say little.
@@ -24,15 +36,49 @@ _RANDOM_STEP = 0.3
 
 def frank_wolfe(problem: FusedGromov, start: Point, max_steps: int) -> Point:
     """Returns where Frank-Wolfe with exact line search ends; the objective never rises on the way."""
-    point = start
+    return frank_wolfe_from(problem, [start], max_steps)[0]
+
+
+def frank_wolfe_from(
+    problem: FusedGromov, starts: Sequence[Point], max_steps: int, is_rounded: bool = False
+) -> list[Point]:
+    """Returns where Frank-Wolfe ends from each of several starts, which go side by side: small groups take no longer.
+
+    Args:
+        problem: The objective.
+        starts: Any points.
+        max_steps: Steps at most of each.
+        is_rounded: Whether a permutation near the end is what is asked for, so that the last digits do not matter.
+    """
+    least = problem.slack * (_ROUNDED if is_rounded else 1)
+    ends = list(starts)
+    running = list(range(len(starts)))
+    points, couplings = Point.stacked(starts), [start.coupling for start in starts]
     for _ in range(max_steps):
-        end = problem.corner(problem.gradient(point), point.coupling)
-        slope, curvature = problem.line(point, end)
-        step = _best_step(slope, curvature)
-        if slope * step + curvature * step**2 >= -problem.slack:
-            break
-        point = point.mixed(end, step)
-    return point
+        corners, vertices = problem.corners(problem.gradient(points), couplings)
+        lines = zip(*(values.tolist() for values in problem.line(points, vertices)), strict=True)
+        steps = [(_best_step(slope, curvature), slope, curvature) for slope, curvature in lines]
+        goes_on = [slope * step + curvature * step**2 < -least for step, slope, curvature in steps]
+        for place, run in enumerate(running):
+            if not goes_on[place]:
+                ends[run] = points.single(place, couplings[place])
+        kept = [place for place, goes in enumerate(goes_on) if goes]
+        if not kept:
+            return ends
+        if len(kept) < len(running):
+            points, vertices = points.chosen(kept), vertices.chosen(kept)
+        running = [running[place] for place in kept]
+        sizes = [steps[place][0] for place in kept]
+        couplings = [corners[place] if step == 1.0 else None for place, step in zip(kept, sizes, strict=True)]
+        points = points.mixed(vertices, torch.tensor(sizes).to(points.plan)[:, None, None])
+    for place, run in enumerate(running):
+        ends[run] = points.single(place, couplings[place])
+    return ends
+
+
+def side_by_side(problem: FusedGromov) -> int:
+    """Returns how many starts go side by side: as many as are no more work for the memory than one of a wide group."""
+    return max(1, _NUMBERS // max(problem.linear.even.numel(), 1))
 
 
 def polish(problem: FusedGromov, start: Point, max_steps: int, needs_vertex: bool) -> Point:
@@ -74,17 +120,35 @@ def alternating_gradient(problem: FusedGromov, epsilon: float) -> Point:
         # One layer of the plan for each sign.
         logarithm = logarithm.repeat(2, 1, 1) - math.log(2.0)
     rate = 1.0 / (max(epsilon, _LEAST) * max(problem.scale, 1e-30))
-    point = problem.uniform()
+    point, decided = problem.uniform(), 0.0
     for _ in range(_BAPG_STEPS):
         logarithm = logarithm - rate * _layers(problem.gradient(point))
         logarithm = logarithm - torch.logsumexp(logarithm, (0, 2), keepdim=True) + log_target
         point = _between(problem, logarithm.exp())
         logarithm = logarithm - rate * _layers(problem.gradient(point))
         logarithm = logarithm - torch.logsumexp(logarithm, (0, 1), keepdim=True) + log_source
-        before, point = point, _between(problem, logarithm.exp())
-        if float((point.plan - before.plan).abs().sum()) < 1e-4:
+        point = _between(problem, logarithm.exp())
+        before, decided = decided, float(point.plan.square().sum()) * min(point.plan.shape)
+        settles = decided > _NEARLY and decided - before < _GAINS and min(point.plan.shape) > _WANDERS
+        if decided > _DECIDED or settles:
             break
     return point
+
+
+def is_clear(problem: FusedGromov, point: Point) -> bool:
+    """Whether a permutation is one that no other search would improve on: a planted one, or nearly.
+
+    So it is where, beside the others, nearly every neuron and its partner are each other's first choice. At the optimum
+    of unrelated networks, where neurons compete for their partners, that holds for three in four at most.
+    """
+    coupling = point.coupling
+    if coupling is None or not coupling.is_permutation or coupling.target_size < _LEAST_SIZE:
+        return False
+    slope = problem.gradient(point)
+    cost = slope.even if slope.odd is None else slope.even - slope.odd.abs()
+    partners, places = coupling.partners(), torch.arange(coupling.target_size, device=cost.device)
+    is_mutual = (cost.argmin(1) == partners) & (cost.argmin(0)[partners] == places)
+    return float(is_mutual.float().mean()) >= _MUTUAL
 
 
 def _layers(slope: Slope) -> Float[Tensor, "signs m n"]:
