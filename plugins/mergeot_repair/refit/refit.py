@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
-from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import Solution, Sums, joined
-from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.refit.samples import made_rows, read_rows, row_count, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
@@ -112,15 +112,18 @@ class _Refit:
         return products
 
     def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
-        pairs = []
-        for source in self.used:
-            run, state = self.source_runs[source][number], self.context.sources[source].state
-            values = run.values_of([linear_map.source, linear_map.output])
-            read, goals = values[linear_map.source], values[linear_map.output]
-            pairs.append(self._samples(linear_map, read, goals, state[linear_map.weight]))
-        inputs, outputs = (torch.cat(of_sources, 1) for of_sources in zip(*pairs, strict=True))
-        rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
-        products.add(inputs[rows], outputs[rows])
+        states = [self.context.sources[source].state for source in self.used]
+        columns = sum(rows_of(linear_map, state[linear_map.weight]).shape[1] for state in states)
+        read, made = [], []
+        rows = None
+        for source, state in zip(self.used, states, strict=True):
+            values = self.source_runs[source][number].values_of([linear_map.source, linear_map.output])
+            goals = values[linear_map.output]
+            if rows is None:
+                rows = self._chosen_rows(row_count(linear_map, goals), columns, _CHOICE_SAMPLES_PER_INPUT)
+            read.append(self._read(linear_map, state, values[linear_map.source], goals.shape, rows))
+            made.append(made_rows(linear_map, goals, rows))
+        products.add(torch.cat(read, 1), torch.cat(made, 1))
 
     def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
@@ -130,19 +133,16 @@ class _Refit:
         return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
     def _fit(self, linear_map: LinearMap) -> None:
-        weight = self.state[linear_map.weight]
-        outputs, inputs = rows_of(linear_map, weight).shape
+        outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
         sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
         other = linear_map.added[1] if linear_map.added is not None and self._is_ready(linear_map.added[1]) else None
         for number, run in enumerate(self.runs):
             values = run.values_of([linear_map.source, *([other] if other is not None else [])])
-            target = self._target(linear_map, number, other)
+            shape, rows, goals = self._target(linear_map, number, other)
             if other is not None:
-                target = target - taken_back(values[other], [self.nodes[name] for name in linear_map.path])
-            read, goals = self._samples(linear_map, values[linear_map.source], target, weight)
-            rows = self._chosen_rows(len(read), inputs, _SAMPLES_PER_INPUT)
-            inputs_by_group = read[rows].chunk(linear_map.groups, 1)
-            goals_by_group = goals[rows].chunk(linear_map.groups, 1)
+                goals = goals - made_rows(linear_map, self._taken_back(linear_map, run, values[other]), rows)
+            read = self._read(linear_map, self.state, values[linear_map.source], shape, rows)
+            inputs_by_group, goals_by_group = (part.chunk(linear_map.groups, 1) for part in (read, goals))
             for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
                 of_group.add(group_inputs, group_goals)
             run.settle()
@@ -159,31 +159,51 @@ class _Refit:
                 waiting += node.all_input_nodes
         return not needed & self.waiting
 
-    def _target(self, linear_map: LinearMap, number: int, other: str | None) -> Tensor:
-        """Returns what the map is to make, or the stream that it is added to."""
-        axis, targets = linear_map.values_axis, []
+    def _target(
+        self, linear_map: LinearMap, number: int, other: str | None
+    ) -> tuple[torch.Size, Int[Tensor, " sample"], Float[Tensor, "samples outputs"]]:
+        """Returns the shape of what the map makes, the rows that are fitted to, and what they are to be.
+
+        That is what the map is to make, or the stream that it is added to.
+        """
+        shape, rows, targets = torch.Size(), None, []
         for source in self.used:
             run = self.source_runs[source][number]
             values = run.values_of([linear_map.output, *([other] if other is not None else [])])
             output = values[linear_map.output]
+            if rows is None:
+                shape, columns = output.shape, rows_of(linear_map, self.state[linear_map.weight]).shape[1]
+                rows = self._chosen_rows(row_count(linear_map, output), columns, _SAMPLES_PER_INPUT)
+            target = made_rows(linear_map, output, rows)
             if other is not None:
-                output = output + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
-            targets.append(output)
+                target = target + made_rows(linear_map, self._taken_back(linear_map, run, values[other]), rows)
+            targets.append(target)
             run.settle()
-        rows = self.selection.rows(linear_map.weight)
-        if rows is not None:
-            return torch.cat(targets, axis).index_select(axis, rows)
+        assert rows is not None
+        chosen = self.selection.rows(linear_map.weight)
+        if chosen is not None:
+            return shape, rows, torch.cat(targets, 1)[:, chosen]
         targets = [
             self.context.model_weights[source]
-            * self.context.sources[source].in_fused_order(output, axis, linear_map.weight, linear_map.output_axis)
-            for source, output in zip(self.used, targets, strict=True)
+            * self.context.sources[source].in_fused_order(target, 1, linear_map.weight, linear_map.output_axis)
+            for source, target in zip(self.used, targets, strict=True)
         ]
-        return torch.stack(targets).sum(0)
+        return shape, rows, torch.stack(targets).sum(0)
 
-    def _samples(
-        self, linear_map: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
-    ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
-        return regression_rows(linear_map, weight, named_arguments(self.nodes[linear_map.node]), values, targets)
+    def _taken_back(self, linear_map: LinearMap, run: StagedRun, stream: Tensor) -> Tensor:
+        """Returns a stream as it would stand before the movements between a map and its sum with the stream."""
+        return taken_back(stream, [run.nodes[name] for name in linear_map.path])
+
+    def _read(
+        self,
+        linear_map: LinearMap,
+        state: Mapping[str, Tensor],
+        values: Tensor,
+        shape: torch.Size,
+        rows: Int[Tensor, " sample"],
+    ) -> Float[Tensor, "samples inputs"]:
+        arguments = named_arguments(self.nodes[linear_map.node])
+        return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
 
     def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
         most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +20,7 @@ def regression_rows(
     """Returns what a map reads and what it is to make, a row per sample or place.
 
     Args:
-        one: The map.
+        linear_map: The map.
         weight: Its weight in the network at hand.
         arguments: Of its operation, by name.
         values: What it reads.
@@ -29,10 +29,49 @@ def regression_rows(
     Returns:
         Inputs, of all groups of channels one after the other, and targets.
     """
+    every = torch.arange(row_count(linear_map, targets))
+    rows = read_rows(linear_map, weight, arguments, values, every, targets.shape)
+    return rows, made_rows(linear_map, targets, every)
+
+
+def row_count(linear_map: LinearMap, made: Tensor) -> int:
+    """Returns how many samples or places there are in what a map makes."""
+    return made.numel() // made.shape[linear_map.values_axis]
+
+
+def made_rows(linear_map: LinearMap, made: Tensor, rows: Int[Tensor, " sample"]) -> Float[Tensor, "samples outputs"]:
+    """Returns some rows of what a map makes."""
     if linear_map.kind == LINEAR:
-        return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    rows = _patches(linear_map, values, weight, arguments)
-    return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
+        return made.reshape(-1, made.shape[-1])[rows]
+    return made.movedim(1, -1)[_places(rows, made.shape)]
+
+
+def read_rows(
+    linear_map: LinearMap,
+    weight: Tensor,
+    arguments: Mapping[str, Any],
+    values: Tensor,
+    rows: Int[Tensor, " sample"],
+    made: torch.Size,
+) -> Float[Tensor, "samples inputs"]:
+    """Returns what some rows of what a map makes are made of.
+
+    Args:
+        linear_map: The map.
+        weight: Its weight in the network at hand.
+        arguments: Of its operation, by name.
+        values: What it reads.
+        rows: The rows.
+        made: Shape of what it makes.
+    """
+    if linear_map.kind == LINEAR:
+        return values.reshape(-1, values.shape[-1])[rows]
+    return _patches(linear_map, values, weight, arguments, _places(rows, made))
+
+
+def _places(rows: Int[Tensor, " sample"], made: torch.Size) -> tuple[Int[Tensor, " sample"], ...]:
+    """Returns the sample, and the place along each axis, of each row."""
+    return torch.unravel_index(rows, (made[0], *made[2:]))
 
 
 def rows_of(linear_map: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
@@ -51,9 +90,13 @@ def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like
 
 
 def _patches(
-    linear_map: LinearMap, values: Tensor, weight: Tensor, arguments: Mapping[str, Any]
+    linear_map: LinearMap,
+    values: Tensor,
+    weight: Tensor,
+    arguments: Mapping[str, Any],
+    places: Sequence[Int[Tensor, " sample"]],
 ) -> Float[Tensor, "samples inputs"]:
-    """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
+    """Returns what some places of a convolution's result read, for one, two or three dimensions."""
     count = weight.ndim - 2
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
@@ -67,12 +110,14 @@ def _patches(
         ]
         values, stride = _spread(values, stride), [1] * count
     padded = functional.pad(values, list(itertools.chain.from_iterable(reversed(sides))))
-    for axis in range(count):
-        padded = padded.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]
-    # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]
-    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
-    taps = torch.Size(kernel).numel()
-    return padded.permute(order).reshape(-1, values.shape[1] * taps)
+    # Places overlap: only those that are wanted are written out, from where all channels of a place stand together.
+    sample, *along = places
+    first, taps = sample, torch.zeros(1, dtype=torch.long)
+    for axis, size in enumerate(padded.shape[2:]):
+        first = first * size + along[axis] * stride[axis]
+        taps = (taps[:, None] * size + torch.arange(kernel[axis]) * dilation[axis]).flatten()
+    by_place = padded.movedim(1, -1).reshape(-1, padded.shape[1])
+    return by_place[first[:, None] + taps].transpose(1, 2).flatten(1)
 
 
 def _padding(padding: object, reach: Sequence[int]) -> list[tuple[int, int]]:
