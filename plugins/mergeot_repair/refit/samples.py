@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
 
@@ -109,15 +107,23 @@ def _patches(
             (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
         ]
         values, stride = _spread(values, stride), [1] * count
-    padded = functional.pad(values, list(itertools.chain.from_iterable(reversed(sides))))
-    # Places overlap: only those that are wanted are written out, from where all channels of a place stand together.
     sample, *along = places
-    first, taps = sample, torch.zeros(1, dtype=torch.long)
-    for axis, size in enumerate(padded.shape[2:]):
-        first = first * size + along[axis] * stride[axis]
-        taps = (taps[:, None] * size + torch.arange(kernel[axis]) * dilation[axis]).flatten()
-    by_place = padded.movedim(1, -1).reshape(-1, padded.shape[1])
-    return by_place[first[:, None] + taps].transpose(1, 2).flatten(1)
+    index, is_inside = [sample[:, None]], torch.ones(1, 1, dtype=torch.bool)
+    for axis, size in enumerate(values.shape[2:]):
+        taps = (torch.arange(kernel[axis]) * dilation[axis] - sides[axis][0]).reshape(
+            [-1 if other == axis else 1 for other in range(count)]
+        )
+        place = along[axis][:, None] * stride[axis] + taps.expand(kernel).flatten()
+        is_inside = is_inside & (place >= 0) & (place < size)
+        index.append(place.clamp(0, size - 1))
+    # Of few places each is read where it stands; many are faster to read where all channels of one stand together.
+    by_place = values.movedim(1, -1)
+    if index[-1].numel() > values[:, 0].numel():
+        by_place = by_place.contiguous()
+    read = by_place[tuple(index)]
+    if not bool(is_inside.all()):
+        read[~is_inside] = 0
+    return read.transpose(1, 2).flatten(1)
 
 
 def _padding(padding: object, reach: Sequence[int]) -> list[tuple[int, int]]:
