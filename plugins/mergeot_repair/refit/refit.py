@@ -32,7 +32,7 @@ class RefitRepair(AbstractRepair):
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
-    pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind
+    pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm behind
     a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
     sources have in the mean, less what the fused model adds it to.
 
@@ -114,15 +114,15 @@ class _Refit:
     def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
         states = [self.context.sources[source].state for source in self.used]
         columns = sum(rows_of(linear_map, state[linear_map.weight]).shape[1] for state in states)
-        read, made = [], []
-        rows = None
-        for source, state in zip(self.used, states, strict=True):
-            values = self.source_runs[source][number].values_of([linear_map.source, linear_map.output])
-            goals = values[linear_map.output]
-            if rows is None:
-                rows = self._chosen_rows(row_count(linear_map, goals), columns, _CHOICE_SAMPLES_PER_INPUT)
-            read.append(self._read(linear_map, state, values[linear_map.source], goals.shape, rows))
-            made.append(made_rows(linear_map, goals, rows))
+        runs = [self.source_runs[source][number] for source in self.used]
+        values = [run.values_of([linear_map.source, linear_map.output]) for run in runs]
+        goals = [of_source[linear_map.output] for of_source in values]
+        rows = self._chosen_rows(row_count(linear_map, goals[0]), columns, _CHOICE_SAMPLES_PER_INPUT)
+        read = [
+            self._read(linear_map, state, of_source[linear_map.source], goals[0].shape, rows)
+            for state, of_source in zip(states, values, strict=True)
+        ]
+        made = [made_rows(linear_map, of_source, rows) for of_source in goals]
         products.add(torch.cat(read, 1), torch.cat(made, 1))
 
     def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
@@ -166,20 +166,19 @@ class _Refit:
 
         That is what the map is to make, or the stream that it is added to.
         """
-        shape, rows, targets = torch.Size(), None, []
+        made = []
         for source in self.used:
             run = self.source_runs[source][number]
             values = run.values_of([linear_map.output, *([other] if other is not None else [])])
-            output = values[linear_map.output]
-            if rows is None:
-                shape, columns = output.shape, rows_of(linear_map, self.state[linear_map.weight]).shape[1]
-                rows = self._chosen_rows(row_count(linear_map, output), columns, _SAMPLES_PER_INPUT)
-            target = made_rows(linear_map, output, rows)
-            if other is not None:
-                target = target + made_rows(linear_map, self._taken_back(linear_map, run, values[other]), rows)
-            targets.append(target)
+            streams = [] if other is None else [self._taken_back(linear_map, run, values[other])]
+            made.append([values[linear_map.output], *streams])
             run.settle()
-        assert rows is not None
+        shape, columns = made[0][0].shape, rows_of(linear_map, self.state[linear_map.weight]).shape[1]
+        rows = self._chosen_rows(row_count(linear_map, made[0][0]), columns, _SAMPLES_PER_INPUT)
+        targets = []
+        for output, *streams in made:
+            target = made_rows(linear_map, output, rows)
+            targets.append(target + made_rows(linear_map, streams[0], rows) if streams else target)
         chosen = self.selection.rows(linear_map.weight)
         if chosen is not None:
             return shape, rows, torch.cat(targets, 1)[:, chosen]
