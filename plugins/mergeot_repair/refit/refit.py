@@ -32,9 +32,9 @@ class RefitRepair(AbstractRepair):
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
-    pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm behind
-    a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
-    sources have in the mean, less what the fused model adds it to.
+    pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
+    behind a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that
+    the sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
     Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
