@@ -22,6 +22,8 @@ from mergeot_repair.refit.selection import Selection
 _SAMPLES_PER_INPUT = 60
 _LEAST_SAMPLES = 20_000
 _CHOICE_SAMPLES_PER_INPUT = 4
+# The control fits what a network makes to itself: a share of the samples shows whether that changes it.
+_CONTROL_SHARE = 10
 
 
 class RefitRepair(AbstractRepair):
@@ -50,15 +52,20 @@ class RefitRepair(AbstractRepair):
             DataError: The procedure changes an untouched source, which is its control.
         """
         check_statistics(context, "refit", least_shift=SHIFTED)
-        check_control(context, "refit", lambda control: _Refit(control).run())
+        check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
         return _Refit(context).run()
 
 
 class _Refit:
-    """One pass over the maps of a fused model."""
+    """One pass over the maps of a fused model.
 
-    def __init__(self, context: RepairContext) -> None:
-        self.context = context
+    Args:
+        context: Of the repair.
+        share: One in so many of the samples that a fit takes is taken.
+    """
+
+    def __init__(self, context: RepairContext, share: int = 1) -> None:
+        self.context, self.share = context, share
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
@@ -205,7 +212,7 @@ class _Refit:
         return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
 
     def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
-        most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
+        most = max(_LEAST_SAMPLES, per_input * inputs) // (len(self.runs) * self.share)
         return torch.randperm(count, generator=self.generator)[:most]
 
     def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:
