@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,8 +17,11 @@ _TOLERATED = 0.02
 _TOLERATED_STATISTICS = 0.10
 # Means of the calibration data that are so many deviations from those that a source remembers belong to other data.
 SHIFTED = 0.5
-# A few batches tell whether the procedure is sound; the control must not cost as much as the repair.
-_BATCHES = 4
+# A few batches tell whether the procedure is sound; the control must not cost as much as the repair. They are too few
+# for a choice among strengths of a pull, so none is made.
+_BATCHES = 2
+# So many inputs tell what the statistics of the data are.
+_INPUTS_FOR_STATISTICS = 1_000
 
 
 def check_control(
@@ -73,14 +76,25 @@ def check_statistics(context: RepairContext, name: str, least_shift: float = 0.0
     before, own = context.instance(state), context.instance(state)
     if not norms_of(own):
         return
-    after = context.instance(reestimated(own, context.batches))
-    changed, total = changed_predictions(before, after, context.batches)
+    batches = list(_first(context.batches, _INPUTS_FOR_STATISTICS))
+    after = context.instance(reestimated(own, batches))
+    changed, total = changed_predictions(before, after, batches)
     if changed > _TOLERATED_STATISTICS * total and _shift(before, after) >= least_shift:
         raise DataError(
             f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions: the "
             "calibration data do not look like what the sources were trained on. Give inputs with the sources' own "
             "preprocessing, and more of them (--calibration-size)."
         )
+
+
+def _first(batches: Iterable[tuple[Tensor, ...]], most: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yields batches until they hold `most` inputs."""
+    count = 0
+    for inputs in batches:
+        yield inputs
+        count += len(inputs[0])
+        if count >= most:
+            return
 
 
 def _shift(before: nn.Module, after: nn.Module) -> float:

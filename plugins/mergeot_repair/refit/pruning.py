@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mergekit_ot import Progress
+from mergeot_repair.refit.grams import add_gram, centred, inverse_of, mirrored
 
 # Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
 PULL, PULL_OF_STATES = 1e-3, 1e-5
 # Drops of an elimination: so many at least, each of neurons of one group and source only.
 _STEPS = 128
+# Inputs dropped before the inverse of a regression is changed, and the share of neurons left at which it is made
+# smaller.
+_TOGETHER, _FULL = 128, 0.9
 
 
 class Products:
@@ -32,24 +36,31 @@ class Products:
         """Adds a batch."""
         ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
         rows, results = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
-        products = [(rows.T @ rows).double(), (rows.T @ results).double(), (results.T @ results).double()]
-        self.sums = [a + b for a, b in zip(self.sums, products, strict=True)] if self.sums else products
+        if not self.sums:
+            width, height = rows.shape[1], results.shape[1]
+            shapes = ((width, width), (width, height), (height, height))
+            self.sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        gram, cross, square = self.sums
+        add_gram(gram, rows)
+        cross += rows.T @ results
+        add_gram(square, results)
 
     def towards(
         self, goals: Float[Tensor, "outputs goals"]
     ) -> tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs goals"], float]:
         """Returns the products of a regression of some goals, sums of outputs, and the goals' length."""
-        gram, cross, square = self.sums
-        count, means, heights = gram[-1, -1], gram[-1, :-1], square[-1, :-1]
+        gram, cross, square = mirrored(self.sums[0]), self.sums[1].clone(), mirrored(self.sums[2])
+        count, totals, heights = float(gram[-1, -1]), gram[-1, :-1], square[-1, :-1]
         gram, cross, square = gram[:-1, :-1], cross[:-1, :-1], square[:-1, :-1]
         if self.has_shift:
-            gram = gram - torch.outer(means, means) / count
-            cross = cross - torch.outer(means, heights) / count
-            square = square - torch.outer(heights, heights) / count
-        pull = self.pull * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+            means = totals / count, heights / count
+            gram = centred(gram, (totals, totals), (means[0], means[0]), count)
+            cross = centred(cross, (totals, heights), means, count)
+            square = centred(square, (heights, heights), (means[1], means[1]), count)
+        gram.diagonal().add_(self.pull * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
         goals = goals.double()
         size = float(((square @ goals) * goals).sum().clamp_min(torch.finfo(torch.float64).tiny))
-        return gram + pull * torch.eye(len(gram), dtype=gram.dtype), cross @ goals, size**0.5
+        return gram, cross @ goals, size**0.5
 
 
 class Regression:
@@ -70,36 +81,80 @@ class Regression:
         made: Int[Tensor, " goal"] | None = None,
     ) -> None:
         gram, cross, self.length = products.towards(goals)
-        self.neurons, self.made = neurons, made
+        # Of what was dropped the number is -1 until the matrices are made smaller.
+        self.neurons, self.made = neurons.clone(), None if made is None else made.clone()
         self.taps = len(gram) // len(neurons)
-        self.inverse = torch.linalg.inv(gram)
+        inverse = inverse_of(gram)
         # In units of the goals' length, so that losses of several maps can be added.
-        self.weights = self.inverse @ cross / self.length
+        self.weights = inverse @ cross / self.length
+        count = len(neurons)
+        places = torch.arange(count)
+        self._blocks = inverse.reshape(count, self.taps, count, self.taps)[places, :, places, :]
+        self._hold(inverse, _TOGETHER)
+
+    def _hold(self, inverse: Float[Tensor, "inputs inputs"], most: int) -> None:
+        """Takes over an inverse in force, with room for changes by `most` inputs."""
+        self.inverse, self._updates, self._width = inverse, inverse.new_empty(len(inverse), most), 0
 
     def losses(self) -> Float[Tensor, " neuron"]:
         """Returns what the squared error grows by without each neuron, as a share of the goals."""
-        count = len(self.neurons)
-        places = torch.arange(count)
-        blocks = self.inverse.reshape(count, self.taps, count, self.taps)[places, :, places, :]
-        weights = self.weights.reshape(count, self.taps, -1)
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        weights = self.weights.reshape(len(self.neurons), self.taps, -1)
+        solved = torch.linalg.solve(self._blocks, weights @ weights.mT)
+        return solved.diagonal(dim1=1, dim2=2).sum(1)
 
     def drop(self, neurons: Int[Tensor, " dropped"]) -> bool:
         """Takes neurons out, and returns whether the map reads or makes any of them."""
         is_less = False
         if self.made is not None:
-            is_made = ~torch.isin(self.made, neurons)
-            is_less = not bool(is_made.all())
-            self.weights, self.made = self.weights[:, is_made], self.made[is_made]
+            is_gone = torch.isin(self.made, neurons)
+            is_less = bool(is_gone.any())
+            if is_less:
+                self.weights[:, is_gone] = 0
+                self.made[is_gone] = -1
         is_gone = torch.isin(self.neurons, neurons)
         if not bool(is_gone.any()):
             return is_less
-        gone, kept = (self._columns(mask.nonzero()[:, 0]) for mask in (is_gone, ~is_gone))
-        inner, outer = self.inverse[gone][:, gone], self.inverse[kept][:, gone]
-        self.weights = self.weights[kept] - outer @ torch.linalg.solve(inner, self.weights[gone])
-        self.inverse = self.inverse[kept][:, kept] - outer @ torch.linalg.solve(inner, outer.T)
-        self.neurons = self.neurons[~is_gone]
+        if self._width + int(is_gone.sum()) * self.taps > self._updates.shape[1]:
+            self._settle(int(is_gone.sum()) * self.taps)
+            is_gone = torch.isin(self.neurons, neurons)
+        self._take_out(is_gone)
+        self.neurons[is_gone] = -1
+        # A loss of nothing, of which no block is singular.
+        self._blocks[is_gone] = torch.eye(self.taps, dtype=self._blocks.dtype)
         return True
+
+    def _take_out(self, is_gone: Bool[Tensor, " neuron"]) -> None:
+        """Takes neurons out of the weights, and notes what that does to the inverse, which is changed by many at once.
+
+        A change is the product of a narrow matrix with itself; reading and writing the whole inverse takes longer than
+        to multiply it.
+        """
+        gone = self._columns(is_gone.nonzero()[:, 0])
+        noted = self._updates[:, : self._width]
+        outer = self.inverse[gone].T - noted @ noted[gone].T
+        factor = torch.linalg.cholesky(outer[gone])
+        outer[self._columns((self.neurons < 0).nonzero()[:, 0])] = 0
+        update = torch.linalg.solve_triangular(factor, outer.T, upper=False).T
+        self.weights -= update @ torch.linalg.solve_triangular(factor, self.weights[gone], upper=False)
+        self.weights[gone] = 0
+        rows = update.reshape(len(self.neurons), self.taps, -1)
+        self._blocks -= rows @ rows.mT
+        self._updates[:, self._width : self._width + len(gone)] = update
+        self._width += len(gone)
+
+    def _settle(self, least: int) -> None:
+        """Changes the inverse as was noted, and lets go of what was dropped; makes room for `least` inputs."""
+        noted = self._updates[:, : self._width]
+        self.inverse.addmm_(noted, noted.T, alpha=-1)
+        is_left = self.neurons >= 0
+        inverse = self.inverse
+        if int(is_left.sum()) < _FULL * len(is_left):
+            columns = self._columns(is_left.nonzero()[:, 0])
+            inverse, self.weights = inverse[columns][:, columns], self.weights[columns]
+            self.neurons, self._blocks = self.neurons[is_left], self._blocks[is_left]
+            if self.made is not None:
+                self.weights, self.made = self.weights[:, self.made >= 0], self.made[self.made >= 0]
+        self._hold(inverse, max(_TOGETHER, least))
 
     def rows(
         self, order: Int[Tensor, " neuron"], made: Int[Tensor, " goal"] | None = None, repeats: int = 1
@@ -169,7 +224,8 @@ def _total(
     """Returns what all regressions together lose with each of `count` neurons."""
     total = torch.zeros(count, dtype=torch.float64)
     for regression, loss in zip(regressions, losses, strict=True):
-        total.index_add_(0, regression.neurons, loss)
+        is_left = regression.neurons >= 0
+        total.index_add_(0, regression.neurons[is_left], loss[is_left])
     return total
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
-from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import Solution, Sums, joined
-from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.refit.samples import made_rows, read_rows, row_count, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 
 # Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
 _SAMPLES_PER_INPUT = 60
 _LEAST_SAMPLES = 20_000
 _CHOICE_SAMPLES_PER_INPUT = 4
+# The control fits what a network makes to itself: a share of the samples shows whether that changes it.
+_CONTROL_SHARE = 10
 
 
 class RefitRepair(AbstractRepair):
@@ -32,9 +34,9 @@ class RefitRepair(AbstractRepair):
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
-    pulled towards the weights that the sources have there, by as much as cross-validation asks for. A BatchNorm behind
-    a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that the
-    sources have in the mean, less what the fused model adds it to.
+    pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
+    behind a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that
+    the sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
     Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
@@ -50,15 +52,20 @@ class RefitRepair(AbstractRepair):
             DataError: The procedure changes an untouched source, which is its control.
         """
         check_statistics(context, "refit", least_shift=SHIFTED)
-        check_control(context, "refit", lambda control: _Refit(control).run())
+        check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
         return _Refit(context).run()
 
 
 class _Refit:
-    """One pass over the maps of a fused model."""
+    """One pass over the maps of a fused model.
 
-    def __init__(self, context: RepairContext) -> None:
-        self.context = context
+    Args:
+        context: Of the repair.
+        share: One in so many of the samples that a fit takes is taken.
+    """
+
+    def __init__(self, context: RepairContext, share: int = 1) -> None:
+        self.context, self.share = context, share
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
@@ -112,15 +119,18 @@ class _Refit:
         return products
 
     def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
-        pairs = []
-        for source in self.used:
-            run, state = self.source_runs[source][number], self.context.sources[source].state
-            values = run.values_of([linear_map.source, linear_map.output])
-            read, goals = values[linear_map.source], values[linear_map.output]
-            pairs.append(self._samples(linear_map, read, goals, state[linear_map.weight]))
-        inputs, outputs = (torch.cat(of_sources, 1) for of_sources in zip(*pairs, strict=True))
-        rows = self._chosen_rows(len(inputs), inputs.shape[1], _CHOICE_SAMPLES_PER_INPUT)
-        products.add(inputs[rows], outputs[rows])
+        states = [self.context.sources[source].state for source in self.used]
+        columns = sum(rows_of(linear_map, state[linear_map.weight]).shape[1] for state in states)
+        runs = [self.source_runs[source][number] for source in self.used]
+        values = [run.values_of([linear_map.source, linear_map.output]) for run in runs]
+        goals = [of_source[linear_map.output] for of_source in values]
+        rows = self._chosen_rows(row_count(linear_map, goals[0]), columns, _CHOICE_SAMPLES_PER_INPUT)
+        read = [
+            self._read(linear_map, state, of_source[linear_map.source], goals[0].shape, rows)
+            for state, of_source in zip(states, values, strict=True)
+        ]
+        made = [made_rows(linear_map, of_source, rows) for of_source in goals]
+        products.add(torch.cat(read, 1), torch.cat(made, 1))
 
     def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
@@ -130,19 +140,16 @@ class _Refit:
         return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
     def _fit(self, linear_map: LinearMap) -> None:
-        weight = self.state[linear_map.weight]
-        outputs, inputs = rows_of(linear_map, weight).shape
+        outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
         sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
         other = linear_map.added[1] if linear_map.added is not None and self._is_ready(linear_map.added[1]) else None
         for number, run in enumerate(self.runs):
             values = run.values_of([linear_map.source, *([other] if other is not None else [])])
-            target = self._target(linear_map, number, other)
+            shape, rows, goals = self._target(linear_map, number, other)
             if other is not None:
-                target = target - taken_back(values[other], [self.nodes[name] for name in linear_map.path])
-            read, goals = self._samples(linear_map, values[linear_map.source], target, weight)
-            rows = self._chosen_rows(len(read), inputs, _SAMPLES_PER_INPUT)
-            inputs_by_group = read[rows].chunk(linear_map.groups, 1)
-            goals_by_group = goals[rows].chunk(linear_map.groups, 1)
+                goals = goals - made_rows(linear_map, self._taken_back(linear_map, run, values[other]), rows)
+            read = self._read(linear_map, self.state, values[linear_map.source], shape, rows)
+            inputs_by_group, goals_by_group = (part.chunk(linear_map.groups, 1) for part in (read, goals))
             for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
                 of_group.add(group_inputs, group_goals)
             run.settle()
@@ -159,34 +166,53 @@ class _Refit:
                 waiting += node.all_input_nodes
         return not needed & self.waiting
 
-    def _target(self, linear_map: LinearMap, number: int, other: str | None) -> Tensor:
-        """Returns what the map is to make, or the stream that it is added to."""
-        axis, targets = linear_map.values_axis, []
+    def _target(
+        self, linear_map: LinearMap, number: int, other: str | None
+    ) -> tuple[torch.Size, Int[Tensor, " sample"], Float[Tensor, "samples outputs"]]:
+        """Returns the shape of what the map makes, the rows that are fitted to, and what they are to be.
+
+        That is what the map is to make, or the stream that it is added to.
+        """
+        made = []
         for source in self.used:
             run = self.source_runs[source][number]
             values = run.values_of([linear_map.output, *([other] if other is not None else [])])
-            output = values[linear_map.output]
-            if other is not None:
-                output = output + taken_back(values[other], [run.nodes[name] for name in linear_map.path])
-            targets.append(output)
+            streams = [] if other is None else [self._taken_back(linear_map, run, values[other])]
+            made.append([values[linear_map.output], *streams])
             run.settle()
-        rows = self.selection.rows(linear_map.weight)
-        if rows is not None:
-            return torch.cat(targets, axis).index_select(axis, rows)
+        shape, columns = made[0][0].shape, rows_of(linear_map, self.state[linear_map.weight]).shape[1]
+        rows = self._chosen_rows(row_count(linear_map, made[0][0]), columns, _SAMPLES_PER_INPUT)
+        targets = []
+        for output, *streams in made:
+            target = made_rows(linear_map, output, rows)
+            targets.append(target + made_rows(linear_map, streams[0], rows) if streams else target)
+        chosen = self.selection.rows(linear_map.weight)
+        if chosen is not None:
+            return shape, rows, torch.cat(targets, 1)[:, chosen]
         targets = [
             self.context.model_weights[source]
-            * self.context.sources[source].in_fused_order(output, axis, linear_map.weight, linear_map.output_axis)
-            for source, output in zip(self.used, targets, strict=True)
+            * self.context.sources[source].in_fused_order(target, 1, linear_map.weight, linear_map.output_axis)
+            for source, target in zip(self.used, targets, strict=True)
         ]
-        return torch.stack(targets).sum(0)
+        return shape, rows, torch.stack(targets).sum(0)
 
-    def _samples(
-        self, linear_map: LinearMap, values: Tensor, targets: Tensor, weight: Tensor
-    ) -> tuple[Float[Tensor, "samples inputs"], Float[Tensor, "samples outputs"]]:
-        return regression_rows(linear_map, weight, named_arguments(self.nodes[linear_map.node]), values, targets)
+    def _taken_back(self, linear_map: LinearMap, run: StagedRun, stream: Tensor) -> Tensor:
+        """Returns a stream as it would stand before the movements between a map and its sum with the stream."""
+        return taken_back(stream, [run.nodes[name] for name in linear_map.path])
+
+    def _read(
+        self,
+        linear_map: LinearMap,
+        state: Mapping[str, Tensor],
+        values: Tensor,
+        shape: torch.Size,
+        rows: Int[Tensor, " sample"],
+    ) -> Float[Tensor, "samples inputs"]:
+        arguments = named_arguments(self.nodes[linear_map.node])
+        return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
 
     def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
-        most = max(_LEAST_SAMPLES, per_input * inputs) // len(self.runs)
+        most = max(_LEAST_SAMPLES, per_input * inputs) // (len(self.runs) * self.share)
         return torch.randperm(count, generator=self.generator)[:most]
 
     def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:

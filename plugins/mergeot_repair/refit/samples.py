@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
 
@@ -20,7 +18,7 @@ def regression_rows(
     """Returns what a map reads and what it is to make, a row per sample or place.
 
     Args:
-        one: The map.
+        linear_map: The map.
         weight: Its weight in the network at hand.
         arguments: Of its operation, by name.
         values: What it reads.
@@ -29,10 +27,49 @@ def regression_rows(
     Returns:
         Inputs, of all groups of channels one after the other, and targets.
     """
+    every = torch.arange(row_count(linear_map, targets))
+    rows = read_rows(linear_map, weight, arguments, values, every, targets.shape)
+    return rows, made_rows(linear_map, targets, every)
+
+
+def row_count(linear_map: LinearMap, made: Tensor) -> int:
+    """Returns how many samples or places there are in what a map makes."""
+    return made.numel() // made.shape[linear_map.values_axis]
+
+
+def made_rows(linear_map: LinearMap, made: Tensor, rows: Int[Tensor, " sample"]) -> Float[Tensor, "samples outputs"]:
+    """Returns some rows of what a map makes."""
     if linear_map.kind == LINEAR:
-        return values.reshape(-1, values.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    rows = _patches(linear_map, values, weight, arguments)
-    return rows, targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1])
+        return made.reshape(-1, made.shape[-1])[rows]
+    return made.movedim(1, -1)[_places(rows, made.shape)]
+
+
+def read_rows(
+    linear_map: LinearMap,
+    weight: Tensor,
+    arguments: Mapping[str, Any],
+    values: Tensor,
+    rows: Int[Tensor, " sample"],
+    made: torch.Size,
+) -> Float[Tensor, "samples inputs"]:
+    """Returns what some rows of what a map makes are made of.
+
+    Args:
+        linear_map: The map.
+        weight: Its weight in the network at hand.
+        arguments: Of its operation, by name.
+        values: What it reads.
+        rows: The rows.
+        made: Shape of what it makes.
+    """
+    if linear_map.kind == LINEAR:
+        return values.reshape(-1, values.shape[-1])[rows]
+    return _patches(linear_map, values, weight, arguments, _places(rows, made))
+
+
+def _places(rows: Int[Tensor, " sample"], made: torch.Size) -> tuple[Int[Tensor, " sample"], ...]:
+    """Returns the sample, and the place along each axis, of each row."""
+    return torch.unravel_index(rows, (made[0], *made[2:]))
 
 
 def rows_of(linear_map: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
@@ -51,9 +88,13 @@ def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like
 
 
 def _patches(
-    linear_map: LinearMap, values: Tensor, weight: Tensor, arguments: Mapping[str, Any]
+    linear_map: LinearMap,
+    values: Tensor,
+    weight: Tensor,
+    arguments: Mapping[str, Any],
+    places: Sequence[Int[Tensor, " sample"]],
 ) -> Float[Tensor, "samples inputs"]:
-    """Returns what each place of a convolution's result reads, for one, two or three dimensions."""
+    """Returns what some places of a convolution's result read, for one, two or three dimensions."""
     count = weight.ndim - 2
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
@@ -66,13 +107,23 @@ def _patches(
             (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
         ]
         values, stride = _spread(values, stride), [1] * count
-    padded = functional.pad(values, list(itertools.chain.from_iterable(reversed(sides))))
-    for axis in range(count):
-        padded = padded.unfold(2 + axis, reach[axis], stride[axis])[..., :: dilation[axis]]
-    # [batch, channel, *places, *kernel] -> [batch, *places, channel, *kernel]
-    order = [0, *range(2, 2 + count), 1, *range(2 + count, 2 + 2 * count)]
-    taps = torch.Size(kernel).numel()
-    return padded.permute(order).reshape(-1, values.shape[1] * taps)
+    sample, *along = places
+    index, is_inside = [sample[:, None]], torch.ones(1, 1, dtype=torch.bool)
+    for axis, size in enumerate(values.shape[2:]):
+        taps = (torch.arange(kernel[axis]) * dilation[axis] - sides[axis][0]).reshape(
+            [-1 if other == axis else 1 for other in range(count)]
+        )
+        place = along[axis][:, None] * stride[axis] + taps.expand(kernel).flatten()
+        is_inside = is_inside & (place >= 0) & (place < size)
+        index.append(place.clamp(0, size - 1))
+    # Of few places each is read where it stands; many are faster to read where all channels of one stand together.
+    by_place = values.movedim(1, -1)
+    if index[-1].numel() > values[:, 0].numel():
+        by_place = by_place.contiguous()
+    read = by_place[tuple(index)]
+    if not bool(is_inside.all()):
+        read[~is_inside] = 0
+    return read.transpose(1, 2).flatten(1)
 
 
 def _padding(padding: object, reach: Sequence[int]) -> list[tuple[int, int]]:

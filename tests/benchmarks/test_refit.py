@@ -1,0 +1,93 @@
+"""How far `refit` is from its floor: what no regression of every layer can do without.
+
+The floor is the forward of both sources and of the fused network, one Gram matrix and one Cholesky factor in double
+precision per layer of the fused network. Run with ``pytest tests/benchmarks/test_refit.py --benchmark-enable -n0``; the
+row carries ``ratio``, the time of the repair over that of the floor, in time of the processor, measured in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from mergeot_repair.refit.refit import RefitRepair
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergekit_ot import fuse, resolve_architecture
+
+_INPUTS, _BATCH, _ROUNDS = 1_000, 100, 3
+# As many places as refit takes at most: so many per input of a layer, and so many at least.
+_PER_INPUT, _LEAST = 60, 20_000
+
+
+def networks() -> list[nn.Module]:
+    """Returns two VGG11 of a quarter of the width."""
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append(resolve_architecture("vgg11", arguments={"width": 16})().eval())
+    return made
+
+
+def layer_inputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Returns what each layer reads, a row per place, as many rows as are fitted to."""
+    rows: list[Tensor] = []
+
+    def keep(module: nn.Module, read: tuple[Tensor, ...]) -> None:
+        values = read[0]
+        if isinstance(module, nn.Conv2d):
+            padding = module.padding if isinstance(module.padding, tuple) else 0
+            places = functional.unfold(values, module.kernel_size, padding=padding, stride=module.stride)
+            values = places.transpose(1, 2).flatten(0, 1)
+        rows.append(values[: max(_LEAST, _PER_INPUT * values.shape[1])].clone())
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(keep) for layer in layers]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return rows
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Returns the time of the processor that work takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def test_refit(benchmark) -> None:
+    nets = networks()
+    images = torch.randn(_INPUTS, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    batches = list(images.split(_BATCH))
+    result = fuse(nets, solver="wb", example_inputs=batches[0], device="cpu")
+    context = result.repair_context(result.state, (0.5, 0.5), [(batch,) for batch in batches])
+    fused, read = result.model(), layer_inputs(nets[0], images)
+
+    def floor() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                for net in (*nets, fused):
+                    net(batch)
+        for rows in read:
+            gram = (rows.T @ rows).double()
+            gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+            torch.linalg.cholesky(gram)
+
+    def repair() -> None:
+        RefitRepair().repair(context)
+
+    floors, repairs = [], []
+    for _ in range(_ROUNDS):
+        floors.append(seconds(floor))
+        repairs.append(seconds(repair))
+    benchmark.group = "refit"
+    benchmark.pedantic(floor, rounds=1)
+    ratio = statistics.median(repairs) / statistics.median(floors)
+    benchmark.extra_info["ratio"] = round(ratio, 2)
+    print(f"refit: {ratio:.2f} times its floor of {statistics.median(floors):.2f} s")
+    assert ratio > 1
