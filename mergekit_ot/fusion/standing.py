@@ -11,7 +11,7 @@ from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.setup import FusionMethods, FusionSetup
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.fusion.tensors import SourceTensors
+from mergekit_ot.fusion.tensors import computed
 from mergekit_ot.fusion.tracing import is_same_architecture
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
 from mergekit_ot.graph.capture.capture import AUTO
@@ -20,6 +20,9 @@ from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter
 from mergekit_ot.transport.averaging import Share, mean_over_present
 from mergekit_ot.transport.solver import Start
+
+# Numbers that are averaged at a time: they stay in the processor's cache, and so few take no memory that counts.
+PART = 1 << 17
 
 
 def needs_no_graph(
@@ -90,8 +93,7 @@ def averaged_as_they_stand(setup: FusionSetup, writer: StoreWriter | None = None
     template = template_of(target, sources)
     check = ResultCheck(template, sources, f"solver '{setup.methods.solver.name}'")
     written = CheckedWriter(MemoryWriter() if writer is None else writer, check)
-    tensors = SourceTensors(sources, setup.device)
-    for name, tensor in _means(setup, tensors, template):
+    for name, tensor in _means(setup, template):
         written.write(name, tensor)
     for source in sources:
         source.state.check_all()
@@ -100,30 +102,37 @@ def averaged_as_they_stand(setup: FusionSetup, writer: StoreWriter | None = None
     return dict(fitted) if writer is None else fitted
 
 
-def _means(setup: FusionSetup, tensors: SourceTensors, template: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _means(setup: FusionSetup, template: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yields every tensor of the mean; those that stand under several names are averaged once."""
     sources, architecture = setup.networks.sources, setup.networks.target.architecture
     aliases, parameters = tied_names(architecture.outline), _parameters(architecture)
-    shared = {first: Tensor() for first in aliases.values()}
+    shared: dict[str, Tensor] = {}
     for name, tensor in template.items():
         described = aliases.get(name, name)
-        if described in shared and name != described:
-            yield name, shared[described]
-            continue
-        if name in parameters:
-            mean = _mean(setup, tensors, name).to("cpu", sources[0].state.dtype(name))
-        else:
+        mean = shared.get(described)
+        if mean is None and name in parameters:
+            mean = _mean(setup, described)
+        elif mean is None:
             state = next((each.state for each in sources if name in each.state), None)
             mean = (tensor if state is None else state.read(name)).detach().clone()
-        tensors.release([name])
-        if name in shared:
-            shared[name] = mean
+        if described in aliases.values():
+            shared[described] = mean
         yield name, mean
 
 
-def _mean(setup: FusionSetup, tensors: SourceTensors, name: str) -> Tensor:
-    weighed = [(number, weight) for number, weight in enumerate(setup.model_weights) if weight > 0]
-    first = tensors.read(weighed[0][0], name)
-    if not (first.is_floating_point() or first.is_complex()):
-        return first.clone()
-    return mean_over_present(Share(weight, tensors.read(number, name)) for number, weight in weighed)
+def _mean(setup: FusionSetup, name: str) -> Tensor:
+    """Returns the mean of a parameter in the type of the first source, worked out part by part."""
+    states = [source.state for source in setup.networks.sources]
+    weights = [(number, weight) for number, weight in enumerate(setup.model_weights) if weight > 0]
+    shares = [Share(weight, states[number].read(name).detach().reshape(-1)) for number, weight in weights]
+    first = shares[0].values
+    if not (first.is_floating_point() or first.is_complex() or first.dtype is torch.bool):
+        return first.clone().reshape(states[0].shape(name))
+    mean = torch.empty(states[0].shape(name), dtype=states[0].dtype(name))
+    flat = mean.view(-1)
+    for start in range(0, len(flat), PART):
+        part = slice(start, start + PART)
+        flat[part] = mean_over_present(
+            share._replace(values=computed(share.values[part], setup.device)) for share in shares
+        )
+    return mean

@@ -21,6 +21,7 @@ from mergekit_ot import (
     fuse,
     trace_model,
 )
+from mergekit_ot.fusion import standing
 from mergekit_ot.fusion.engine import run_fusion
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.hooks.manager import default_manager
@@ -109,6 +110,15 @@ def test_every_network_is_averaged_the_same_with_and_without_a_trace(name: str) 
         return
     found, expected = run_fusion(setup), run_fusion(replace(setup, needs_no_graph=False))
     assert all(torch.equal(found.state[key], value) for key, value in expected.state.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_parts_of_a_tensor_are_averaged_as_the_whole_is(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = lambda: nn.Sequential(nn.Linear(61, 83), nn.ReLU(), nn.Linear(83, 7)).to(dtype)  # noqa: E731
+    setup = setup_of(make, torch.randn(2, 61, dtype=dtype), (0.2, 0.3, 0.5))
+    monkeypatch.setattr(standing, "PART", 64)
+    found, expected = run_fusion(setup), run_fusion(replace(setup, needs_no_graph=False))
+    assert all(torch.equal(found.state[name], value) for name, value in expected.state.items())
 
 
 def test_what_only_a_graph_tells_is_found_when_it_is_asked_for() -> None:
