@@ -14,7 +14,6 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.tensors import computed
 from mergekit_ot.fusion.tracing import is_same_architecture
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
-from mergekit_ot.graph.capture.capture import AUTO
 from mergekit_ot.graph.capture.module_state import hidden_tensors, tied_names
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter
@@ -23,6 +22,7 @@ from mergekit_ot.transport.solver import Start
 
 # Numbers that are averaged at a time: they stay in the processor's cache, and so few take no memory that counts.
 PART = 1 << 17
+_DEFAULTS = FusionOptions()
 
 
 def needs_no_graph(
@@ -60,7 +60,9 @@ def _takes_neurons_as_they_stand(methods: FusionMethods, options: FusionOptions)
     solver = methods.solver
     is_plain = solver.max_sweeps == 0 and solver.start is Start.IDENTITY and not solver.uses_signs
     needs_more = methods.repair is not None or methods.refinement is not None or methods.measure.needs_data
-    return is_plain and not needs_more and options.restarts == 1 and options.front_end == AUTO
+    # Who names an executor or a front end wants steps or a trace.
+    named = [(each.executor, each.front_end, each.restarts) for each in (options, _DEFAULTS)]
+    return is_plain and not needs_more and named[0] == named[1]
 
 
 def _is_one_architecture(one: KnownArchitecture, other: KnownArchitecture) -> bool:
