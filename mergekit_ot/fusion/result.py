@@ -64,15 +64,15 @@ class FusionResult:
     """
 
     state: Mapping[str, Tensor]
-    alignment: DeferredField[Alignment] = DeferredField()  # noqa: RUF009 - a descriptor, which is no default
-    groups: DeferredField[tuple[GroupReport, ...]] = DeferredField()  # noqa: RUF009
     aligned_sources_max_error: float | None
-    plan: DeferredField[FusionPlan] = DeferredField()  # noqa: RUF009
     solver: str
     options: FusionOptions
     seconds: float
     warnings: tuple[str, ...]
     target: SourceModel
+    alignment: DeferredField[Alignment] = DeferredField()  # noqa: RUF009 - a descriptor, which is no default
+    groups: DeferredField[tuple[GroupReport, ...]] = DeferredField()  # noqa: RUF009
+    plan: DeferredField[FusionPlan] = DeferredField()  # noqa: RUF009
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

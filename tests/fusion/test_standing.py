@@ -74,7 +74,8 @@ def setup_of(make: Callable[[], nn.Module], inputs: object, weights: tuple[float
     for number in range(len(weights)):
         state = make().state_dict()
         # A file may hold anything under the names of a layer that stands twice, and other whole numbers.
-        states.append({name: value + number if name == "steps" else value for name, value in state.items()})
+        others = [name for name in state if name == "steps" or name.startswith("again.")]
+        states.append({**state, **{name: state[name] + number + 1 for name in others}})
     sources = [SourceModel(f"{number}.pt", make, state) for number, state in enumerate(states)]
     options = FusionOptions(solver="average", model_weights=weights, device="cpu", **given)  # type: ignore[arg-type]
     return prepare(FusionInputs(sources, example_inputs=inputs), options, default_manager(), trace_model)
