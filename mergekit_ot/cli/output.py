@@ -15,6 +15,8 @@ from typing import Any
 from mergekit_ot.storage.files import plain
 from mergekit_ot.text import printable
 
+_NOT_TRACED = "No neuron group was looked for: an average needs none. 'mergeot inspect' shows them."
+
 
 def note(text: str) -> None:
     """Prints a line for the reader on standard error; nothing that comes from a file or a name acts on the terminal."""
@@ -159,7 +161,9 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
         note(f"It would come to this: {outcome.result.extent.sentence}")
         return
-    show_table(content["groups"], ("name", "size", "cost", "status", "solver"), title="Neuron groups")
+    is_traced = outcome.result.is_traced
+    if is_traced:
+        show_table(content["groups"], ("name", "size", "cost", "status", "solver"), title="Neuron groups")
     for when, objective in outcome.result.objectives.items():
         note(f"Objective of the whole alignment, {when}: {objective:.6g}.")
     note(outcome.result.check.sentence)
@@ -168,7 +172,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
     comparison = outcome.result.repair_comparison
     if comparison is not None and not comparison.warnings:
         note(comparison.sentence)
-    note(outcome.result.extent.sentence)
+    note(outcome.result.extent.sentence if is_traced else _NOT_TRACED)
     note(f"Fused with {outcome.solver} in {content['seconds']:.2f} s. Written:")
     show_path(outcome.output)
 

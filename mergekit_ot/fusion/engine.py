@@ -11,13 +11,15 @@ from torch import Tensor
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
-from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
+from mergekit_ot.fusion.function_check import AS_THEY_STAND, REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.moving import moved_state
+from mergekit_ot.fusion.networks import Deferred
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionSetup
+from mergekit_ot.fusion.standing import averaged_as_they_stand
 from mergekit_ot.fusion.step_check import check_step
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
@@ -44,9 +46,11 @@ def run_fusion(
         writer: Takes the fused tensors as they are completed; they stay in memory where there is none.
     """
     started = time.perf_counter()
+    if setup.needs_no_graph and not dry_run:
+        return _averaged(setup, started, writer)
     run = FusionRun(setup, progress, writer)
     if dry_run:
-        for source in setup.models.sources:
+        for source in setup.networks.sources:
             source.state.check_all()
     else:
         run.run()
@@ -54,19 +58,43 @@ def run_fusion(
         state=run.fused,
         alignment=run.alignment,
         groups=tuple(run.reports.values()),
-        aligned_sources_max_error=None if run.check is None else run.check.error,
+        aligned_sources_max_error=None if run.check is None or run.check.skipped else run.check.error,
         plan=run.plan,
         solver=setup.methods.solver.name,
         options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings()),
-        target=setup.models.target,
-        sources=setup.models.sources,
+        target=setup.networks.target,
+        sources=setup.networks.sources,
+        networks=setup.networks,
         objectives=run.objectives,
         notes=tuple(run.notes),
         extent=run.extent(),
         check=run.check,
         repair_comparison=run.comparison,
+    )
+
+
+def _averaged(setup: FusionSetup, started: float, writer: StoreWriter | None) -> FusionResult:
+    """Averages sources as they stand, without a trace; what only a graph tells is found when it is asked for."""
+    state = averaged_as_they_stand(setup, writer)
+    aligned = Deferred(lambda: FusionRun(replace(setup, observers=())).aligned_alone())
+    return FusionResult(
+        state=state,
+        alignment=Deferred(lambda: aligned.value.alignment),
+        groups=Deferred(lambda: tuple(aligned.value.reports.values())),
+        aligned_sources_max_error=0.0,
+        plan=Deferred(lambda: aligned.value.plan),
+        solver=setup.methods.solver.name,
+        options=setup.options,
+        seconds=time.perf_counter() - started,
+        warnings=(),
+        target=setup.networks.target,
+        sources=setup.networks.sources,
+        networks=setup.networks,
+        notes=setup.notes,
+        extent=Deferred(lambda: aligned.value.extent()),
+        check=AS_THEY_STAND,
     )
 
 
@@ -121,12 +149,23 @@ class FusionRun:
         left = [name for name in self.models.target_graph.layouts if name not in self.completed]
         self._complete(left, self.alignment)
         self.tensors.release()
-        # Before anything that is written is finished.
+        # Before anything that is written is finished; what nothing read so far is looked at as well.
+        for source in self.models.sources:
+            source.state.check_all()
         models = AlignedModels(self.models.target, self.models.sources, self.alignment)
         self.check = check_function(models, setup.inputs, self.template, setup.options.seed)
+        if self.methods.solver.max_sweeps == 0:
+            self.check = replace(self.check, is_coupled=False)
         self._finish_state()
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
+
+    def aligned_alone(self) -> FusionRun:
+        """Returns the run with its alignment, and with nothing averaged: for an average that was made without it."""
+        material, seed = Material(self.tensors), self.setup.options.seed
+        run = AlignmentRun(self.setup, self.methods.solver, self.plan, material, self.alignment, seed, lambda *_: None)
+        self.alignment, self.reports = run.run(), run.reports
+        return self
 
     def _align(self) -> None:
         """Aligns from scratch, as often as restarts are asked for, and keeps the least objective."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor
 
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
-from mergekit_ot.fusion.moving import moved_state
+from mergekit_ot.fusion.moving import MovedState
 from mergekit_ot.fusion.parting import first_parting
 from mergekit_ot.fusion.repair import AlignedModels
 from mergekit_ot.fusion.running import Inputs, Runner, State, difference
+from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.ir import AxisSlot
+from mergekit_ot.storage.limits import CHECK_BYTES
 from mergekit_ot.transport.coupling import Coupling
 
 # Above it an aligned source computes something else; below the other it computes the same.
@@ -38,6 +42,7 @@ class FunctionCheck:
         filled_error: The largest relative difference in that one.
         noise: What the sources' own noise explains of the error, where that had to be asked; and of which kind it is.
         remarks: Sentences on what cannot be compared.
+        skipped: Why nothing was run, so that there is no error; empty where the comparison was made.
 
     Example:
         >>> import torch
@@ -56,10 +61,13 @@ class FunctionCheck:
     filled_error: float = 0.0
     noise: str = ""
     remarks: tuple[str, ...] = ()
+    skipped: str = ""
 
     @property
     def sentence(self) -> str:
         """What the comparison says; empty where the warnings say it."""
+        if self.skipped:
+            return f"Whether the aligned sources compute what the sources compute was not checked: {self.skipped}."
         largest = max(self.error, self.filled_error)
         size = f"{largest:.1e}"
         if self.noise:
@@ -84,6 +92,10 @@ class FunctionCheck:
         return f"The aligned sources compute what the sources compute (largest relative error {size}).{filled}"
 
 
+# What holds where neurons are taken as they stand: nothing is moved, and every copy is the source itself.
+AS_THEY_STAND = FunctionCheck(0.0, is_coupled=False, has_moved=False, is_telling=False, is_exact=True)
+
+
 def check_function(
     models: AlignedModels, inputs: Inputs, template: Mapping[str, Tensor], seed: int = 0
 ) -> FunctionCheck:
@@ -100,7 +112,22 @@ def check_function(
             noise explains; or an aligned source computes NaN.
     """
     guard = _Guard(models, inputs, template, seed)
-    return _joined([guard.check(number) for number in range(len(models.sources))])
+    numbers = range(len(models.sources))
+    run = [number for number in numbers if guard.has_changed(number)]
+    asked = guard.memory(run)
+    if asked > CHECK_BYTES.value:
+        return FunctionCheck(
+            error=math.nan,
+            is_coupled=bool(models.alignment.couplings),
+            has_moved=True,
+            is_telling=False,
+            is_exact=all(models.alignment.is_function_preserving(number) for number in numbers),
+            skipped=(
+                f"the networks take {CHECK_BYTES.shown(asked)} to run, and the limit is "
+                f"{CHECK_BYTES.shown(CHECK_BYTES.value)} ({CHECK_BYTES.variable})"
+            ),
+        )
+    return _joined([guard.check(number) if number in run else guard.unchanged() for number in numbers])
 
 
 def _joined(checks: list[FunctionCheck]) -> FunctionCheck:
@@ -125,21 +152,37 @@ class _Guard:
     def __init__(self, models: AlignedModels, inputs: Inputs, template: Mapping[str, Tensor], seed: int) -> None:
         self.models, self.alignment, self.inputs = models, models.alignment, inputs
         self.template, self.seed = template, seed
-        # Built once for the copies of all sources.
+        # Built once for the copies of all sources, and for the sources of the same architecture.
         self.fused = Runner(models.target, inputs)
+
+    def has_changed(self, number: int) -> bool:
+        """Whether the aligned copy of a source may be another network: neurons moved, or the architecture differs."""
+        is_exact = self.alignment.is_function_preserving(number)
+        return not is_exact or bool(self._moved_groups(number)) or not self._is_as_fused(number)
+
+    def unchanged(self) -> FunctionCheck:
+        """Returns what holds of a source whose aligned copy is the source itself: it computes the same."""
+        return FunctionCheck(0.0, bool(self.alignment.couplings), has_moved=False, is_telling=False, is_exact=True)
+
+    def memory(self, numbers: Sequence[int]) -> int:
+        """Returns how many bytes the modules take that some sources are compared with, one source at a time."""
+        if not numbers:
+            return 0
+        own = [0 if self._is_as_fused(number) else _bytes_of(self.models.sources[number]) for number in numbers]
+        return _bytes_of(self.models.target) + max(own)
 
     def check(self, number: int) -> FunctionCheck:
         """Compares one source with its aligned copy."""
         source = self.models.sources[number]
-        own, state = Runner(source, self.inputs), source.state
+        own, state = self.fused if self._is_as_fused(number) else Runner(source, self.inputs), source.state
         aligned = self._moved(state, number)
         outputs, others = own.outputs(state), self.fused.outputs(aligned)
         error, remarks = difference(outputs, others), tuple(_remarks(source.name, outputs))
         is_exact = self.alignment.is_function_preserving(number)
         noise = "" if error <= REFUSED else self._explained(own, state, number, error)
-        moved = [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
+        moved = self._moved_groups(number)
         filled = self._filled(state, number) if moved and is_exact else {}
-        whole = {**state, **filled} if filled else {}
+        whole = ChainMap(filled, state)  # type: ignore[arg-type]
         outputs = own.outputs(whole) if filled else []
         again = 0.0
         if filled and all(bool(torch.isfinite(each).all()) for each in outputs):
@@ -160,8 +203,15 @@ class _Guard:
             remarks=remarks,
         )
 
-    def _moved(self, state: State, number: int) -> dict[str, Tensor]:
-        return moved_state(state, self.template, self.alignment, number)
+    def _is_as_fused(self, number: int) -> bool:
+        # One trace, and so one graph, serves all networks that differ in the values of their tensors at most.
+        return self.alignment.graphs[number] is self.alignment.target
+
+    def _moved_groups(self, number: int) -> list[str]:
+        return [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
+
+    def _moved(self, state: State, number: int) -> MovedState:
+        return MovedState(state, self.template, self.alignment, number)
 
     def _explained(self, own: Runner, state: State, number: int, error: float, filled: str = "") -> str:
         """Returns what explains a large error, empty for couplings that are no permutations.
@@ -173,7 +223,7 @@ class _Guard:
         is_exact = self.alignment.is_function_preserving(number)
         if not is_exact and error < float("inf"):
             return ""
-        moved = self._moved(state, number)
+        moved = dict(self._moved(state, number))
         noise = own.noise(state, self.fused, moved) if is_exact else None
         if noise is not None:
             in_double = noise.error_in_double
@@ -198,23 +248,33 @@ class _Guard:
         filled = {}
         for name in graph.layouts:
             tensor = state[name]
-            if name not in graph.buffers and tensor.is_floating_point() and not bool(tensor.any()):
+            if name not in graph.buffers and tensor.is_floating_point() and not _has_any(tensor):
                 fan_in = max(tensor[0].numel(), 1) if tensor.ndim > 1 else 1
                 values = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
                 filled[name] = values.to(tensor.dtype)
         return {**filled, **{alias: filled[name] for alias, name in graph.aliases.items() if name in filled}}
 
-    def _is_telling(self, aligned: dict[str, Tensor], outputs: list[Tensor], moved: list[str], error: float) -> bool:
+    def _is_telling(self, aligned: MovedState, outputs: list[Tensor], moved: list[str], error: float) -> bool:
         """Whether the outputs change when one place of each group that moved is put into another order."""
-        wrong, aliases = dict(aligned), self.alignment.target.aliases
+        wrong: dict[str, Tensor] = {}
+        aliases = self.alignment.target.aliases
         for key in moved:
             slot = _reader(self.alignment, key)
             # A tied parameter is loaded once per name.
-            for name in wrong:
+            for name in aligned:
                 if slot is not None and aliases.get(name, name) == slot.parameter:
-                    wrong[name] = wrong[name].flip(slot.axis)
-        change = difference(outputs, self.fused.outputs(wrong))
-        return not change <= max(_TELLING * error, _LEAST_TELLING)
+                    wrong[name] = (wrong[name] if name in wrong else aligned[name]).flip(slot.axis)
+        found = self.fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
+        return not difference(outputs, found) <= max(_TELLING * error, _LEAST_TELLING)
+
+
+def _bytes_of(source: SourceModel) -> int:
+    return sum(tensor.nbytes for tensor in source.architecture.shapes.values())
+
+
+def _has_any(tensor: Tensor) -> bool:
+    """Whether a tensor has an entry that is not zero: mostly the first one tells."""
+    return bool(tensor.numel()) and (bool(tensor[(0,) * tensor.ndim]) or bool(tensor.any()))
 
 
 def _stays(coupling: Coupling | FamilyCoupling) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -164,17 +164,27 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
         moved = transport_parameter(tensor.double(), name, alignment, source)
         return moved > 0 if tensor.dtype is torch.bool else moved.round().to(tensor.dtype)
     mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
-    shape = fused_shape(alignment.target, name)
-    result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    result = torch.empty(fused_shape(alignment.target, name), dtype=tensor.dtype, device=tensor.device)
     for old, new in paired_blocks(tensor, mine, result, fused):
-        new.view.copy_(transport_block(old, name, alignment, source))
+        moved = transport_block(old, name, alignment, source)
+        if _is_all_of(new.view, result):
+            return _apart(moved.reshape(result.shape), tensor)
+        new.view.copy_(moved)
     return result
 
 
-def moved_state(
-    state: Mapping[str, Tensor], template: Mapping[str, Tensor], alignment: Alignment, source: int
-) -> dict[str, Tensor]:
-    """Returns a state of a source in the neuron order and sizes of the fused model.
+def _is_all_of(view: Tensor, whole: Tensor) -> bool:
+    return view.numel() == whole.numel() and view.is_contiguous()
+
+
+def _apart(moved: Tensor, tensor: Tensor) -> Tensor:
+    """Returns values in memory of their own, in order: where nothing moves, a view of the source comes back."""
+    is_view = moved.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    return moved.clone(memory_format=torch.contiguous_format) if is_view else moved.contiguous()
+
+
+class MovedState(Mapping[str, Tensor]):
+    """A state of a source in the neuron order and sizes of the fused model; a tensor is moved when it is asked for.
 
     Args:
         state: What the source holds.
@@ -182,15 +192,39 @@ def moved_state(
         alignment: The couplings.
         source: Number of the source.
     """
-    graph, moved = alignment.graphs[source], {}
-    for name, tensor in template.items():
+
+    def __init__(
+        self, state: Mapping[str, Tensor], template: Mapping[str, Tensor], alignment: Alignment, source: int
+    ) -> None:
+        self.state, self.template, self.alignment, self.source = state, template, alignment, source
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor, graph = self.template[name], self.alignment.graphs[self.source]
         described = graph.aliases.get(name, name)
         if described in graph.layouts:
-            moved[name] = transport_parameter(state[described].detach(), described, alignment, source)
-        else:
-            own = state.get(name, tensor)
-            moved[name] = (own if own.shape == tensor.shape else tensor).detach().clone()
-    return moved
+            return transport_parameter(self.state[described].detach(), described, self.alignment, self.source)
+        own = self.state.get(name, tensor)
+        return (own if own.shape == tensor.shape else tensor).detach().clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.template)
+
+    def __len__(self) -> int:
+        return len(self.template)
+
+
+def moved_state(
+    state: Mapping[str, Tensor], template: Mapping[str, Tensor], alignment: Alignment, source: int
+) -> dict[str, Tensor]:
+    """Returns a state of a source in the neuron order and sizes of the fused model, all of it.
+
+    Args:
+        state: What the source holds.
+        template: State dict of the fused architecture; it gives what no source has of a fitting shape.
+        alignment: The couplings.
+        source: Number of the source.
+    """
+    return dict(MovedState(state, template, alignment, source))
 
 
 def transport_values(

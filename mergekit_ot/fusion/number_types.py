@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.fusion.source import SourceModel
@@ -25,7 +25,7 @@ def in_one_type(sources: tuple[SourceModel, ...]) -> tuple[tuple[SourceModel, ..
     if not sources:
         return sources, ()
     first = sources[0]
-    built = _kinds(first.make())
+    built = _kinds(first)
     expected = {name: first.state.dtype(name) for name in first.state.names}
     cast, notes = [], []
     for source in sources:
@@ -54,8 +54,8 @@ def _is_number(kind: torch.dtype) -> bool:
     return kind.is_floating_point or kind.is_complex
 
 
-def _kinds(model: nn.Module) -> dict[str, torch.dtype]:
-    return {name: value.dtype for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+def _kinds(source: SourceModel) -> dict[str, torch.dtype]:
+    return {name: value.dtype for name, value in source.architecture.shapes.items()}
 
 
 def _check_kinds(source: SourceModel, built: _Kinds) -> None:
@@ -92,7 +92,7 @@ def _to_cast(state: TensorStore, expected: _Kinds, name: str, first: str) -> dic
 
 
 def _cast(source: SourceModel, others: _Kinds, built: _Kinds) -> SourceModel:
-    own = _kinds(source.make())
+    own = _kinds(source)
     rebuilt = {name: kind for name, kind in built.items() if _is_number(kind) and own.get(name, kind) != kind}
     make = _making(source.make, rebuilt) if rebuilt else source.make
     if not others and not rebuilt:

@@ -12,6 +12,7 @@ from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.function_check import FunctionCheck
 from mergekit_ot.fusion.moving import moved_state
+from mergekit_ot.fusion.networks import DeferredField, FusedNetworks
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.plan import FusionPlan
 from mergekit_ot.fusion.repair import AlignedModels, RepairContext, repair_context
@@ -45,6 +46,8 @@ class FusionResult:
         check: What running the sources and their aligned copies showed; None for a dry run.
         repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
             repair, or nothing to compare it on.
+        networks: The networks that were fused. Where they were averaged without a trace, they are traced when
+            `alignment`, `groups`, `plan` or `extent` is first asked for.
 
     Example:
         The fused state is the mean of the sources, each in the fused model's neuron order:
@@ -61,21 +64,27 @@ class FusionResult:
     """
 
     state: Mapping[str, Tensor]
-    alignment: Alignment
-    groups: tuple[GroupReport, ...]
     aligned_sources_max_error: float | None
-    plan: FusionPlan
     solver: str
     options: FusionOptions
     seconds: float
     warnings: tuple[str, ...]
     target: SourceModel
+    alignment: DeferredField[Alignment] = DeferredField()  # noqa: RUF009 - a descriptor, which is no default
+    groups: DeferredField[tuple[GroupReport, ...]] = DeferredField()  # noqa: RUF009
+    plan: DeferredField[FusionPlan] = DeferredField()  # noqa: RUF009
     sources: tuple[SourceModel, ...] = field(repr=False, default=())
     objectives: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    extent: Extent = _NOTHING
+    extent: DeferredField[Extent] = DeferredField(_NOTHING)  # noqa: RUF009
     check: FunctionCheck | None = None
     repair_comparison: RepairComparison | None = None
+    networks: FusedNetworks | None = field(repr=False, default=None)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether neuron groups were looked for: an average of sources as they stand needs none."""
+        return self.networks is None or self.networks.is_traced
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
         """Returns the state of a source in the fused model's neuron order (and sizes)."""
@@ -130,4 +139,4 @@ class FusionResult:
 
 def aligned_state(source: SourceModel, target: SourceModel, alignment: Alignment, number: int) -> dict[str, Tensor]:
     """Returns the state of source `number` in the neuron order and sizes of the target."""
-    return moved_state(source.state, target.make().state_dict(), alignment, number)
+    return moved_state(source.state, template_of(target, (source,)), alignment, number)

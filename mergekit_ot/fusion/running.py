@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from mergekit_ot.graph.capture.outputs import outputs_of, same_draws
 
 State = Mapping[str, Tensor]
 Inputs = tuple[object, ...]
+# That of normalisations adds a counter that older files lack.
+_PLAIN_LOADS = (nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_dict)
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -48,12 +50,17 @@ class Runner:
         self.model, self.inputs = model, inputs
         self._module: nn.Module | None = None
 
-    def outputs(self, state: State, seed: int = 0) -> list[Tensor]:
-        """Returns the float outputs of the module that holds a state, in double precision."""
+    def outputs(self, state: State, seed: int = 0, changed: Collection[str] | None = None) -> list[Tensor]:
+        """Returns the float outputs of the module that holds a state, in double precision.
+
+        Args:
+            state: The state; its tensors are asked for one at a time.
+            seed: Seed of what the forward draws.
+            changed: The names in which it differs from the state of the last call; all where left out.
+        """
         if self._module is None:
-            self._module = self.model.instance(state)
-        else:
-            self._module.load_state_dict(dict(state), strict=False)  # counters of BatchNorm may be missing
+            self._module, changed = self.model.architecture().eval(), None
+        load_one_by_one(self._module, state, changed)
         before = _left_in(self._module)
         found = outputs_of(self._module, self.inputs, seed)
         if before != _left_in(self._module):
@@ -89,6 +96,45 @@ def repeatable(seed: int) -> Iterator[None]:
     """Runs a block without gradients and with seeded random numbers, and gives the caller's back afterwards."""
     with same_draws(seed), torch.no_grad():
         yield
+
+
+def load_one_by_one(module: nn.Module, state: State, names: Collection[str] | None = None) -> None:
+    """Loads a state, or what stands under some names in it, asking for one tensor at a time.
+
+    Counters of BatchNorm may be missing in it.
+
+    Raises:
+        RuntimeError: A tensor has another shape.
+    """
+    if not all(map(_is_loaded_plainly, module.modules())):
+        module.load_state_dict(dict(state), strict=False)
+        return
+    own = module.state_dict()
+    for name in state if names is None else names:
+        if name in own:
+            tensor = state[name]
+            if tensor.shape != own[name].shape:
+                raise RuntimeError(f"'{name}' has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}.")
+            own[name].copy_(tensor)
+
+
+def _is_loaded_plainly(module: nn.Module) -> bool:
+    """Whether nothing but a copy happens where a module's own tensors are loaded: no hook, no code of its own."""
+    kind = type(module)
+    if kind._load_from_state_dict not in _PLAIN_LOADS or kind.get_extra_state is not nn.Module.get_extra_state:
+        return False
+    is_named_plainly = (
+        kind.load_state_dict is nn.Module.load_state_dict
+        and kind.state_dict is nn.Module.state_dict
+        and kind._save_to_state_dict is nn.Module._save_to_state_dict
+    )
+    hooks = (
+        *module._load_state_dict_pre_hooks,
+        *module._load_state_dict_post_hooks,
+        *module._state_dict_hooks,
+        *module._state_dict_pre_hooks,
+    )
+    return is_named_plainly and not hooks
 
 
 def _left_in(module: nn.Module) -> dict[str, object]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.errors import RecipeError, reason_of
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.repair import AbstractRepair
@@ -76,7 +77,7 @@ class FusionSetup:
     """Everything a fusion needs, checked.
 
     Attributes:
-        models: The sources and the target, traced.
+        networks: The sources and the target, traced when their graphs are first asked for.
         model_weights: One per source, summing to one.
         methods: How.
         inputs: Example inputs, for tracing and for the function check.
@@ -85,9 +86,10 @@ class FusionSetup:
         options: What the user chose.
         observers: Told about every step.
         notes: What the user should know about the sources and the calibration data.
+        needs_no_graph: Whether the fusion can be made without a graph.
     """
 
-    models: TracedModels
+    networks: FusedNetworks
     model_weights: tuple[float, ...]
     methods: FusionMethods
     inputs: tuple[object, ...]
@@ -97,6 +99,12 @@ class FusionSetup:
     observers: tuple[Callable[[StepReport], None], ...] = ()
     held_out: tuple[tuple[Tensor, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    needs_no_graph: bool = False
+
+    @property
+    def models(self) -> TracedModels:
+        """The sources and the target, traced."""
+        return self.networks.traced
 
     @property
     def multiplications(self) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.graph.capture.copying import copied, making_shaped, uninitialised_names
 from mergekit_ot.storage.finite import OF_A_MODEL, FiniteStore
 from mergekit_ot.storage.fitting import Misfit, misfit
@@ -24,6 +25,7 @@ class SourceModel:
         make: Gives a fresh instance of the architecture; never run by the package before it is captured.
         state: Parameters and buffers by name (a `TensorStore`, which is a mapping too); a plain mapping may be given.
             A tensor that holds NaN or infinity is refused when it is first read.
+        architecture: What `make` builds, with its names and shapes.
 
     Example:
         >>> import torch
@@ -36,13 +38,15 @@ class SourceModel:
     name: str
     make: Callable[[], nn.Module]
     state: FiniteStore
+    architecture: KnownArchitecture = field(repr=False, compare=False)
 
     def __init__(
         self, name: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor] = types.MappingProxyType({})
     ) -> None:
         checked = state if isinstance(state, FiniteStore) else FiniteStore(as_store(state), name, OF_A_MODEL)
-        for field, value in (("name", name), ("make", make), ("state", checked)):
-            object.__setattr__(self, field, value)  # the class is frozen
+        known = make if isinstance(make, KnownArchitecture) else KnownArchitecture(make)
+        for attribute, value in (("name", name), ("make", make), ("state", checked), ("architecture", known)):
+            object.__setattr__(self, attribute, value)  # the class is frozen
 
     @classmethod
     def of(cls, model: nn.Module | SourceModel, name: str) -> SourceModel:
@@ -59,7 +63,11 @@ class SourceModel:
                 f"'{lazy[0]}' of {name} has no shape yet: the module is lazy and was never run, so it has no "
                 "weights. Load its state, or call it once on an input."
             )
-        return cls(name, lambda: copied(model), model.state_dict())
+        return cls(name, KnownArchitecture(lambda: copied(model), prototype=model), model.state_dict())
+
+    def of_known(self, architecture: KnownArchitecture) -> SourceModel:
+        """Returns the source with an architecture of which more may be known: the one that `make` builds."""
+        return self if architecture is self.make else SourceModel(self.name, architecture, self.state)
 
     def instance(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Returns a fresh instance in evaluation mode that holds `state` (the source's own by default).
@@ -67,17 +75,18 @@ class SourceModel:
         Raises:
             ArchitectureError: The state does not fit the architecture.
         """
-        model = self.make()
+        model = self.architecture()
         chosen = self.state if state is None else as_store(state)
         if chosen:
-            self._check_fit(chosen, model)
+            self.check_fit(chosen)
             model.load_state_dict(dict(chosen), strict=False)  # counters of BatchNorm may be missing
         return model.eval()
 
     def shaped(self, inputs: tuple[object, ...]) -> SourceModel:
         """Returns the source with its lazy modules in the shapes that inputs give them."""
-        make = making_shaped(self.make, inputs)
-        return self if make is self.make else SourceModel(self.name, make, self.state)
+        if not self.architecture.is_lazy:
+            return self
+        return SourceModel(self.name, making_shaped(self.make, inputs), self.state)
 
     def check_state(self) -> None:
         """Checks every name and shape of the state against the architecture, before any work; no file is read.
@@ -86,12 +95,16 @@ class SourceModel:
             ArchitectureError: Names the first key that is missing, unexpected or of another shape.
             CheckpointError: A tensor of a state in memory holds NaN or infinity.
         """
-        self._check_fit(self.state, self.make())
+        self.check_fit(self.state)
         self.state.check_in_memory()
 
-    def _check_fit(self, state: TensorStore, model: nn.Module) -> None:
-        expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-        difference = misfit(state, expected)
+    def check_fit(self, state: TensorStore) -> None:
+        """Checks every name and shape of a state against the architecture.
+
+        Raises:
+            ArchitectureError: Names the first key that is missing, unexpected or of another shape.
+        """
+        difference = misfit(state, self.architecture.shapes)
         # What holds no weights is told with its number type, where the sources' types are compared.
         if difference is not None and difference.retyped is None:
             raise ArchitectureError(

@@ -34,9 +34,7 @@ class SourceTensors:
         """Returns a parameter of a source on the device, in single precision where it is less."""
         with self._lock:
             if (source, name) not in self._held:
-                tensor = self.sources[source].state.read(name).detach().to(self.device)
-                is_short = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-                self._held[source, name] = tensor.float() if is_short or tensor.dtype is torch.bool else tensor
+                self._held[source, name] = computed(self.sources[source].state.read(name), self.device)
             return self._held[source, name]
 
     def release(self, names: Iterable[str] | None = None) -> None:
@@ -62,6 +60,13 @@ class SourceTensors:
         if not (first.values.is_floating_point() or first.values.is_complex()):
             return first.values
         return mean_over_present(itertools.chain([first], shares))
+
+
+def computed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor as it is computed with: on the device, in single precision where it is less."""
+    tensor = tensor.detach().to(device)
+    is_short = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return tensor.float() if is_short or tensor.dtype is torch.bool else tensor
 
 
 class ReadsParameters(Protocol):

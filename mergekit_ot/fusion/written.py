@@ -20,12 +20,15 @@ _OPTIONAL = "num_batches_tracked"
 
 def template_of(target: SourceModel, sources: Iterable[SourceModel]) -> dict[str, Tensor]:
     """Returns the state dict of a fresh instance, its tensors on the meta device where every source has such a one."""
-    template, states = {}, [source.state for source in sources]
-    for name, tensor in target.make().state_dict().items():
-        if isinstance(tensor, Tensor):
-            fit = [name in state and state.shape(name) == tensor.shape for state in states]
-            template[name] = torch.empty_like(tensor, device="meta") if all(fit) else tensor
-    return template
+    states, shapes = [source.state for source in sources], target.architecture.shapes
+    lacking = [
+        name
+        for name, tensor in shapes.items()
+        if not all(name in state and state.shape(name) == tensor.shape for state in states)
+    ]
+    initial = target.architecture.initial_state() if lacking else {}
+    # The instance that gives them may be loaded with another state later.
+    return {**shapes, **{name: initial[name].detach().clone() for name in lacking}}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mergekit_ot.errors import DataError, RecipeError
+from mergekit_ot.fusion.architecture import KnownArchitecture, with_known
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.setup import (
@@ -20,7 +22,8 @@ from mergekit_ot.fusion.setup import (
     trace_limits,
 )
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.fusion.tracing import Tracer, trace_all
+from mergekit_ot.fusion.standing import needs_no_graph
+from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
 from mergekit_ot.graph.capture.capture import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
@@ -56,7 +59,8 @@ def prepare(
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
     """
-    sources = _sources(inputs)
+    known: dict[int, KnownArchitecture] = {}
+    sources = _sources(inputs, known)
     weights = checked_weights(options.model_weights, len(sources))
     checked_seed(options.seed)
     methods = _methods(options, manager, given or GivenMethods())
@@ -65,9 +69,18 @@ def prepare(
     data, examples = _data(inputs, options, methods, sources[0])
     sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
-    tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
-    return FusionSetup(
-        models=trace_all(sources, inputs.target, tracer),
+    target = _target(inputs, known)
+    goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
+
+    def trace_networks() -> TracedModels:
+        tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
+        models = trace_all(sources, target, tracer)
+        for source, model, _ in tracer.traced:
+            source.architecture.give_back(model)
+        return models
+
+    setup = FusionSetup(
+        networks=FusedNetworks(sources, goal, trace_networks),
         model_weights=weights,
         methods=methods,
         inputs=examples,
@@ -77,13 +90,25 @@ def prepare(
         observers=(manager.observe_step,),
         held_out=data.held_out,
         notes=(*notes, *data.notes),
+        needs_no_graph=needs_no_graph(sources, target, methods, options, weights),
     )
+    if not setup.needs_no_graph:
+        setup.networks.trace()
+    return setup
 
 
-def _sources(inputs: FusionInputs) -> tuple[SourceModel, ...]:
+def _sources(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> tuple[SourceModel, ...]:
     if len(inputs.models) < 1:
         raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
-    return tuple(SourceModel.of(model, f"source {number}") for number, model in enumerate(inputs.models))
+    sources = [SourceModel.of(model, f"source {number}") for number, model in enumerate(inputs.models)]
+    return tuple(source.of_known(with_known(source.make, known)) for source in sources)
+
+
+def _target(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> int | SourceModel:
+    if isinstance(inputs.target, int):
+        return inputs.target
+    target = SourceModel.of(inputs.target, "the target")
+    return target.of_known(with_known(target.make, known))
 
 
 def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods) -> FusionMethods:
@@ -116,7 +141,7 @@ def _data(
             raise
         held, examples = calibration(inputs.data, size, False, given)
         held = replace(held, notes=(*held.notes, f"The repair is not judged on the data. {error}"))
-    return held, examples if held.batches else traced_inputs(first.make(), examples)
+    return held, examples if held.batches else traced_inputs(first.architecture.outline, examples)
 
 
 def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:

@@ -95,7 +95,7 @@ def run_fuse(
 
 def source_model(source: ReadSource) -> SourceModel:
     """Returns what the engine takes for a source that was read."""
-    return SourceModel(name=source.name, make=source.make, state=source.state)
+    return SourceModel(name=source.name, make=source.known, state=source.state)
 
 
 def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:

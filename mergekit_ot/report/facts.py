@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.recipe import FusionRecipe
@@ -17,7 +18,6 @@ from mergekit_ot.report.group_facts import GroupFacts, describe_groups
 from mergekit_ot.report.repeating import fuse_command, recipe_command
 from mergekit_ot.report.scores import Scores
 from mergekit_ot.scoring.evaluation import Evaluation, choose_device
-from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.portable import portable_path, portable_spec, portable_text, portable_value
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
@@ -148,14 +148,21 @@ def collect_report(
             portable_path(source.name),
             source.checkpoint.sha256,
             source.checkpoint.path.stat().st_size,
-            _count(source.make),
+            _count(source.known.outline),
             _spec(source.make),
             weight,
         )
         for source, weight in zip(sources, recipe.weights, strict=True)
     ]
     name = portable_path(str(output))
-    fused = FileFacts(name, file_digest(output), output.stat().st_size, _count(fused_as), _spec(fused_as), None)
+    fused = FileFacts(
+        name,
+        file_digest(output),
+        output.stat().st_size,
+        _count(result.target.architecture.outline),
+        _spec(fused_as),
+        None,
+    )
     return Report(
         shared,
         replace(result, warnings=warnings, notes=notes),
@@ -189,8 +196,8 @@ def accuracy_gap(score: Evaluation, other: Evaluation) -> float | None:
     return None if score.accuracy is None or other.accuracy is None else score.accuracy - other.accuracy
 
 
-def _count(make: Architecture) -> int:
-    return sum(parameter.numel() for parameter in on_meta(make).parameters())
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _spec(make: Architecture) -> str:

@@ -9,6 +9,14 @@ from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.transport.problem import Status
 
+# The same keys as `extent_facts`, where no neuron group was looked for.
+_NOT_LOOKED_FOR = {
+    "aligned_groups": 0,
+    "neuron_groups": None,
+    "pinned_weights_percent": None,
+    "pinned_because": [],
+}
+
 
 @dataclass(frozen=True)
 class FusionOutcome:
@@ -23,10 +31,10 @@ class FusionOutcome:
         content = {
             "output": self.output,
             "solver": self.solver,
-            "groups": group_rows(self.result),
+            "groups": group_rows(self.result) if self.result.is_traced else [],
             "aligned_sources_max_error": self.result.aligned_sources_max_error,
             "seconds": self.result.seconds,
-            **extent_facts(self.result.extent),
+            **(extent_facts(self.result.extent) if self.result.is_traced else _NOT_LOOKED_FOR),
         }
         comparison = self.result.repair_comparison
         return content if comparison is None else {**content, "repair": comparison.as_json()}

@@ -6,14 +6,14 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
 from mergekit_ot.progress import Notify
-from mergekit_ot.sources.instances import on_meta
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
@@ -68,9 +68,9 @@ def _guessed(source: ReadSource, notify: Notify) -> tuple[Tensor, ...]:
     Raises:
         ArchitectureError: It accepts none.
     """
-    for shape in _plausible_shapes(on_meta(source.make)):
-        for inputs in _inputs_of(source.make, shape):
-            if refusal(source.make, inputs) is None:
+    for shape in _plausible_shapes(source.known.outline):
+        for inputs in _inputs_of(source.known.outline, shape):
+            if refusal(source.known, inputs) is None:
                 kind = "token numbers" if inputs[0].dtype == torch.int64 else "numbers"
                 shown = ",".join(map(str, shape))
                 notify(
@@ -92,14 +92,14 @@ def _accepted(source: ReadSource, shape: tuple[int, ...], notify: Notify) -> tup
         ArchitectureError: The model does not accept them.
     """
     reasons = []
-    for inputs in _inputs_of(source.make, shape):
-        reason = refusal(source.make, inputs)
+    for inputs in _inputs_of(source.known.outline, shape):
+        reason = refusal(source.known, inputs)
         if reason is None:
             _tell_further(source, inputs, notify)
             return inputs
         reasons.append(reason)
     shown = ",".join(map(str, shape))
-    further = further_inputs(on_meta(source.make))
+    further = further_inputs(source.known.outline)
     if further:
         raise ArchitectureError(
             f"'{source.make.name}' takes inputs besides the one that --input-shape {shown} describes "
@@ -129,7 +129,7 @@ def further_inputs(module: nn.Module) -> list[str]:
 
 
 def _tell_further(source: ReadSource, inputs: tuple[Tensor, ...], notify: Notify) -> None:
-    names = further_inputs(on_meta(source.make))
+    names = further_inputs(source.known.outline)
     for name, guess in zip(names, inputs[1:], strict=True):
         kind = "whole numbers" if guess.dtype == torch.int64 else "numbers"
         shape = ",".join(map(str, guess.shape[1:])) or "one each"
@@ -139,9 +139,8 @@ def _tell_further(source: ReadSource, inputs: tuple[Tensor, ...], notify: Notify
         )
 
 
-def _inputs_of(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
+def _inputs_of(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
     """Candidates of one shape: numbers and token numbers, the likelier first; and of what forward takes besides."""
-    module = on_meta(make)
     tokens = next((m.num_embeddings for m in module.modules() if isinstance(m, _TABLES)), None)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(2, *shape, generator=generator)
@@ -156,13 +155,15 @@ def _inputs_of(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[tu
     return [(each, *others) for each in first for others in itertools.product(further, repeat=count)]
 
 
-def refusal(make: Callable[[], nn.Module], inputs: Tensor | tuple[Tensor, ...]) -> str | None:
+def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> str | None:
     """Returns why a fresh instance does not accept inputs, or None where it does."""
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     reason = None
-    for build, place in ((lambda: on_meta(make), "meta"), (make, "cpu")):
+    # Where the constructor needs real tensors, an instance does so as well.
+    places = ("cpu",) if known.is_real else ("meta", "cpu")
+    for place in places:
         try:
-            module = build().eval()
+            module = (known.built() if place == "cpu" else on_meta(known.built)).eval()
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 module(*[each.to(place) for each in given])

@@ -12,7 +12,7 @@ from torch import nn
 
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
-from mergekit_ot.sources.instances import shapes_of
+from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
 from mergekit_ot.storage.finite import FiniteStore
 from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
@@ -33,11 +33,13 @@ class ReadSource:
         make: Builds fresh instances of its architecture.
         state: The checkpoint's state in the architecture's order, completed by counters that its file lacks; a tensor
             that is not finite is refused when it is first read.
+        known: The architecture with its names and shapes, one object for all sources that have it.
     """
 
     checkpoint: Checkpoint
     make: Architecture
     state: FiniteStore
+    known: KnownArchitecture
 
     @property
     def name(self) -> str:
@@ -87,9 +89,10 @@ def read_sources(
         spec = arch[index if len(arch) > 1 else 0] if arch else None
         make = _architecture_of(checkpoint, spec, manager)
         # One object per architecture: it is then traced once for all its checkpoints.
-        make = next((other.make for other in sources if other.make == make), make)
-        state = fitted(checkpoint, make)
-        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path))))
+        twin = next((other for other in sources if other.make == make), None)
+        make, known = (make, KnownArchitecture(make)) if twin is None else (twin.make, twin.known)
+        state = fitted(checkpoint, make, known)
+        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path)), known))
     return sources
 
 
@@ -130,14 +133,14 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
 
 
-def fitted(checkpoint: Checkpoint, make: Architecture) -> FittedStore:
+def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture) -> FittedStore:
     """Returns the state in the architecture's order, after checking that names and shapes agree.
 
     Raises:
         ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
     """
     try:
-        expected = shapes_of(make)
+        expected = known.shapes
     except ArchitectureError as failure:
         if make.name != checkpoint.architecture:
             raise
@@ -177,7 +180,7 @@ def check_target(make: Architecture, spec: str) -> None:
     Raises:
         ArchitectureError: Names the first parameter without any.
     """
-    for name, tensor in shapes_of(make).items():
+    for name, tensor in KnownArchitecture(make).shapes.items():
         if tensor.dim() and 0 in tensor.shape:
             raise ArchitectureError(
                 f"Target '{spec}' has no neurons in '{name}' (shape {_shape(tensor.shape)}): a fused layer needs at "

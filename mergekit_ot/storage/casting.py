@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.finite import is_finite
 from mergekit_ot.storage.store import TensorStore
 
 
@@ -58,7 +59,7 @@ class CastStore(TensorStore):
         if name not in self.kinds:
             return tensor
         cast = tensor.to(self.kinds[name])
-        if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(cast).all()):
+        if not is_finite(cast) and is_finite(tensor):
             kind = str(self.kinds[name]).removeprefix("torch.")
             raise CheckpointError(
                 f"'{name}' of {self.owner} holds numbers that {kind} cannot, and the fusion has that type, which is "

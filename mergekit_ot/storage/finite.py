@@ -55,6 +55,16 @@ def check_finite(state: Mapping[str, Tensor], owner: str, sentence: str = OF_A_F
         raise CheckpointError(IMPLAUSIBLE.format(name=name, owner=owner, largest=f"{largest:.1e}"))
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Returns whether no entry is NaN or infinite: by the least and the largest one, in one pass without a copy.
+
+    Example:
+        >>> is_finite(torch.tensor([1.0, 2.0])), is_finite(torch.tensor([1.0, math.nan])), is_finite(torch.zeros(0))
+        (True, False, True)
+    """
+    return math.isfinite(_largest(tensor))
+
+
 def _largest(tensor: Tensor) -> float:
     """Returns the size of the largest entry: NaN where one is NaN."""
     if not tensor.numel():

@@ -68,11 +68,12 @@ class Limit:
         if asked > self.value:
             # Rounded up where it would look equal, so that the number helps.
             raise error(
-                f"{what} {self._shown(asked)}, more than the limit of {self._shown(self.value)}. "
+                f"{what} {self.shown(asked)}, more than the limit of {self.shown(self.value)}. "
                 f"If you trust the file, raise the limit: {self.variable}={min(asked, 10**18 - 1)}."
             )
 
-    def _shown(self, count: int) -> str:
+    def shown(self, count: int) -> str:
+        """Returns a number of what is counted, for messages."""
         if self.unit != "bytes":
             return f"{count if count < 10**18 else f'{float(min(count, 10**300)):.0e}'} {self.unit}"
         size, place = count, 0
@@ -93,6 +94,9 @@ RECIPE_VALUES = Limit("MERGEOT_MAX_RECIPE_VALUES", 10_000, "values")
 RECIPE_DEPTH = Limit("MERGEOT_MAX_RECIPE_DEPTH", 20, "levels")
 ALL = (PICKLE_BYTES, PICKLE_STEPS, HEADER_BYTES, UNFOLDED_BYTES, NAME_LENGTH, INPUT_NUMBERS)
 ALL += (RECIPE_BYTES, RECIPE_VALUES, RECIPE_DEPTH)
+
+# No file asks for it: what the networks may take that are run to compare aligned sources with the sources.
+CHECK_BYTES = Limit("MERGEOT_MAX_CHECK_BYTES", 16 << 30)
 
 # Data that unfolds so many times is common: images are mostly dark.
 UNSUSPICIOUS_FOLDING = 32

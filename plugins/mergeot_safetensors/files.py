@@ -105,8 +105,7 @@ class SafetensorsWriter(AbstractFileWriter):
         Raises:
             CheckpointError: A tensor has a type or layout that the format does not hold, or writing failed.
         """
-        # The format refuses tensors that share memory and views with gaps; tied weights are written twice.
-        separate = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+        separate = _separate(state)
         plain = {key: value for key, value in self.metadata.items() if key != "template"}
         try:
             save_file(separate, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
@@ -123,6 +122,19 @@ class SafetensorsWriter(AbstractFileWriter):
     def reopened(self) -> SafetensorsStore:
         """Returns a store of the file."""
         return SafetensorsStore(self.path)
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors of which no two share memory, as the format wants it: those that do are copied, and no other."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in state.items():
+        ordered = tensor.contiguous()
+        storage = ordered.untyped_storage()
+        is_alone = storage.nbytes() == ordered.nbytes and storage.data_ptr() not in seen
+        separate[name] = ordered if is_alone else ordered.clone()
+        seen.add(storage.data_ptr())
+    return separate
 
 
 def _order_metadata(path: Path) -> None:

@@ -377,7 +377,7 @@ def test_how_much_was_aligned_is_said() -> None:
     assert fuse(nets(), example_inputs=INPUTS, solver="average").extent.aligned == 0
 
 
-def test_no_more_modules_are_built_than_there_are_sources_and_two() -> None:
+def test_no_module_is_built_anew_for_the_template_or_the_comparison() -> None:
     built = []
 
     class Counted(Mlp):
@@ -389,6 +389,40 @@ def test_no_more_modules_are_built_than_there_are_sources_and_two() -> None:
     inputs = FusionInputs([SourceModel("s", Counted, state) for state in states], example_inputs=INPUTS)
     setup = prepare(inputs, FusionOptions(), PluginManager.load(), trace_model)
     built.clear()
-    run_fusion(setup)
-    # A template of the fused state; each source, and the fused architecture, for the comparison.
-    assert len(built) == 4
+    assert run_fusion(setup).check is not None
+    # The one that was traced is run.
+    assert not built
+
+
+class CountingRuns(Mlp):
+    """Counts how often it is run outside a trace."""
+
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            type(self).runs += 1
+        return super().forward(x)
+
+
+def test_only_sources_that_moved_are_run() -> None:
+    first, second = nets(CountingRuns)
+    CountingRuns.runs = 0
+    assert check_of([first, first]).error == 0
+    assert CountingRuns.runs == 0
+    assert check_of([first, second]).has_moved
+    # One of two sources moved: itself, its aligned copy, and one that is moved wrongly.
+    assert CountingRuns.runs == 3
+
+
+def test_above_the_budget_nothing_is_run_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGEOT_MAX_CHECK_BYTES", "100")
+    first, second = nets(CountingRuns)
+    CountingRuns.runs = 0
+    result = fuse([first, second], example_inputs=INPUTS)
+    assert CountingRuns.runs == 0
+    assert result.aligned_sources_max_error is None
+    assert result.check is not None
+    assert "was not checked: the networks take 476 bytes to run, and the limit is 100 bytes" in result.check.sentence
+    # Where nothing moved, nothing would be run.
+    assert fuse([first, first], example_inputs=INPUTS).aligned_sources_max_error == 0
