@@ -109,7 +109,7 @@ class FusionSetup:
     @property
     def multiplications(self) -> float:
         """About how many multiplications the largest piece of work takes: a step, or running a source on all data."""
-        state = self.models.sources[0].state
+        state = self.networks.sources[0].state
         parameters = sum(state.shape(name).numel() for name in state)
         batches = [self.inputs, *self.batches, *self.held_out]
         groups = self.models.target_graph.groups.values() if self.methods.solver.max_sweeps else ()
