@@ -27,6 +27,7 @@ from mergekit_ot.hooks.preparing import GivenMethods, prepare
 from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
+from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -58,8 +59,7 @@ def trace_model(
     Example:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> graph = trace_model(net, torch.randn(2, 4))
-        >>> list(graph.free_groups)
+        >>> list(trace_model(net, torch.randn(2, 4)).free_groups)
         ['0.weight:0']
     """
     manager = manager or default_manager()
@@ -251,8 +251,7 @@ def fuse(
 
     Example:
         >>> import torch
-        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> model = make()
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> result = fuse([model, model], solver="wb", example_inputs=torch.randn(2, 4))
         >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
         True
@@ -294,6 +293,7 @@ def fuse_with(
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
+    traces: KeptRecords | None = None,
 ) -> FusionResult:
     """Fuses networks as one record of options says: what `fuse` does, for callers that hold the options as data.
 
@@ -305,6 +305,7 @@ def fuse_with(
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
+        traces: Where the traces of earlier runs are kept, as the commands keep them; nowhere by default.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
@@ -315,6 +316,5 @@ def fuse_with(
         >>> fuse_with(FusionInputs([model, model], example_inputs=torch.randn(2, 4)), FusionOptions()).solver
         'wb'
     """
-    methods = GivenMethods(solver, executor)
-    setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
+    setup = prepare(inputs, options, manager or default_manager(), trace_model, GivenMethods(solver, executor), traces)
     return run_fusion(setup, progress, dry_run)

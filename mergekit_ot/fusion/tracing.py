@@ -9,6 +9,7 @@ from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
 
@@ -23,10 +24,11 @@ class Tracer:
 
     Args:
         trace: Gives the graph of a fresh module.
+        memory: Where the graphs of earlier runs are looked up.
     """
 
-    def __init__(self, trace: Callable[[nn.Module], ModelGraph]) -> None:
-        self.trace = trace
+    def __init__(self, trace: Callable[[nn.Module], ModelGraph], memory: TraceMemory | None = None) -> None:
+        self.trace, self.memory = trace, memory
         self.traced: list[tuple[SourceModel, ModuleDescription, ModelGraph]] = []
 
     def graph_of(self, source: SourceModel) -> ModelGraph:
@@ -40,8 +42,21 @@ class Tracer:
         for _, known, graph in self.traced:
             if description.is_same(known):
                 return graph
-        graph = self.trace(model)
+        graph = self._found(source, model, description)
         self.traced.append((source, description, graph))
+        return graph
+
+    def _found(self, source: SourceModel, model: nn.Module, description: ModuleDescription) -> ModelGraph:
+        """Returns a graph that is remembered, or traces and remembers it."""
+        # Before the trace, which may import modules that the key looks at.
+        key = None if self.memory is None else self.memory.key(model, description)
+        if self.memory is None or key is None:
+            return self.trace(model)
+        # A trace is kept without its program, which fusions by weights alone do not need.
+        graph = self.memory.recall(key, model, lambda: self.trace(source.make()))
+        if graph is None:
+            graph = self.trace(model)
+            self.memory.keep(key, graph)
         return graph
 
 

@@ -17,6 +17,7 @@ import networkx as nx
 
 from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.deferred import defer_fields
 from mergekit_ot.graph.layouts import IN, AxisLayout, _shape_free, layout_text, leaf_groups
 
 _ONE_ARCHITECTURE = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
@@ -112,7 +113,8 @@ class ModelGraph:
         diagnostics: What tracing noticed.
         buffers: Names in `layouts` that are buffers.
         values: Value name → one layout per axis, for the data that a parameter of the model reads.
-        program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state.
+        program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state. Of a graph from a cache
+            it is captured when it is first asked for.
 
     Example:
         Who makes the six channels of a convolution, and who reads them, 16 columns each:
@@ -231,3 +233,7 @@ class ModelGraph:
         pins = (group.pin for group in self.pinned_groups.values() if (name, axis, group.key) in self.roles)
         first = next(pins, None)
         return "" if first is None else f" It cannot be resized: {first}."
+
+
+# Of a graph that was read from a file they are made when they are first asked for.
+defer_fields(ModelGraph, "operations", "program")

@@ -26,6 +26,8 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
 from mergekit_ot.hooks.symmetries import build_symmetries
+from mergekit_ot.hooks.traces import trace_memory
+from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -43,6 +45,7 @@ def prepare(
     manager: PluginManager,
     trace_model: Callable[..., ModelGraph],
     given: GivenMethods | None = None,
+    traces: KeptRecords | None = None,
 ) -> FusionSetup:
     """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised.
 
@@ -52,6 +55,7 @@ def prepare(
         manager: Whose methods are known.
         trace_model: `mergekit_ot.trace_model`.
         given: Methods to take instead of those that `options` names.
+        traces: Where graphs are kept between runs; nowhere by default.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
@@ -65,7 +69,8 @@ def prepare(
     data, examples = _data(inputs, options, methods, sources[0])
     sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
-    tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
+    memory = None if traces is None else trace_memory(traces, manager, options, examples)
+    tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory)
     return FusionSetup(
         models=trace_all(sources, inputs.target, tracer),
         model_weights=weights,
