@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.graph.axes.expressions import PinReason
 from mergekit_ot.graph.deferred import Deferred
@@ -23,6 +21,9 @@ from mergekit_ot.graph.layouts import (
     layout_size,
     leaf_groups,
 )
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _DIAGNOSTICS = tuple(field.name for field in fields(Diagnostics))
 _DEEPEST = 50
@@ -135,6 +136,8 @@ class _Reader:
 
 
 def _operations(nodes: Sequence[tuple[str, ...]], uses: Sequence[tuple[int, ...]]) -> nx.DiGraph:
+    import networkx as nx
+
     graph = nx.DiGraph()
     for name, kind, operation, path in nodes:
         graph.add_node(name, kind=kind, operation=operation, module_path=path)
