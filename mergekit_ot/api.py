@@ -27,6 +27,7 @@ from mergekit_ot.hooks.preparing import GivenMethods, prepare
 from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
+from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
@@ -56,8 +57,7 @@ def trace_model(
     Example:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> graph = trace_model(net, torch.randn(2, 4))
-        >>> list(graph.free_groups)
+        >>> list(trace_model(net, torch.randn(2, 4)).free_groups)
         ['0.weight:0']
     """
     manager = manager or default_manager()
@@ -147,7 +147,7 @@ def save_checkpoint(
     overwrite: bool = False,
     manager: PluginManager | None = None,
 ) -> Path:
-    """Writes a checkpoint that carries its architecture by name, beside the place first, then renamed into it.
+    """Writes a checkpoint that carries its architecture by name, and returns its path; all of it, or nothing.
 
     Args:
         model_or_state: The module, or its state dict.
@@ -160,9 +160,6 @@ def save_checkpoint(
             have been read with ``trust=True``.
         overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
-
-    Returns:
-        The path.
 
     Raises:
         CheckpointError: The file may not be written (`check_output`), or the metadata is not plain data.
@@ -248,8 +245,7 @@ def fuse(
 
     Example:
         >>> import torch
-        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> model = make()
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> result = fuse([model, model], solver="wb", example_inputs=torch.randn(2, 4))
         >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
         True
@@ -292,6 +288,7 @@ def fuse_with(
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
+    traces: KeptRecords | None = None,
 ) -> FusionResult:
     """Fuses networks as one record of options says: what `fuse` does, for callers that hold the options as data.
 
@@ -303,6 +300,7 @@ def fuse_with(
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
+        traces: Where the traces of earlier runs are kept, as the commands keep them; nowhere by default.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
@@ -315,6 +313,6 @@ def fuse_with(
     """
     methods = GivenMethods(solver, executor)
     with threads_for(0, options.threads):
-        setup = prepare(inputs, options, manager or default_manager(), trace_model, methods)
+        setup = prepare(inputs, options, manager or default_manager(), trace_model, methods, traces)
     with threads_for(setup.multiplications, options.threads):
         return run_fusion(setup, progress, dry_run)

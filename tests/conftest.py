@@ -11,6 +11,8 @@ _MOST_PROCESSES = 4
 # for every process that a test starts.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# No test reads what earlier runs of the user kept, nor adds to it.
+os.environ["MERGEOT_CACHE"] = "off"
 
 
 @pytest.hookimpl(tryfirst=True)

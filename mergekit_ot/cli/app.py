@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from mergekit_ot.cli import output
 from mergekit_ot.cli.barrier import barrier
+from mergekit_ot.cli.cache import cache
 from mergekit_ot.cli.docs import docs
 from mergekit_ot.cli.flags import takes_options
 from mergekit_ot.cli.interrupting import Stop, stopping
@@ -200,6 +201,7 @@ _COMMANDS = (
     (barrier, "barrier", "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
     (plugins, "plugins", "mergeot plugins --json"),
     (docs, "docs", "mergeot docs solvers"),
+    (cache, "cache", "mergeot cache --clear"),
 )
 
 

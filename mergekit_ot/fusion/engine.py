@@ -302,5 +302,7 @@ class FusionRun:
 
 def _has_statistics(graph: ModelGraph) -> bool:
     """Whether a network normalises by statistics that it keeps; vectors of spectral norms are buffers too."""
+    if not graph.buffers:
+        return False
     operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
-    return bool(graph.buffers) and any(name in each for each in operations for name in ("batch_norm", "instance_norm"))
+    return any(name in each for each in operations for name in ("batch_norm", "instance_norm"))

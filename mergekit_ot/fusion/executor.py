@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-
-import networkx as nx
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.task import StepSolution, StepTask
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class TaskQueue:
     """The steps of one sweep: what is ready is taken, what was found is given back, and more becomes ready.
 
     Args:
-        steps: Graph of the steps' numbers, in the order of the sweep; an edge where one waits for another.
+        steps: Number of each step → those that it waits for, in the order of the sweep; or the same as a graph.
         make: Gives the task of a step; called when it is taken, so that it holds all couplings of its predecessors.
         accept: Takes a solution.
 
     Example:
-        >>> steps = nx.DiGraph([(0, 2), (1, 2)])
-        >>> queue = TaskQueue(steps, make=lambda number: number, accept=lambda solution: None)
+        >>> queue = TaskQueue({0: [], 1: [], 2: [0, 1]}, make=lambda number: number, accept=lambda solution: None)
         >>> queue.take(), queue.take(), queue.take()
         (0, 1, None)
         >>> [queue.give(StepSolution(number, {}, ())) for number in (1, 0)] and queue.take()
@@ -29,10 +30,14 @@ class TaskQueue:
     """
 
     def __init__(
-        self, steps: nx.DiGraph, make: Callable[[int], StepTask], accept: Callable[[StepSolution], None]
+        self,
+        steps: Mapping[int, Collection[int]] | nx.DiGraph,
+        make: Callable[[int], StepTask],
+        accept: Callable[[StepSolution], None],
     ) -> None:
         self._make, self._accept = make, accept
-        self._waits = {number: set(steps.predecessors(number)) for number in nx.topological_sort(steps)}
+        waits = steps if isinstance(steps, Mapping) else {number: list(steps.predecessors(number)) for number in steps}
+        self._waits = {number: set(waits[number]) for number in _in_generations(waits)}
         self._taken: set[int] = set()
         self._done: set[int] = set()
 
@@ -62,6 +67,28 @@ class TaskQueue:
             )
         self._accept(solution)
         self._done.add(solution.number)
+
+
+def _in_generations(waits: Mapping[int, Collection[int]]) -> list[int]:
+    """Returns the steps in the order in which they become ready if all that are ready are done together.
+
+    Raises:
+        SolverError: Some wait for each other.
+    """
+    behind: dict[int, list[int]] = {number: [] for number in waits}
+    for number, earlier in waits.items():
+        for before in earlier:
+            behind[before].append(number)
+    left = {number: len(earlier) for number, earlier in waits.items()}
+    order = [number for number, count in left.items() if not count]
+    for number in order:  # grows meanwhile
+        for later in behind[number]:
+            left[later] -= 1
+            if not left[later]:
+                order.append(later)
+    if len(order) < len(waits):
+        raise SolverError(f"Steps {sorted(waits.keys() - set(order))} wait for each other, so that none can be taken.")
+    return order
 
 
 class AbstractExecutor(abc.ABC):

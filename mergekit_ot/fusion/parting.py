@@ -67,15 +67,10 @@ class _Recorder(fx.Interpreter):
 
 def _recorded(program: CapturedProgram, state: State, inputs: Inputs) -> dict[str, tuple[fx.Node, Tensor]]:
     recorder = _Recorder(program.module)
-    held = {name: _like(value, program.tensors.get(name)) for name, value in state.items()}
     # What was seen until a program fails may tell already.
     with contextlib.suppress(RuntimeError, ValueError, TypeError, KeyError, IndexError), repeatable(0):
-        recorder.run(*program.arguments(held, inputs))
+        recorder.run(*program.arguments(state, inputs))
     return recorder.seen
-
-
-def _like(value: Tensor, other: Tensor | None) -> Tensor:
-    return value if other is None or other.dtype == value.dtype else value.to(other.dtype)
 
 
 def _in_no_order(value: Tensor) -> Tensor:

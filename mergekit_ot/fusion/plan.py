@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, leaf_groups
 from mergekit_ot.graph.order import solve_order
 from mergekit_ot.transport.solver import Start
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,26 @@ class FusionPlan:
         Args:
             order: Numbers of the steps in the order of the sweep; their own order by default.
         """
+        import networkx as nx
+
         graph = nx.DiGraph()
-        ordered = [self.steps[number] for number in order] if order is not None else list(self.steps)
-        for place, step in enumerate(ordered):
-            graph.add_node(step.number, step=step)
-            for earlier in ordered[:place]:
-                if set(earlier.reads) & set(step.reads):
-                    graph.add_edge(earlier.number, step.number)
+        for number, earlier in self.waits(order).items():
+            graph.add_node(number, step=self.steps[number])
+            graph.add_edges_from((each, number) for each in earlier)
         return graph
+
+    def waits(self, order: Sequence[int] | None = None) -> dict[int, list[int]]:
+        """Returns, for each step of a sweep, the earlier ones that read a parameter of it: the edges of `graph`.
+
+        Args:
+            order: Numbers of the steps in the order of the sweep; their own order by default.
+        """
+        ordered = [self.steps[number] for number in order] if order is not None else list(self.steps)
+        reads = [(step.number, frozenset(step.reads)) for step in ordered]
+        return {
+            number: [before for before, others in reads[:place] if not own.isdisjoint(others)]
+            for place, (number, own) in enumerate(reads)
+        }
 
     def describe(self) -> list[dict[str, object]]:
         """Returns one record per step for a table."""

@@ -101,7 +101,7 @@ class AlignmentRun:
         def accept(solution: StepSolution) -> None:
             self._accept(solution, sweep)
 
-        queue = TaskQueue(self.plan.graph(order), lambda number: self._task(number, scope), accept)
+        queue = TaskQueue(self.plan.waits(order), lambda number: self._task(number, scope), accept)
         self.setup.methods.executor.run(queue)
         if not queue.is_done:
             raise SolverError(

@@ -5,48 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.trace_memory import TraceMemory
+from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
-
-# Lists of weights and of their names that recurrent modules keep beside their parameters.
-_DERIVED = frozenset({"_all_weights", "_flat_weights", "_flat_weights_names", "_flat_weight_refs"})
 
 
 def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules differ in the values of their tensors at most, so that one trace serves both."""
-    ours, theirs = dict(one.named_modules()), dict(other.named_modules())
-    if ours.keys() != theirs.keys():
-        return False
-    tensors = [*one.named_parameters(), *one.named_buffers()]
-    others = dict([*other.named_parameters(), *other.named_buffers()])
-    if {n: (t.shape, t.dtype) for n, t in tensors} != {n: (t.shape, t.dtype) for n, t in others.items()}:
-        return False
-    # What stands in no file may decide what is free, so it must be the same.
-    saved = one.state_dict().keys()
-    unsaved = {name: tensor for name, tensor in one.named_buffers() if name not in saved}
-    if not all(_is_same_tensor(tensor, others[name]) for name, tensor in unsaved.items()):
-        return False
-    return all(
-        type(ours[path]) is type(theirs[path]) and _settings(ours[path]) == _settings(theirs[path]) for path in ours
-    )
-
-
-def _is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.is_meta or other.is_meta or torch.equal(one, other)
-
-
-def _settings(module: nn.Module) -> dict[str, object]:
-    """What a module is set to, apart from its tensors; anything that is no plain value counts by identity."""
-    plain = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device)
-    return {
-        name: value if isinstance(value, plain) else id(value)
-        for name, value in vars(module).items()
-        if name not in nn.Module().__dict__ and name not in _DERIVED and not isinstance(value, nn.Module)
-    }
+    return described_module(one).is_same(described_module(other))
 
 
 class Tracer:
@@ -54,24 +24,41 @@ class Tracer:
 
     Args:
         trace: Gives the graph of a fresh module.
+        memory: Where the graphs of earlier runs are looked up.
     """
 
-    def __init__(self, trace: Callable[[nn.Module], ModelGraph]) -> None:
-        self.trace = trace
-        self.traced: list[tuple[SourceModel, nn.Module, ModelGraph]] = []
+    def __init__(self, trace: Callable[[nn.Module], ModelGraph], memory: TraceMemory | None = None) -> None:
+        self.trace, self.memory = trace, memory
+        self.traced: list[tuple[SourceModel, ModuleDescription, ModelGraph]] = []
 
     def graph_of(self, source: SourceModel) -> ModelGraph:
         """Returns the graph of a source."""
-        model = None
-        for other, instance, graph in self.traced:
+        for other, _, graph in self.traced:
             if other.make is source.make:
                 return graph
-            model = source.make() if model is None else model
-            if is_same_architecture(model, instance):
+        model = source.make()
+        # Kept instead of the module, which holds weights.
+        description = described_module(model)
+        for _, known, graph in self.traced:
+            if description.is_same(known):
                 return graph
-        model = source.make() if model is None else model
-        graph = self.trace(model)
-        self.traced.append((source, model, graph))
+        graph = self._found(source, model, description)
+        self.traced.append((source, description, graph))
+        # It was not run.
+        source.architecture.give_back(model)
+        return graph
+
+    def _found(self, source: SourceModel, model: nn.Module, description: ModuleDescription) -> ModelGraph:
+        """Returns a graph that is remembered, or traces and remembers it."""
+        # Before the trace, which may import modules that the key looks at.
+        key = None if self.memory is None else self.memory.key(model, description)
+        if self.memory is None or key is None:
+            return self.trace(model)
+        # A trace is kept without its program, which fusions by weights alone do not need.
+        graph = self.memory.recall(key, model, lambda: self.trace(source.make()))
+        if graph is None:
+            graph = self.trace(model)
+            self.memory.keep(key, graph)
         return graph
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.graph.axes import expressions
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons
 from mergekit_ot.graph.propagate import Labelled
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _UNSEEN = 1 << 30
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.deferred import Deferred, defer_fields
 from mergekit_ot.graph.layouts import IN, AxisLayout, _shape_free, layout_text, leaf_groups
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _ONE_ARCHITECTURE = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
 
@@ -112,7 +114,8 @@ class ModelGraph:
         diagnostics: What tracing noticed.
         buffers: Names in `layouts` that are buffers.
         values: Value name → one layout per axis, for the data that a parameter of the model reads.
-        program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state.
+        program: The captured program (`mergekit_ot.CapturedProgram`), to be run with any state. Of a graph from a cache
+            it is captured when it is first asked for.
 
     Example:
         Who makes the six channels of a convolution, and who reads them, 16 columns each:
@@ -151,7 +154,7 @@ class ModelGraph:
 
     def outline(self) -> ModelGraph:
         """Returns the graph without its program and its operations: what stands where, small enough to be sent."""
-        return replace(self, operations=nx.DiGraph(), program=None)
+        return replace(self, operations=Deferred(_no_operations), program=None)
 
     def pin_sentences(self) -> tuple[str, ...]:
         """Returns a sentence per reason of a pin: how many parameter axes, why, and where the first one is."""
@@ -172,18 +175,25 @@ class ModelGraph:
 
     @cached_property
     def group_graph(self) -> nx.MultiDiGraph:
-        """Returns the graph of free groups: an edge per parameter that reads one and makes another."""
+        """The graph of free groups: an edge per parameter that reads one and makes another."""
+        import networkx as nx
+
         graph = nx.MultiDiGraph()
         for key, group in self.free_groups.items():
             graph.add_node(key, size=group.size, first=group.first_operation)
+        for before, after, parameter in self.group_edges():
+            graph.add_edge(before, after, parameter=parameter)
+        return graph
+
+    def group_edges(self) -> Iterator[tuple[str, str, str | None]]:
+        """Yields the edges of `group_graph`: which free group lies behind which, and the parameter between them."""
         for parameter in self.layouts:
             for reader, maker in itertools.product(*self._readers_and_makers(parameter)):
-                graph.add_edge(reader, maker, parameter=parameter)
+                yield reader, maker, parameter
         for key, group in self.free_groups.items():
             for outer in group.context:
                 if outer in self.free_groups:
-                    graph.add_edge(outer, key, parameter=None)
-        return graph
+                    yield outer, key, None
 
     def _readers_and_makers(self, parameter: str) -> tuple[list[str], list[str]]:
         """Returns the free groups that a parameter reads, and those that it makes."""
@@ -231,3 +241,13 @@ class ModelGraph:
         pins = (group.pin for group in self.pinned_groups.values() if (name, axis, group.key) in self.roles)
         first = next(pins, None)
         return "" if first is None else f" It cannot be resized: {first}."
+
+
+def _no_operations() -> nx.DiGraph:
+    import networkx as nx
+
+    return nx.DiGraph()
+
+
+# Of a graph that was read from a file they are made when they are first asked for.
+defer_fields(ModelGraph, "operations", "program")

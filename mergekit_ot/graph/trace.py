@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,9 @@ from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.propagate import Labelled, Propagator
 from mergekit_ot.graph.rules.rule import NodeRule
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 # Operation (``aten.linear``) or module (``module:Experts``) → what gives its rule, loaded when it is first asked for.
 RuleTable = Mapping[str, Callable[[], NodeRule]]
@@ -132,6 +134,8 @@ def _owner(model: nn.Module, where: str) -> str:
 
 def operation_graph(program: CapturedProgram) -> nx.DiGraph:
     """Returns the operations, values and parameters of a captured program; an edge is a use."""
+    import networkx as nx
+
     graph = nx.DiGraph()
     for node in program.graph.nodes:
         reason = reason_of(node)

@@ -170,6 +170,12 @@ class PluginManager:
         """The hooks, to be called with keyword arguments."""
         return self._pluggy.hook
 
+    def implementers(self, hook: str) -> list[tuple[str, object, str]]:
+        """Returns the plugins that implement a hook: name, plugin, and version of its distribution."""
+        found = getattr(self._pluggy.hook, hook).get_hookimpls()
+        names = ((each.plugin_name, each.plugin) for each in found)
+        return [(name, plugin, " ".join(self._distributions.get(name, ()))) for name, plugin in names]
+
     def table(self, kind: str) -> Mapping[str, Entry]:
         """Returns name → entry of everything of one kind: solver, rule, measure and so on.
 

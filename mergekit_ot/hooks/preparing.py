@@ -29,6 +29,8 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
 from mergekit_ot.hooks.symmetries import build_symmetries
+from mergekit_ot.hooks.traces import trace_memory
+from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 
@@ -46,6 +48,7 @@ def prepare(
     manager: PluginManager,
     trace_model: Callable[..., ModelGraph],
     given: GivenMethods | None = None,
+    traces: KeptRecords | None = None,
 ) -> FusionSetup:
     """Returns the checked fusion; nothing heavy has run and nothing is written when an error is raised.
 
@@ -55,6 +58,7 @@ def prepare(
         manager: Whose methods are known.
         trace_model: `mergekit_ot.trace_model`.
         given: Methods to take instead of those that `options` names.
+        traces: Where graphs are kept between runs; nowhere by default.
 
     Raises:
         MergeotError: Anything is wrong with the models, the options or the data.
@@ -73,11 +77,10 @@ def prepare(
     goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
 
     def trace_networks() -> TracedModels:
-        tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced))
-        models = trace_all(sources, target, tracer)
-        for source, model, _ in tracer.traced:
-            source.architecture.give_back(model)
-        return models
+        memory = None if traces is None else trace_memory(traces, manager, options, examples)
+        return trace_all(
+            sources, target, Tracer(lambda model: trace_model(model, examples, manager, **traced), memory)
+        )
 
     setup = FusionSetup(
         networks=FusedNetworks(sources, goal, trace_networks),

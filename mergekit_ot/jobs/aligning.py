@@ -18,6 +18,7 @@ from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.jobs.fusing import check_methods, source_model
+from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
@@ -165,6 +166,7 @@ def align_pair(
         manager=manager,
         progress=progress,
         dry_run=dry_run,
+        traces=user_traces(),
     )
     if not all(result.alignment.is_function_preserving(number) for number in (0, 1)):
         raise ArchitectureError(

@@ -15,6 +15,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
@@ -66,6 +67,7 @@ def run_fuse(
         manager=manager,
         progress=progress,
         dry_run=dry_run,
+        traces=user_traces(),
     )
     if dry_run:
         _check_plan(recipe, result, manager)

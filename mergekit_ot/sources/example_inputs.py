@@ -21,6 +21,8 @@ _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TABLES, nn.RNNBase, nn.BatchNorm2d)
 # So many inputs besides the first are guessed at most.
 _MOST_FURTHER = 2
+# A network of so many weights is run rather than followed without memory.
+_SMALL = 1 << 20
 # Of images, the likelier first.
 _SIDES = (28, 32, 64, 224, 8, 96, 128)
 
@@ -160,8 +162,8 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     reason = None
     # Where the constructor needs real tensors, an instance does so as well.
-    places = ("cpu",) if known.is_real else ("meta", "cpu")
-    for place in places:
+    places = ["cpu"] if known.is_real else ["meta", "cpu"]
+    for place in reversed(places) if _is_small(known.outline) else places:
         try:
             module = (known.built() if place == "cpu" else on_meta(known.built)).eval()
             with torch.no_grad(), warnings.catch_warnings():
@@ -171,6 +173,11 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
         except Exception as failure:
             reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else 'no message'}"
     return reason
+
+
+def _is_small(module: nn.Module) -> bool:
+    """Whether a run with memory costs less than what torch imports for a run without."""
+    return sum(weight.numel() for weight in module.parameters()) <= _SMALL
 
 
 def _plausible_shapes(module: nn.Module) -> list[tuple[int, ...]]:

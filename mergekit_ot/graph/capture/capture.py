@@ -38,6 +38,8 @@ class ExportFrontEnd(AbstractFrontEnd):
         ['aten.linear.default', 'aten.relu.default']
     """
 
+    shares_weights = True
+
     def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:
         """Returns the exported program without decompositions, so that a linear map stays one operation."""
         with budget.watching():
@@ -101,7 +103,7 @@ def capture(
     budget = TraceBudget(TraceLimits(), name) if budget is None else budget
     failures: dict[str, BaseException] = {}
     for chosen, end in (front_ends or FrontEnds()).in_order().items():
-        fresh = hand_out_tensors(prepared(copied(model)))
+        fresh = hand_out_tensors(prepared(copied(model, shares_weights=end.shares_weights)))
         try:
             with _quiet(), _unvalidated():
                 program = end.capture(fresh, inputs, budget)
@@ -116,10 +118,9 @@ def capture(
             for other, error in failures.items()
         ]
         return replace(
-            program,
+            program.without_weights(model.state_dict().keys()),
             remarks=(*remarks, *program.remarks),
             module_types=_module_types(model),
-            saved=frozenset(model.state_dict()),
             branches=reached_branches(model, program.graph),
         )
     said = {chosen: first_line(error) for chosen, error in failures.items()}

@@ -33,21 +33,29 @@ class _DetachingCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, shares_weights: bool = False) -> nn.Module:
     """Returns a deep copy of a module; what cannot be copied (a lock, an open file) is shared with it.
 
     Tensors that were computed are copied without their history.
 
+    Args:
+        model: The module.
+        shares_weights: Whether the parameters of the copy use the memory of the module's own; its buffers never do.
+
     Raises:
         ArchitectureError: It cannot be copied all the same.
     """
+    weights = dict[int, object]()
+    if shares_weights:
+        plain = [weight for weight in model.parameters() if type(weight) is nn.Parameter]
+        weights = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in plain}
     with _DetachingCopies():
         try:
-            return copy.deepcopy(model)
+            return copy.deepcopy(model, dict(weights))
         except Exception:
             shared = dict(_uncopyable(model))
         try:
-            return copy.deepcopy(model, {id(value): value for value in shared.values()})
+            return copy.deepcopy(model, weights | {id(value): value for value in shared.values()})
         except Exception as error:
             raise ArchitectureError(
                 f"'{type(model).__name__}' cannot be copied ({type(error).__name__}: {str(error)[:200]}), and it is "

@@ -117,6 +117,8 @@ class AbstractFrontEnd(abc.ABC):
 
     Attributes:
         is_fallback: Whether it is tried by itself where ``torch.export`` cannot capture a module.
+        shares_weights: Whether it never writes into a parameter, so that those of the copy that it is given may share
+            their memory with the network's own.
 
     Example:
         >>> import dataclasses, torch
@@ -134,6 +136,7 @@ class AbstractFrontEnd(abc.ABC):
     """
 
     is_fallback: ClassVar[bool] = False
+    shares_weights: ClassVar[bool] = False
 
     @abc.abstractmethod
     def capture(self, model: nn.Module, inputs: tuple[object, ...], budget: TraceBudget) -> CapturedProgram:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,13 +70,15 @@ class CapturedProgram:
         module: The graph; parameters, buffers and constants are placeholders like the inputs.
         inputs: One slot per placeholder, in order.
         outputs: One slot per output, in order.
-        tensors: Values of parameters, buffers and constants as they were when the module was captured.
+        tensors: Values of constants, and of parameters and buffers, as they were when the module was captured. Of a
+            traced model only what its state dict does not hold, and single numbers such as counters.
         front_end: Name of the front end that made it.
         remarks: Sentences for the user on how it was made.
         module_types: Module path → the types of the module there, the most special first, as qualified names.
         saved: Names that the module's state dict holds: what a file may bring. None where that is not known, and every
             buffer counts as saved.
         branches: Questions in the module's code that were answered one way when it was captured.
+        types: Name → the number type of a parameter or buffer when the module was captured, where `tensors` lacks it.
 
     Example:
         Run with another state than that of the module:
@@ -99,6 +101,7 @@ class CapturedProgram:
     module_types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     saved: frozenset[str] | None = None
     branches: tuple[Branch, ...] = ()
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -133,14 +136,36 @@ class CapturedProgram:
         """Returns what stands for a slot that is no input: from `state`, or as it was when the module was captured.
 
         The program computes in the types that it was captured in: a state in half precision is read in them.
+
+        Raises:
+            ArchitectureError: Neither holds it.
         """
-        captured = self.tensors.get(slot.target)
-        if slot.target not in state:
-            return self.tensors[slot.target]
-        value = state[slot.target]
-        if captured is None or value.dtype == captured.dtype or not (value.is_floating_point() or value.is_complex()):
-            return value
-        return value.to(captured.dtype)
+        if slot.target in state:
+            return self.in_own_type(slot.target, state[slot.target])
+        if slot.target not in self.tensors:
+            raise ArchitectureError(
+                f"The program reads '{slot.target}', which the state it is run with lacks. Give a whole state dict."
+            )
+        return self.tensors[slot.target]
+
+    def in_own_type(self, name: str, value: Tensor) -> Tensor:
+        """Returns the value of a parameter or a buffer in the number type that the module had when it was captured."""
+        captured = self.types.get(name)
+        captured = self.tensors[name].dtype if captured is None and name in self.tensors else captured
+        is_cast = captured not in (None, value.dtype) and (value.is_floating_point() or value.is_complex())
+        return value.to(captured) if is_cast else value
+
+    def without_weights(self, saved: Collection[str]) -> CapturedProgram:
+        """Returns the program without the values that a state dict brings: it is run with one, and keeps no model.
+
+        Single numbers stay: counters of BatchNorm, which older files lack.
+
+        Args:
+            saved: Names that the module's state dict holds.
+        """
+        kept = {name: value for name, value in self.tensors.items() if name not in saved or value.ndim == 0}
+        types = {name: value.dtype for name, value in self.tensors.items() if name not in kept}
+        return replace(self, tensors=kept, types=types, saved=frozenset(saved))
 
     def arguments(self, state: Mapping[str, Tensor], inputs: Sequence[object]) -> list[Any]:
         """Returns what the graph is called with, for the parameters and buffers in `state`."""
