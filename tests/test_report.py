@@ -261,6 +261,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         trace_seconds=2.5,
         trace_operations=7,
         executor="other",
+        threads=3,
         overwrite=True,
     )
     defaults = FusionRecipe()
