@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.fusion.tensors import Spread, spread_of
+from mergekit_ot.fusion.weight_rows import KeptProducts
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, flaw_of
 from mergekit_ot.transport.problem import BarycenterProblem, Status
@@ -66,6 +67,8 @@ class StepTask:
         responses: What is known of the neurons' responses to calibration data; None where they are not asked for.
         model_weights: One per source.
         seed: Seed of every random choice.
+        kept: Products of weights that the last visit of the step left.
+        known: The solution, where the step was solved before from the very same couplings.
 
     Example:
         >>> import torch
@@ -90,6 +93,8 @@ class StepTask:
     responses: GroupResponses | None
     model_weights: tuple[float, ...]
     seed: int
+    kept: KeptProducts = field(default_factory=KeptProducts)
+    known: StepSolution | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class StepSolution:
         number: Number of the step in its plan.
         couplings: Group → one coupling (or family of couplings) per source; empty where neurons keep their places.
         reports: One per group, in the order of the task.
+        kept: Products of weights for the next visit of the step.
 
     Example:
         >>> StepSolution(3, {}, ()).number
@@ -109,6 +115,7 @@ class StepSolution:
     number: int
     couplings: Mapping[str, GroupCouplings]
     reports: tuple[GroupReport, ...]
+    kept: KeptProducts = field(default_factory=KeptProducts)
 
 
 def run_task(task: StepTask) -> StepSolution:
@@ -128,6 +135,10 @@ def run_task(task: StepTask) -> StepSolution:
         >>> fuse([net, net], example_inputs=torch.randn(2, 4), executor=Sending()).groups[0].solver
         'wb'
     """
+    if task.known is not None:
+        return task.known
+    # A task stays what it is, however often it is run.
+    task = replace(task, kept=task.kept.copy())
     if task.solver.max_sweeps == 0:
         sizes = [task.alignment.target.groups[key].size for key in task.groups]
         stay = [
@@ -168,7 +179,7 @@ def _spread(task: StepTask, alignment: Alignment) -> Spread | None:
 def _solution(task: StepTask, alignment: Alignment, reports: Sequence[GroupReport]) -> StepSolution:
     before = task.alignment.couplings
     changed = {key: found for key, found in alignment.couplings.items() if before.get(key) is not found}
-    return StepSolution(task.number, changed, tuple(reports))
+    return StepSolution(task.number, changed, tuple(reports), task.kept)
 
 
 def _view(task: StepTask, key: str, alignment: Alignment) -> GroupView:
@@ -180,6 +191,7 @@ def _view(task: StepTask, key: str, alignment: Alignment) -> GroupView:
         wants_structure=task.solver.wants_structure,
         responses=None if task.responses is None else task.responses.rows,
         members=task.solver.members,
+        kept=task.kept,
     )
 
 
@@ -215,7 +227,7 @@ def _measured(task: StepTask, view: GroupView, key: str) -> tuple[NeuronMeasure,
         measures = tuple(task.measure.measure(view))
         flaws = [flaw_of(measure) for measure in measures]
     flaw = next((flaw for flaw in flaws if flaw), "")
-    columns = {tuple(measure.support.shape[1:]) for measure in measures} if not flaw else set()
+    columns = {(measure.columns,) for measure in measures} if not flaw else set()
     if len(measures) != view.count or len(columns) > 1:
         flaw = f"it gave {len(measures)} measures for {view.count} sources, with columns {sorted(columns)}"
     if flaw:

@@ -9,10 +9,12 @@ makes a method of it is how neurons are seen:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
@@ -31,11 +33,15 @@ from mergekit_ot import (
     fused_measure,
     ground_cost,
     in_order_of,
+    measure_cost,
     rounding_error,
     support_barycenter,
     transport_cost,
     uniform_mass,
 )
+
+# So many times the rounding of an objective is far from it.
+_FAR = 1e3
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,9 @@ class WeightMatchingSolver(AbstractMatchingSolver):
     summary = "assignment on incident weights, swept until no gain (Git Re-Basin, arXiv:2209.04836)"
     scope = Scope.INCIDENT
     start = Start.IDENTITY
+    tries_nothing = True
     is_order_random = True
+    is_settled = True
     max_sweeps = 100
 
 
@@ -123,15 +131,25 @@ def _matched_pair(problem: BarycenterProblem) -> Solution:
 
     For two sources ``Σ_i λ_i |w - V_i|²`` is ``λ_1 λ_2 |V_1 - P V_2|²``, so no barycenter is needed for the cost.
     """
-    first, second = (measure.support for measure in problem.measures)
+    first, second = problem.measures
     weight = problem.model_weights[0] * problem.model_weights[1]
+    cost = measure_cost(first, second)
+    room = rounding_error(problem)
+    rows = torch.arange(problem.size, device=cost.device)
 
     def objective(couplings: Sequence[Coupling]) -> float:
-        return weight * transport_cost(in_order_of(couplings, 0)[1], first, second) if weight > 0 else 0.0
+        if weight == 0:
+            return 0.0
+        coupling = in_order_of(couplings, 0)[1]
+        total = float(cost[rows, coupling.partners()].double().mean()) if coupling.is_permutation else math.inf
+        # Near rounding, a sum of differences keeps digits that norms have lost.
+        if first.joined is None and coupling.is_permutation and total > _FAR * room:
+            return weight * total
+        return weight * transport_cost(coupling, first.support, second.support)
 
     prefer = None if problem.initial is None else in_order_of(problem.initial, 0)[1]
-    coupling = couple(ground_cost(first, second), prefer=prefer)
-    couplings = (Permutation.identity(problem.size, first.device), coupling)
+    coupling = couple(cost, prefer=prefer)
+    couplings = (Permutation.identity(problem.size, cost.device), coupling)
     return Solution(couplings, objective=objective, reference=0)
 
 
