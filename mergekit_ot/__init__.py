@@ -22,6 +22,7 @@ _HOMES = {
     "Coupling": "mergekit_ot.transport.coupling",
     "Permutation": "mergekit_ot.transport.permutation",
     "Plan": "mergekit_ot.transport.plan",
+    "PairCosts": "mergekit_ot.transport.ascent",
     "NeuronMeasure": "mergekit_ot.transport.measure",
     "Signs": "mergekit_ot.transport.measure",
     "barycenter_cost": "mergekit_ot.transport.barycenter",
@@ -227,6 +228,7 @@ if TYPE_CHECKING:
     from mergekit_ot.storage.torch_stream import torch_stream
     from mergekit_ot.text import printable
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
+    from mergekit_ot.transport.ascent import PairCosts
     from mergekit_ot.transport.barycenter import (
         averaged_support,
         barycenter_cost,

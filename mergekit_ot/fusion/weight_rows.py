@@ -194,7 +194,7 @@ class WeightRows(AbstractDeferredSupport):
 
 
 def _exchanged(before: Held, after: Held, each: DescribingBlock) -> tuple[int, Tensor, Tensor] | None:
-    """Returns the one dimension along which neurons changed places, and the orders; None where that does not say all."""
+    """Returns the one dimension along which neurons changed places, and the orders; None where there is more."""
     groups = [dimension.group for dimension in each.block.dimensions]
     beside = [place for place, key in enumerate(groups) if place != each.place and key in after]
     if len(beside) != 1 or len(before) != 1 or len(after) != 1:

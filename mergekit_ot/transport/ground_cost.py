@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from types import ModuleType
 
 import numpy as np
@@ -20,6 +21,8 @@ from mergekit_ot.transport.scale import squarable
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000
+# All orders of so few neurons are tried at once.
+_TRIED_SIZE = 4
 # Smaller assignments take less time than their preparation.
 _LEVELLED_FROM = 128
 
@@ -88,6 +91,23 @@ def couple(
         if kept is not None and kept.is_permutation and _is_no_worse(kept, found, cost):
             return kept
     return found
+
+
+def assignment_costs(costs: Float[Tensor, "p n n"]) -> Float[Tensor, " p"]:
+    """Returns the least cost of each of many small assignments, the sum over its neurons.
+
+    Example:
+        >>> assignment_costs(torch.tensor([[[9.0, 1.0], [4.0, 9.0]], [[1.0, 2.0], [2.0, 1.0]]])).tolist()
+        [5.0, 2.0]
+    """
+    if not (bool(torch.isfinite(costs.sum())) or bool(torch.isfinite(costs).all())):
+        raise SolverError(Status.NONFINITE.value)
+    count, size = costs.shape[:2]
+    if size <= _TRIED_SIZE:
+        orders = torch.tensor(list(itertools.permutations(range(size))), dtype=torch.long, device=costs.device)
+        return costs[:, torch.arange(size, device=costs.device), orders].sum(2).amin(1)
+    found = np.stack([_assignment(each) for each in _to_numpy(costs)]) if count else np.zeros((0, size), np.int64)
+    return costs.gather(2, torch.from_numpy(found).to(costs.device)[:, :, None]).sum((1, 2))
 
 
 def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

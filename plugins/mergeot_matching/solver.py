@@ -24,6 +24,7 @@ from mergekit_ot import (
     Barycenter,
     BarycenterProblem,
     Coupling,
+    PairCosts,
     Permutation,
     Scope,
     Solution,
@@ -69,9 +70,8 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         if problem.is_assignment and len(problem.measures) == 2:
             return _matched_pair(problem)
         if problem.is_assignment:
-            aligned = _aligned_in_turn(problem)
-        else:
-            aligned = _coupled_with(problem, problem.measures[first].support)
+            return self._ascended(problem)
+        aligned = _coupled_with(problem, problem.measures[first].support)
         best = self._ascend(problem, aligned)
         if problem.initial is not None:
             in_force = self._ascend(problem, problem.initial)
@@ -79,12 +79,26 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
                 best = in_force
         return Solution(_with_weightless(problem, best.couplings), best.status, best.stats, reference=0)
 
+    def _ascended(self, problem: BarycenterProblem) -> Solution:
+        """Returns permutations, found on the costs of pairs, from the couplings in force where there are some."""
+        costs = PairCosts(problem)
+        initial = problem.initial or ()
+        is_kept = bool(initial) and all(coupling.is_permutation for coupling in initial)
+        couplings, trace = costs.ascend(in_order_of(initial, 0) if is_kept else costs.in_turn(), self.max_steps)
+        for place in set(range(len(couplings))) - set(problem.counting):
+            couplings[place] = costs.realigned(place, couplings)
+        status = Status.CONVERGED if len(trace) <= self.max_steps else Status.MAX_STEPS
+        # Near rounding, a sum of differences keeps digits that norms have lost.
+        is_far = problem.measures[0].joined is None and trace[-1] > _FAR * rounding_error(problem)
+        objective = costs.objective if is_far else None
+        return Solution(tuple(couplings), status, {"objective": trace}, objective, reference=0)
+
     def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Realigns one source after the other, until a round changes nothing."""
         best = support_barycenter(problem, couplings)
         for _ in range(self.max_steps):
             current = list(best.couplings)
-            for place in range(1 if problem.is_assignment else 0, len(current)):
+            for place in range(len(current)):
                 current[place] = _realigned(problem, current, place)
             step = support_barycenter(problem, current, best.stats["objective"])
             if not step.cost < best.cost - rounding_error(problem):
@@ -114,16 +128,6 @@ class ActivationMatchingSolver(AbstractMatchingSolver):
     name = "activation-matching"
     summary = "assignment on responses to calibration data (arXiv:2209.04836)"
     measure = "activations"
-
-
-def _aligned_in_turn(problem: BarycenterProblem) -> tuple[Coupling, ...]:
-    """Aligns each source with the mean of those before it: a start that no order of neurons can spoil."""
-    first = problem.measures[0].support
-    couplings: list[Coupling] = [Permutation.identity(problem.size, first.device)]
-    for place in range(1, len(problem.measures)):
-        target = _mean(problem, couplings, range(place))
-        couplings.append(couple(ground_cost(target, problem.measures[place].support)))
-    return tuple(couplings)
 
 
 def _matched_pair(problem: BarycenterProblem) -> Solution:
@@ -161,13 +165,10 @@ def _coupled_with(problem: BarycenterProblem, support: Float[Tensor, "m d"]) -> 
 
 
 def _realigned(problem: BarycenterProblem, couplings: Sequence[Coupling], place: int) -> Coupling:
-    """Returns the best coupling of one source with the mean of the others (of all, where sizes differ)."""
+    """Returns the best coupling of one source with the mean of all."""
     measure = problem.measures[place]
-    if problem.is_assignment:
-        target = _mean(problem, couplings, [other for other in range(len(couplings)) if other != place])
-    else:
-        # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
-        target = _mean(problem, couplings, range(len(couplings)))
+    # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
+    target = _mean(problem, couplings, range(len(couplings)))
     mass = uniform_mass(problem.size, measure.mass)
     return couple(ground_cost(target, measure.support), mass, measure.mass, couplings[place])
 
