@@ -137,7 +137,8 @@ def _matched_pair(problem: BarycenterProblem) -> Solution:
     """
     first, second = problem.measures
     weight = problem.model_weights[0] * problem.model_weights[1]
-    cost = measure_cost(first, second)
+    is_deferred = first.deferred is not None
+    cost = measure_cost(first, second) if is_deferred else ground_cost(first.support, second.support)
     room = rounding_error(problem)
     rows = torch.arange(problem.size, device=cost.device)
 
