@@ -97,15 +97,16 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         costs = PairCosts(problem)
         anchors = problem.counting[: self.starts or None]
         starts = [costs.anchored_at(anchor) for anchor in anchors]
-        starts = [min(starts, key=costs.objective)]
+        # From the best, and from the first as well: a lower start may end higher.
+        starts = list({id(start): start for start in (starts[0], min(starts, key=costs.objective))}.values())
         if problem.initial is not None and all(coupling.is_permutation for coupling in problem.initial):
             starts.append(list(problem.initial))
         couplings, trace = min(
-            (costs.ascend(start, self.max_steps) for start in starts), key=lambda found: found[1][-1]
+            (costs.ascend(start, self.max_steps - 1) for start in starts), key=lambda found: found[1][-1]
         )
         for place in set(range(len(couplings))) - set(problem.counting):
             couplings[place] = costs.realigned(place, couplings)
-        status = Status.CONVERGED if len(trace) <= self.max_steps else Status.MAX_STEPS
+        status = Status.CONVERGED if len(trace) < self.max_steps else Status.MAX_STEPS
         return Solution(tuple(couplings), status, {"objective": trace, "starts": len(anchors), "steps": len(trace)})
 
     def _descend(self, problem: BarycenterProblem, start: _Start) -> Barycenter:
