@@ -11,6 +11,7 @@ __version__ = "0.2.0.dev0"
 
 # Names are imported on first use: `mergeot --help` and `mergeot plugins` must not pay for torch.
 _HOMES = {
+    "AbstractDeferredSupport": "mergekit_ot.transport.support",
     "AbstractBarycenterSolver": "mergekit_ot.transport.solver",
     "Barycenter": "mergekit_ot.transport.problem",
     "BarycenterProblem": "mergekit_ot.transport.problem",
@@ -21,6 +22,7 @@ _HOMES = {
     "Coupling": "mergekit_ot.transport.coupling",
     "Permutation": "mergekit_ot.transport.permutation",
     "Plan": "mergekit_ot.transport.plan",
+    "PairCosts": "mergekit_ot.transport.ascent",
     "NeuronMeasure": "mergekit_ot.transport.measure",
     "Signs": "mergekit_ot.transport.measure",
     "barycenter_cost": "mergekit_ot.transport.barycenter",
@@ -32,6 +34,7 @@ _HOMES = {
     "averaged_support": "mergekit_ot.transport.barycenter",
     "fused_measure": "mergekit_ot.transport.barycenter",
     "ground_cost": "mergekit_ot.transport.ground_cost",
+    "measure_cost": "mergekit_ot.transport.ground_cost",
     "in_order_of": "mergekit_ot.transport.barycenter",
     "independent_coupling": "mergekit_ot.transport.barycenter",
     "rounding_error": "mergekit_ot.transport.barycenter",
@@ -225,6 +228,7 @@ if TYPE_CHECKING:
     from mergekit_ot.storage.torch_stream import torch_stream
     from mergekit_ot.text import printable
     from mergekit_ot.transport.apart import couple_apart, has_room, placed_measure, support_merge_cost
+    from mergekit_ot.transport.ascent import PairCosts
     from mergekit_ot.transport.barycenter import (
         averaged_support,
         barycenter_cost,
@@ -237,10 +241,11 @@ if TYPE_CHECKING:
         unsolved,
     )
     from mergekit_ot.transport.coupling import Coupling
-    from mergekit_ot.transport.ground_cost import couple, ground_cost
+    from mergekit_ot.transport.ground_cost import couple, ground_cost, measure_cost
     from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
     from mergekit_ot.transport.permutation import Permutation
     from mergekit_ot.transport.plan import Plan
     from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
     from mergekit_ot.transport.scale import squarable
     from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
+    from mergekit_ot.transport.support import AbstractDeferredSupport

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from mergekit_ot.fusion.alignment import PAPER, Alignment
 from mergekit_ot.fusion.moving import transport_block
+from mergekit_ot.fusion.weight_rows import DescribingBlock, KeptProducts, WeightRows, are_only_reordered
 from mergekit_ot.graph.blocks import Block, gate_dimension, places_of, real_blocks_of, rows_along
 from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.transport.measure import Signs
 from mergekit_ot.transport.scale import squarable
 from mergekit_ot.transport.solver import Scope
+from mergekit_ot.transport.support import AbstractDeferredSupport
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class GroupView:
         wants_structure: Whether a group that does not refer to itself gets the distances between its neurons.
         responses: Gives, per source, the neurons' responses to calibration data, or None where there are none.
         members: ``all``, or ``first`` to describe neurons by the first layer that makes them alone.
+        kept: Products of weights that an earlier visit left, and to which this one adds.
 
     Example:
         Neurons of the first layer are seen by their weights and their bias:
@@ -56,6 +59,7 @@ class GroupView:
     wants_structure: bool = False
     responses: Callable[[str, bool], list[Tensor] | None] | None = None
     members: str = "all"
+    kept: KeptProducts = field(default_factory=KeptProducts)
 
     @property
     def count(self) -> int:
@@ -71,11 +75,32 @@ class GroupView:
 
         Rows of readers (role IN) are scaled to densities, so that groups of different size compare.
         """
+        return self._joined(self._blocks(source), source)
+
+    def rows(self, source: int) -> Float[Tensor, "n d"] | AbstractDeferredSupport:
+        """Returns what `weights` does, to be joined only if somebody asks for the rows, wherever that is possible.
+
+        It is where all that stands beside the neurons is only reordered: then costs are sums over blocks.
+        """
+        blocks = self._blocks(source)
+        if not blocks or not are_only_reordered(blocks, self.alignment, source):
+            return self._joined(blocks, source)
+        return WeightRows(blocks, self.alignment, source, self.kept, lambda: self._joined(blocks, source))
+
+    def _blocks(self, source: int) -> list[DescribingBlock]:
+        density = self._density(source)
+        factors = {IN: 1.0 if self.alignment.scaling == PAPER else density}
+        return [
+            DescribingBlock(name, number, block, place, factors.get(role, 1.0))
+            for number, (name, block, place, role) in enumerate(self._described(source))
+        ]
+
+    def _joined(self, blocks: Sequence[DescribingBlock], source: int) -> Float[Tensor, "n d"]:
         rows = []
-        for name, block, place, role in self._described(source):
-            row = rows_along(transport_block(block, name, self.alignment, source, frozenset([place])), place)
-            is_density = role == IN and self.alignment.scaling != PAPER
-            rows.append(row * self._density(source) if is_density else row)
+        for each in blocks:
+            moved = transport_block(each.block, each.name, self.alignment, source, frozenset([each.place]))
+            row = rows_along(moved, each.place)
+            rows.append(row if each.factor == 1 else row * each.factor)
         return torch.cat(rows, 1) if rows else torch.zeros(self.size(source), 0)
 
     def structure(self, source: int) -> Float[Tensor, "s n n"] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.transport.coupling import Coupling
-from mergekit_ot.transport.ground_cost import at_least_single, couple, ground_cost
+from mergekit_ot.transport.ground_cost import assignment_costs, at_least_single, couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
 from mergekit_ot.transport.scale import squarable
 
@@ -130,13 +130,14 @@ def _costs_of_one_family(tensors: Sequence[FacedTensors], sizes: tuple[int, int]
     joined = _joined_cost(nested)
     blocks = joined.reshape(sizes[0], inner[0], sizes[1], inner[1]).transpose(1, 2)
     cost = _joined_cost(alone) if alone else torch.zeros(sizes).to(joined)
+    if inner[0] == inner[1]:
+        return cost + assignment_costs(blocks.reshape(-1, *inner)).reshape(sizes)
     found = torch.zeros_like(cost)
     mass = uniform_mass(inner[0], joined), uniform_mass(inner[1], joined)
     for j in range(sizes[0]):
         for k in range(sizes[1]):
             block = blocks[j, k]
-            plan = None if inner == (1, 1) else couple(block, *mass).transport_plan(block)
-            found[j, k] = block.sum() if plan is None else (plan * block).sum() * inner[0]
+            found[j, k] = (couple(block, *mass).transport_plan(block) * block).sum() * inner[0]
     return cost + found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
@@ -16,7 +17,9 @@ from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.task import GroupCouplings, StepSolution, StepTask, StepTensors
 from mergekit_ot.fusion.tensors import SourceTensors
+from mergekit_ot.fusion.weight_rows import agreement, agreement_found
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import leaf_groups
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
@@ -36,6 +39,16 @@ class Material:
 
     tensors: SourceTensors
     grams: ResponseGrams | None = None
+
+
+@dataclass
+class _Visit:
+    """What a step saw when it was last taken, what it found, and whether other couplings were put in its place."""
+
+    scope: Scope
+    inputs: tuple[GroupCouplings | None, ...]
+    solution: StepSolution | None = None
+    is_over: bool = False
 
 
 StepDone = Callable[[Step, StepReport, Alignment], None]
@@ -69,6 +82,7 @@ class AlignmentRun:
         self.reports: dict[str, GroupReport] = {}
         self.changed = False
         self._outlines: dict[int, ModelGraph] = {}
+        self._visits: dict[int, _Visit] = {}
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
@@ -79,16 +93,40 @@ class AlignmentRun:
             self.changed = False
             scope = Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope
             self._sweep(sweep, self._order(shuffle), scope)
+            if sweep == 0 and not is_refinement and self._tries_nothing():
+                self._start_better()
             if not self.changed:
                 break
         return self.alignment
 
     def _start(self) -> None:
         """Sets every group to the identity, where the solver starts there and nothing is aligned yet."""
-        if self.plan.start is Start.IDENTITY and not self.alignment.couplings and self._same_sizes():
-            self.alignment = self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
+        starts_there = self.plan.start is Start.IDENTITY and not self._tries_nothing()
+        if starts_there and not self.alignment.couplings and self._same_sizes():
+            self.alignment = self._identities()
         elif self.plan.max_sweeps == 0:
             self._refuse_identity()
+
+    def _start_better(self) -> None:
+        """Goes back to the identity where the first sweep, which started from nothing, leaves more apart than that."""
+        identities, tensors, weights = self._identities(), self.material.tensors, self.setup.model_weights
+        kept = [visit.solution.kept for visit in self._visits.values() if visit.solution is not None]
+        found = agreement_found(kept, self.alignment, tensors, weights)
+        if found is None:
+            found = agreement(tensors, self.alignment, weights)
+        there = agreement(tensors, identities, weights)
+        if there > found:
+            self.alignment, self.changed = identities, True
+            for visit in self._visits.values():
+                visit.is_over = True
+
+    def _identities(self) -> Alignment:
+        return self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
+
+    def _tries_nothing(self) -> bool:
+        groups = self.setup.models.target_graph.groups
+        has_families = any(groups[key].context for key in self._keys())
+        return self.solver.tries_nothing and self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
 
     def _order(self, shuffle: random.Random) -> list[int]:
         order = [step.number for step in self.plan.steps]
@@ -148,7 +186,31 @@ class AlignmentRun:
             model_weights=self.setup.model_weights,
             seed=self.seed,
             threads=self.setup.options.threads,
+            **self._remembered(step, scope),
         )
+
+    def _remembered(self, step: Step, scope: Scope) -> dict[str, Any]:
+        """Returns what the last visit of a step left: products, and its solution where all is as it was then."""
+        couplings = self.alignment.couplings
+        own = set(step.groups) if self.solver.is_settled else set()
+        inputs = tuple(couplings.get(key) for key in self._beside(step) if key not in own)
+        last, visit = self._visits.get(step.number), _Visit(scope, inputs)
+        self._visits[step.number] = visit
+        if last is None or last.solution is None:
+            return {}
+        visit.solution = last.solution
+        is_known = (
+            last.scope is scope
+            and not last.is_over
+            and all(now is then for now, then in zip(inputs, last.inputs, strict=True))
+        )
+        return {"kept": last.solution.kept, "known": last.solution if is_known else None}
+
+    def _beside(self, step: Step) -> tuple[str, ...]:
+        """Returns all groups whose couplings a step can see."""
+        graph = self.setup.models.target_graph
+        held = {key for name in step.reads for layout in graph.layouts[name] for key in leaf_groups(layout)}
+        return tuple(sorted(held.union(*(graph.groups[key].context for key in held))))
 
     def _outline(self, graph: ModelGraph) -> ModelGraph:
         """Returns a graph without its program, which no step needs and no other process should be sent."""
@@ -159,7 +221,11 @@ class AlignmentRun:
     def _accept(self, solution: StepSolution, sweep: int) -> None:
         step = self.plan.steps[solution.number]
         self.changed |= not self._holds(solution.couplings)
-        self.alignment = self.alignment.with_couplings(solution.couplings)
+        if self.plan.max_sweeps > 1:
+            self._visits[solution.number].solution = solution
+        # What is found again stays the same object: a step that sees it has nothing new to look at.
+        new = {key: found for key, found in solution.couplings.items() if not self._is_in_force(key, found)}
+        self.alignment = self.alignment.with_couplings(new)
         self.reports.update({report.name: report for report in solution.reports})
         report = StepReport(step.number, len(self.plan.steps), sweep, solution.reports)
         self.step_done(step, report, self.alignment)
@@ -172,6 +238,15 @@ class AlignmentRun:
                 return False
         return True
 
+    def _is_in_force(self, key: str, found: GroupCouplings) -> bool:
+        before = self.alignment.couplings.get(key)
+        return before is not None and _same_couplings(before, found, 0.0, 0.0)
 
-def _same_couplings(before: Sequence[Coupling | FamilyCoupling], after: Sequence[Coupling | FamilyCoupling]) -> bool:
-    return all(old.is_same(new, _RELATIVE, _ABSOLUTE) for old, new in zip(before, after, strict=True))
+
+def _same_couplings(
+    before: Sequence[Coupling | FamilyCoupling],
+    after: Sequence[Coupling | FamilyCoupling],
+    relative: float = _RELATIVE,
+    absolute: float = _ABSOLUTE,
+) -> bool:
+    return all(old.is_same(new, relative, absolute) for old, new in zip(before, after, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.responses import GroupResponses
 from mergekit_ot.fusion.step_report import GroupReport
 from mergekit_ot.fusion.tensors import Spread, spread_of
+from mergekit_ot.fusion.weight_rows import KeptProducts
 from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, flaw_of
@@ -70,6 +71,8 @@ class StepTask:
         model_weights: One per source.
         seed: Seed of every random choice.
         threads: Threads to use; None for as many as the step is worth.
+        kept: Products of weights that the last visit of the step left.
+        known: The solution, where the step was solved before from the very same couplings.
 
     Example:
         >>> import torch
@@ -95,6 +98,8 @@ class StepTask:
     model_weights: tuple[float, ...]
     seed: int
     threads: int | None = None
+    kept: KeptProducts = field(default_factory=KeptProducts)
+    known: StepSolution | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class StepSolution:
         number: Number of the step in its plan.
         couplings: Group → one coupling (or family of couplings) per source; empty where neurons keep their places.
         reports: One per group, in the order of the task.
+        kept: Products of weights for the next visit of the step.
 
     Example:
         >>> StepSolution(3, {}, ()).number
@@ -114,6 +120,7 @@ class StepSolution:
     number: int
     couplings: Mapping[str, GroupCouplings]
     reports: tuple[GroupReport, ...]
+    kept: KeptProducts = field(default_factory=KeptProducts)
 
 
 def run_task(task: StepTask) -> StepSolution:
@@ -133,6 +140,10 @@ def run_task(task: StepTask) -> StepSolution:
         >>> fuse([net, net], example_inputs=torch.randn(2, 4), executor=Sending()).groups[0].solver
         'wb'
     """
+    if task.known is not None:
+        return task.known
+    # A task stays what it is, however often it is run.
+    task = replace(task, kept=task.kept.copy())
     with threads_for(_multiplications(task), task.threads):
         return _found(task)
 
@@ -186,7 +197,7 @@ def _spread(task: StepTask, alignment: Alignment) -> Spread | None:
 def _solution(task: StepTask, alignment: Alignment, reports: Sequence[GroupReport]) -> StepSolution:
     before = task.alignment.couplings
     changed = {key: found for key, found in alignment.couplings.items() if before.get(key) is not found}
-    return StepSolution(task.number, changed, tuple(reports))
+    return StepSolution(task.number, changed, tuple(reports), task.kept)
 
 
 def _view(task: StepTask, key: str, alignment: Alignment) -> GroupView:
@@ -198,6 +209,7 @@ def _view(task: StepTask, key: str, alignment: Alignment) -> GroupView:
         wants_structure=task.solver.wants_structure,
         responses=None if task.responses is None else task.responses.rows,
         members=task.solver.members,
+        kept=task.kept,
     )
 
 
@@ -233,7 +245,7 @@ def _measured(task: StepTask, view: GroupView, key: str) -> tuple[NeuronMeasure,
         measures = tuple(task.measure.measure(view))
         flaws = [flaw_of(measure) for measure in measures]
     flaw = next((flaw for flaw in flaws if flaw), "")
-    columns = {tuple(measure.support.shape[1:]) for measure in measures} if not flaw else set()
+    columns = {(measure.columns,) for measure in measures} if not flaw else set()
     if len(measures) != view.count or len(columns) > 1:
         flaw = f"it gave {len(measures)} measures for {view.count} sources, with columns {sorted(columns)}"
     if flaw:

@@ -78,9 +78,7 @@ def prepare(
 
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
-        return trace_all(
-            sources, target, Tracer(lambda model: trace_model(model, examples, manager, **traced), memory)
-        )
+        return trace_all(sources, target, Tracer(lambda model: trace_model(model, examples, manager, **traced), memory))
 
     setup = FusionSetup(
         networks=FusedNetworks(sources, goal, trace_networks),

@@ -12,11 +12,12 @@ from torch import Tensor
 from mergekit_ot.errors import SolverError
 from mergekit_ot.transport.averaging import Share, mean_over_present
 from mergekit_ot.transport.coupling import Coupling
-from mergekit_ot.transport.ground_cost import at_least_single, ground_cost, single_precision
-from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
+from mergekit_ot.transport.ground_cost import at_least_single, ground_cost
+from mergekit_ot.transport.measure import DeferredMeasure, NeuronMeasure, Signs, uniform_mass
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Status
+from mergekit_ot.transport.support import ComputedSupport
 
 
 def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> NeuronMeasure:
@@ -38,18 +39,25 @@ def fused_measure(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> 
     """
     _check_structures(problem)
     first = problem.measures[0]
-    support = mean_over_present(_shares(problem, couplings, averaged_support)).to(first.support.dtype)
+
+    def support() -> Tensor:
+        return mean_over_present(_shares(problem, couplings, averaged_support)).to(first.dtype)
+
     structure = None
     if problem.has_structure:
-        structure = mean_over_present(_shares(problem, couplings, _moved_structure)).to(first.support.dtype)
-    return NeuronMeasure(support, uniform_mass(problem.size, first.mass), structure, first.signs)
+        structure = mean_over_present(_shares(problem, couplings, _moved_structure)).to(first.dtype)
+    mass = uniform_mass(problem.size, first.mass)
+    if first.joined is None:
+        rows = ComputedSupport(support, mass.to(first.dtype), (problem.size, first.columns))
+        return DeferredMeasure(rows, mass, structure, first.signs)
+    return NeuronMeasure(support(), mass, structure, first.signs)
 
 
 def _shares(
     problem: BarycenterProblem, couplings: Sequence[Coupling], move: Callable[[Coupling, NeuronMeasure], Tensor | None]
 ) -> Iterator[Share]:
     """Yields what each source brings, rows along the last axis but one; a weightless one must not bring infinities."""
-    dtype = single_precision(problem.measures[0].support)
+    dtype = torch.promote_types(problem.measures[0].dtype, torch.float32)
     for weight, measure, coupling in zip(problem.model_weights, problem.measures, couplings, strict=True):
         values = move(coupling, measure) if weight > 0 else None
         if values is not None:
@@ -120,9 +128,9 @@ def rounding_error(problem: BarycenterProblem) -> float:
         >>> 0 < rounding_error(problem) < 1e-4
         True
     """
-    epsilon = torch.finfo(single_precision(problem.measures[0].support)).eps
+    epsilon = torch.finfo(torch.promote_types(problem.measures[0].dtype, torch.float32)).eps
     moments = (
-        weight * _squared_sum(at_least_single(measure.support)) / max(measure.size, 1)
+        weight * _moment(measure) / max(measure.size, 1)
         for weight, measure in zip(problem.model_weights, problem.measures, strict=True)
         if weight > 0
     )
@@ -161,7 +169,7 @@ def unsolved(problem: BarycenterProblem) -> Barycenter | None:
         >>> unsolved(problem) is None
         True
     """
-    if all(_is_finite(measure.support) and _is_finite(measure.structure) for measure in problem.measures):
+    if all(_has_finite_support(measure) and _is_finite(measure.structure) for measure in problem.measures):
         return None
     couplings = problem.initial or tuple(_without_looking(problem.size, measure) for measure in problem.measures)
     return Barycenter(fused_measure(problem, couplings), couplings, float("nan"), Status.NONFINITE)
@@ -173,8 +181,21 @@ def _squared_sum(tensor: Tensor) -> float:
 
 def _without_looking(size: int, measure: NeuronMeasure) -> Coupling:
     if measure.size == size:
-        return Permutation.identity(size, measure.support.device)
+        return Permutation.identity(size, measure.mass.device)
     return independent_coupling(uniform_mass(size, measure.mass), measure.mass)
+
+
+def _moment(measure: NeuronMeasure) -> float:
+    rows = measure.deferred
+    return _squared_sum(at_least_single(measure.support)) if rows is None else float(rows.squared_norms().sum())
+
+
+def _has_finite_support(measure: NeuronMeasure) -> bool:
+    rows = measure.deferred
+    if rows is None:
+        return _is_finite(measure.support)
+    # Squares may overflow where the numbers do not.
+    return _is_finite(rows.squared_norms()) or _is_finite(rows.row_maxima())
 
 
 def _is_finite(tensor: Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from types import ModuleType
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.transport.coupling import Coupling
-from mergekit_ot.transport.measure import uniform_mass
+from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.plan import Plan
 from mergekit_ot.transport.problem import Status
@@ -20,6 +21,10 @@ from mergekit_ot.transport.scale import squarable
 
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000
+# All orders of so few neurons are tried at once.
+_TRIED_SIZE = 4
+# Smaller assignments take less time than their preparation.
+_LEVELLED_FROM = 128
 
 
 def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
@@ -37,6 +42,22 @@ def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> F
     if target.shape[1] == 0:
         return norms
     return torch.addmm(norms, target, source.T, alpha=-2).clamp_(min=0)
+
+
+def measure_cost(target: NeuronMeasure, source: NeuronMeasure) -> Float[Tensor, "m n"]:
+    """Returns the ground cost of two measures; where their supports are deferred, without joining them.
+
+    Example:
+        >>> one, other = (NeuronMeasure.uniform(torch.tensor(rows)) for rows in ([[0.0], [1.0]], [[3.0], [1.0]]))
+        >>> measure_cost(one, other).tolist()
+        [[9.0, 1.0], [4.0, 0.0]]
+    """
+    ours, theirs = target.deferred, source.deferred
+    products = None if ours is None or theirs is None else ours.products(theirs)
+    if ours is None or theirs is None or products is None:
+        return ground_cost(target.support, source.support)
+    norms = ours.squared_norms()[:, None] + theirs.squared_norms()
+    return norms.sub_(products, alpha=2).clamp_(min=0)
 
 
 def couple(
@@ -60,7 +81,8 @@ def couple(
         >>> couple(torch.tensor([[9.0, 1.0], [4.0, 9.0]])).partners().tolist()
         [1, 0]
     """
-    if not bool(torch.isfinite(cost).all()):
+    # The sum settles almost every case in one pass; it may overflow by itself.
+    if not (bool(torch.isfinite(cost.sum())) or bool(torch.isfinite(cost).all())):
         raise SolverError(Status.NONFINITE.value)
     if cost.shape[0] != cost.shape[1] or not (_is_uniform(target_mass) and _is_uniform(source_mass)):
         return Plan(_exact_plan(cost, target_mass, source_mass))
@@ -69,6 +91,23 @@ def couple(
         if kept is not None and kept.is_permutation and _is_no_worse(kept, found, cost):
             return kept
     return found
+
+
+def assignment_costs(costs: Float[Tensor, "p n n"]) -> Float[Tensor, " p"]:
+    """Returns the least cost of each of many small assignments, the sum over its neurons.
+
+    Example:
+        >>> assignment_costs(torch.tensor([[[9.0, 1.0], [4.0, 9.0]], [[1.0, 2.0], [2.0, 1.0]]])).tolist()
+        [5.0, 2.0]
+    """
+    if not (bool(torch.isfinite(costs.sum())) or bool(torch.isfinite(costs).all())):
+        raise SolverError(Status.NONFINITE.value)
+    count, size = costs.shape[:2]
+    if size <= _TRIED_SIZE:
+        orders = torch.tensor(list(itertools.permutations(range(size))), dtype=torch.long, device=costs.device)
+        return costs[:, torch.arange(size, device=costs.device), orders].sum(2).amin(1)
+    found = np.stack([_assignment(each) for each in _to_numpy(costs)]) if count else np.zeros((0, size), np.int64)
+    return costs.gather(2, torch.from_numpy(found).to(costs.device)[:, :, None]).sum((1, 2))
 
 
 def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
@@ -84,9 +123,22 @@ def _assignment(cost: np.ndarray) -> np.ndarray:
 
         return np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
     columns, _ = solver.lapjvs(
-        np.ascontiguousarray(cost), return_cost=False, jvx_like=False, prefer_float32=cost.dtype == np.float32
+        _levelled(cost), return_cost=False, jvx_like=False, prefer_float32=cost.dtype == np.float32
     )
     return np.asarray(columns, dtype=np.int64)
+
+
+def _levelled(cost: np.ndarray) -> np.ndarray:
+    """Returns a cost with the same optimal assignments that is solved faster: half of the least costs taken off.
+
+    The search begins at the least cost of each column, where cheap rows are asked for by many; taking off all of the
+    least costs is faster still for unrelated neurons, and slower than nothing for some trained ones.
+    """
+    if cost.shape[0] < _LEVELLED_FROM:
+        return np.ascontiguousarray(cost)
+    levelled = cost - 0.5 * cost.min(1, keepdims=True)
+    levelled -= 0.5 * levelled.min(0, keepdims=True)
+    return np.ascontiguousarray(levelled)
 
 
 def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | None) -> Tensor:
@@ -125,6 +177,11 @@ def _is_no_worse(kept: Coupling, found: Coupling, cost: Tensor) -> bool:
         return True
     columns = found.partners()[rows]
     kept_cost, found_cost = (float(cost[rows, coupling.partners()[rows]].double().sum()) for coupling in (kept, found))
+    if kept_cost <= found_cost:
+        return True
+    largest = max(float(cost.max()), -float(cost.min()))
+    if kept_cost > found_cost + 4 * torch.finfo(cost.dtype).eps * largest * cost.shape[0]:
+        return False
     slack = 4 * torch.finfo(cost.dtype).eps * float(cost[rows][:, columns].abs().mean()) * cost.shape[0]
     return kept_cost <= found_cost + slack
 

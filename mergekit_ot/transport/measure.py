@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mergekit_ot.transport.support import AbstractDeferredSupport, weighed
+
 _MASS_TOLERANCE = 1e-3
 
 
@@ -57,11 +59,14 @@ class NeuronMeasure:
     @classmethod
     def uniform(
         cls,
-        support: Float[Tensor, "n d"],
+        support: Float[Tensor, "n d"] | AbstractDeferredSupport,
         structure: Float[Tensor, "s n n"] | None = None,
         signs: Signs | None = None,
     ) -> NeuronMeasure:
         """Returns the measure in which every neuron has the same mass."""
+        if isinstance(support, AbstractDeferredSupport):
+            like = torch.empty(0, dtype=support.dtype, device=support.device)
+            return DeferredMeasure(support, uniform_mass(support.shape[0], like), structure, signs)
         return cls(support, uniform_mass(support.shape[0], support), structure, signs)
 
     @property
@@ -70,9 +75,100 @@ class NeuronMeasure:
         return self.support.shape[0]
 
     @property
+    def columns(self) -> int:
+        """Number of columns of the support."""
+        return self.support.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the support."""
+        return self.support.dtype
+
+    @property
+    def joined(self) -> Float[Tensor, "n d"] | None:
+        """The support where it has been made, None where nobody has asked for it yet."""
+        return self.support
+
+    @property
+    def deferred(self) -> AbstractDeferredSupport | None:
+        """What makes the support when it is asked for, None where it is there from the start."""
+        return None
+
+    @property
+    def support_print(self) -> Tensor | None:
+        """What `weighed` said of a deferred support when it was joined; None where none was."""
+        return None
+
+    @property
     def is_uniform(self) -> bool:
         """Whether every neuron has the same mass."""
         return bool(torch.allclose(self.mass, uniform_mass(self.size, self.mass), atol=0, rtol=1e-6))
+
+
+class DeferredMeasure(NeuronMeasure):
+    """A measure whose support is joined when it is first asked for; to a solver it is a measure like any other.
+
+    Example:
+        >>> from mergekit_ot.transport.support import ComputedSupport
+        >>> measure = NeuronMeasure.uniform(ComputedSupport(lambda: torch.eye(2), torch.empty(0), (2, 2)))
+        >>> measure.size, measure.joined is None, measure.support.tolist()
+        (2, True, [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    def __init__(
+        self,
+        support: Float[Tensor, "n d"] | AbstractDeferredSupport,
+        mass: Float[Tensor, " n"],
+        structure: Float[Tensor, "s n n"] | None = None,
+        signs: Signs | None = None,
+    ) -> None:
+        is_deferred = isinstance(support, AbstractDeferredSupport)
+        held = {"mass": mass, "structure": structure, "signs": signs, "_rows": support if is_deferred else None}
+        # The class it derives from is frozen.
+        for name, value in {**held, **({} if is_deferred else {"support": support})}.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Tensor:
+        # Reached only while the instance has no such attribute yet.
+        rows = vars(self).get("_rows")
+        if name != "support" or rows is None:
+            raise AttributeError(name)
+        support = rows.join()
+        object.__setattr__(self, "support", support)
+        object.__setattr__(self, "_print", weighed(support))
+        return support
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return self.mass.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the support."""
+        rows = self.deferred
+        return self.support.shape[1] if rows is None else rows.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the support."""
+        rows = self.deferred
+        return self.support.dtype if rows is None else rows.dtype
+
+    @property
+    def joined(self) -> Float[Tensor, "n d"] | None:
+        """The support where it has been made."""
+        return vars(self).get("support")
+
+    @property
+    def deferred(self) -> AbstractDeferredSupport | None:
+        """What makes the support when it is asked for."""
+        return vars(self)["_rows"]
+
+    @property
+    def support_print(self) -> Tensor | None:
+        """What `weighed` said of the support when it was joined."""
+        return vars(self).get("_print")
 
 
 def flaw_of(measure: object) -> str:
@@ -86,9 +182,10 @@ def flaw_of(measure: object) -> str:
     """
     if not isinstance(measure, NeuronMeasure):
         return f"a {type(measure).__name__} is no NeuronMeasure"
-    support, mass, structure = measure.support, measure.mass, measure.structure
-    if support.dim() != 2 or mass.shape != support.shape[:1]:
-        return f"a support of shape {tuple(support.shape)} with masses of shape {tuple(mass.shape)}"
+    rows, mass, structure = measure.deferred, measure.mass, measure.structure
+    shape = tuple(measure.support.shape) if rows is None else rows.shape
+    if len(shape) != 2 or tuple(mass.shape) != shape[:1]:
+        return f"a support of shape {shape} with masses of shape {tuple(mass.shape)}"
     if structure is not None and (structure.dim() != 3 or {*structure.shape[1:]} - {measure.size}):
         return f"a structure of shape {tuple(structure.shape)} for {measure.size} neurons"
     if bool((mass < 0).any()):

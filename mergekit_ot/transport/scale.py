@@ -82,15 +82,28 @@ def _measure_has_room(measure: NeuronMeasure) -> bool:
     structure = measure.structure
     # A neuron is a row of the support: a small one beside large ones is told from others like it. A structure is
     # compared as a whole.
-    return _has_room(measure.support) and (structure is None or _has_room(structure.reshape(1, -1)))
+    if structure is not None and not _has_room(structure.reshape(1, -1)):
+        return False
+    rows = measure.deferred
+    if rows is None:
+        return _has_room(measure.support)
+    # The norm of a row lies between its largest number and that times the root of its length.
+    norms, length = rows.squared_norms().sqrt(), max(rows.shape[1], 1) ** 0.5
+    return _in_range(norms, length) or _in_range(rows.row_maxima())
 
 
 def _has_room(tensor: Float[Tensor, "n d"]) -> bool:
     """Whether every row that is not zero has its largest number in the range whose squares are kept."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
-    room = _DOUBLE if tensor.dtype == torch.float64 else _SINGLE
-    largest = torch.linalg.vector_norm(tensor.detach(), ord=math.inf, dim=-1)
+    return _in_range(torch.linalg.vector_norm(tensor.detach(), ord=math.inf, dim=-1))
+
+
+def _in_range(largest: Float[Tensor, " n"], excess: float = 1.0) -> bool:
+    """Whether numbers, at most `excess` times too large, are in the range whose squares are kept."""
+    room = _DOUBLE if largest.dtype == torch.float64 else _SINGLE
+    if excess > 1:
+        return not bool(((largest > room) | (largest < excess / room)).any())
     return not bool(((largest > room) | ((largest > 0) & (largest < 1 / room))).any())
 
 

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, final
 
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor
 
 from mergekit_ot.errors import PluginError, SolverError, blaming
 from mergekit_ot.transport.barycenter import barycenter_cost, fused_measure, in_order_of, rounding_error, unsolved
@@ -21,6 +19,7 @@ from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
 from mergekit_ot.transport.options import MOST_STEPS, check_options
 from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
 from mergekit_ot.transport.scale import Scaled
+from mergekit_ot.transport.watch import MeasureWatch
 
 _MARGINAL_TOLERANCE = 1e-5
 
@@ -76,10 +75,14 @@ class AbstractBarycenterSolver(abc.ABC):
     ``__post_init__``:
         scope: Which tensors describe a neuron.
         start: What counts as aligned before the first step.
+        tries_nothing: Whether the identity as a start is given up where a first sweep from nothing aligned leaves less
+            apart; groups that hold families start at the identity in any case.
         wants_structure: Whether groups that do not refer to themselves get a structure too (distances
             between a neuron's weight vector and the others').
         uses_signs: Whether the solver negates neurons where a measure's `Signs` say that it may.
         is_order_random: Whether each sweep visits the groups in a new random order (seeded).
+        is_settled: Whether a solve from its own couplings would find them again, so that a group is not visited again
+            before something around it has changed.
         max_sweeps: Sweeps over the groups at most; the engine stops earlier when no sweep gains. From the second
             sweep on, neurons are seen by every tensor that touches them.
         members: Which tensors that own a group's neurons describe them: ``all``, or only the ``first``.
@@ -112,7 +115,9 @@ class AbstractBarycenterSolver(abc.ABC):
     start: Start = Start.NOTHING
     wants_structure: bool = False
     uses_signs: bool = False
+    tries_nothing: bool = False
     is_order_random: bool = False
+    is_settled: bool = False
     max_sweeps: Annotated[int, Ge(0), Le(MOST_STEPS)] = 1
     members: Literal["all", "first"] = "all"
     scaling: Literal["density", "paper"] = "density"
@@ -181,16 +186,15 @@ class AbstractBarycenterSolver(abc.ABC):
 
     def _solved(self, problem: BarycenterProblem) -> Barycenter:
         """Returns the barycenter of finite measures whose squares are finite as well."""
-        before = [_fingerprint(measure) for measure in problem.measures]
+        before = MeasureWatch(problem.measures)
         with blaming(self, f"Solver '{self.name}' on {_group(problem)}", SolverError):
             found = self.find(problem)
         solution = _solution(self.name, problem, found)
-        for place, (old, measure) in enumerate(zip(before, problem.measures, strict=True)):
-            if not torch.equal(old, _fingerprint(measure)):
-                raise SolverError(
-                    f"Solver '{self.name}' writes to what it is given for {_group(problem)}: the measure of source "
-                    f"{place} was changed in place. Let it work on copies."
-                )
+        for place in before.changed():
+            raise SolverError(
+                f"Solver '{self.name}' writes to what it is given for {_group(problem)}: the measure of source "
+                f"{place} was changed in place. Let it work on copies."
+            )
         _check_sizes(self.name, problem, solution.couplings)
         _check_marginals(self.name, problem, solution.couplings)
         barycenter = _barycenter(problem, solution, solution.couplings)
@@ -221,18 +225,6 @@ def _solution(name: str, problem: BarycenterProblem, found: object) -> Solution:
         f"Solver '{name}' returned a {type(found).__name__} for {_group(problem)}, and not one Coupling per source or "
         "a Solution. Check it with mergekit_ot.testing.check_solver."
     )
-
-
-def _fingerprint(measure: NeuronMeasure) -> Tensor:
-    """Returns numbers that change when a solver writes to a measure that it is given."""
-    held = [each for each in (measure.support, measure.mass, measure.structure) if each is not None and each.numel()]
-    return torch.stack([_weighed(tensor) for tensor in held]) if held else torch.zeros(0)
-
-
-def _weighed(tensor: Tensor) -> Tensor:
-    """Returns one number: the sum of a tensor's rows, each times its place, so that an exchange of rows is seen."""
-    rows = tensor.detach().reshape(len(tensor), -1).sum(1, dtype=torch.float64).cpu()
-    return rows @ torch.arange(1, len(rows) + 1, dtype=torch.float64)
 
 
 def _barycenter(problem: BarycenterProblem, solution: Solution, couplings: tuple[Coupling, ...]) -> Barycenter:

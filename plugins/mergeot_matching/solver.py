@@ -9,10 +9,12 @@ makes a method of it is how neurons are seen:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +24,7 @@ from mergekit_ot import (
     Barycenter,
     BarycenterProblem,
     Coupling,
+    PairCosts,
     Permutation,
     Scope,
     Solution,
@@ -31,11 +34,15 @@ from mergekit_ot import (
     fused_measure,
     ground_cost,
     in_order_of,
+    measure_cost,
     rounding_error,
     support_barycenter,
     transport_cost,
     uniform_mass,
 )
+
+# So many times the rounding of an objective is far from it.
+_FAR = 1e3
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,8 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         if problem.is_assignment and len(problem.measures) == 2:
             return _matched_pair(problem)
         if problem.is_assignment:
-            aligned = _aligned_in_turn(problem)
-        else:
-            aligned = _coupled_with(problem, problem.measures[first].support)
+            return self._ascended(problem)
+        aligned = _coupled_with(problem, problem.measures[first].support)
         best = self._ascend(problem, aligned)
         if problem.initial is not None:
             in_force = self._ascend(problem, problem.initial)
@@ -73,12 +79,26 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
                 best = in_force
         return Solution(_with_weightless(problem, best.couplings), best.status, best.stats, reference=0)
 
+    def _ascended(self, problem: BarycenterProblem) -> Solution:
+        """Returns permutations, found on the costs of pairs, from the couplings in force where there are some."""
+        costs = PairCosts(problem)
+        initial = problem.initial or ()
+        is_kept = bool(initial) and all(coupling.is_permutation for coupling in initial)
+        couplings, trace = costs.ascend(in_order_of(initial, 0) if is_kept else costs.in_turn(), self.max_steps)
+        for place in set(range(len(couplings))) - set(problem.counting):
+            couplings[place] = costs.realigned(place, couplings)
+        status = Status.CONVERGED if len(trace) <= self.max_steps else Status.MAX_STEPS
+        # Near rounding, a sum of differences keeps digits that norms have lost.
+        is_far = problem.measures[0].joined is None and trace[-1] > _FAR * rounding_error(problem)
+        objective = costs.objective if is_far else None
+        return Solution(tuple(couplings), status, {"objective": trace}, objective, reference=0)
+
     def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Realigns one source after the other, until a round changes nothing."""
         best = support_barycenter(problem, couplings)
         for _ in range(self.max_steps):
             current = list(best.couplings)
-            for place in range(1 if problem.is_assignment else 0, len(current)):
+            for place in range(len(current)):
                 current[place] = _realigned(problem, current, place)
             step = support_barycenter(problem, current, best.stats["objective"])
             if not step.cost < best.cost - rounding_error(problem):
@@ -95,7 +115,9 @@ class WeightMatchingSolver(AbstractMatchingSolver):
     summary = "assignment on incident weights, swept until no gain (Git Re-Basin, arXiv:2209.04836)"
     scope = Scope.INCIDENT
     start = Start.IDENTITY
+    tries_nothing = True
     is_order_random = True
+    is_settled = True
     max_sweeps = 100
 
 
@@ -108,30 +130,31 @@ class ActivationMatchingSolver(AbstractMatchingSolver):
     measure = "activations"
 
 
-def _aligned_in_turn(problem: BarycenterProblem) -> tuple[Coupling, ...]:
-    """Aligns each source with the mean of those before it: a start that no order of neurons can spoil."""
-    first = problem.measures[0].support
-    couplings: list[Coupling] = [Permutation.identity(problem.size, first.device)]
-    for place in range(1, len(problem.measures)):
-        target = _mean(problem, couplings, range(place))
-        couplings.append(couple(ground_cost(target, problem.measures[place].support)))
-    return tuple(couplings)
-
-
 def _matched_pair(problem: BarycenterProblem) -> Solution:
     """Returns the couplings of two sources of one size: one product and one assignment solve it.
 
     For two sources ``Σ_i λ_i |w - V_i|²`` is ``λ_1 λ_2 |V_1 - P V_2|²``, so no barycenter is needed for the cost.
     """
-    first, second = (measure.support for measure in problem.measures)
+    first, second = problem.measures
     weight = problem.model_weights[0] * problem.model_weights[1]
+    is_deferred = first.deferred is not None
+    cost = measure_cost(first, second) if is_deferred else ground_cost(first.support, second.support)
+    room = rounding_error(problem)
+    rows = torch.arange(problem.size, device=cost.device)
 
     def objective(couplings: Sequence[Coupling]) -> float:
-        return weight * transport_cost(in_order_of(couplings, 0)[1], first, second) if weight > 0 else 0.0
+        if weight == 0:
+            return 0.0
+        coupling = in_order_of(couplings, 0)[1]
+        total = float(cost[rows, coupling.partners()].double().mean()) if coupling.is_permutation else math.inf
+        # Near rounding, a sum of differences keeps digits that norms have lost.
+        if first.joined is None and coupling.is_permutation and total > _FAR * room:
+            return weight * total
+        return weight * transport_cost(coupling, first.support, second.support)
 
     prefer = None if problem.initial is None else in_order_of(problem.initial, 0)[1]
-    coupling = couple(ground_cost(first, second), prefer=prefer)
-    couplings = (Permutation.identity(problem.size, first.device), coupling)
+    coupling = couple(cost, prefer=prefer)
+    couplings = (Permutation.identity(problem.size, cost.device), coupling)
     return Solution(couplings, objective=objective, reference=0)
 
 
@@ -143,13 +166,10 @@ def _coupled_with(problem: BarycenterProblem, support: Float[Tensor, "m d"]) -> 
 
 
 def _realigned(problem: BarycenterProblem, couplings: Sequence[Coupling], place: int) -> Coupling:
-    """Returns the best coupling of one source with the mean of the others (of all, where sizes differ)."""
+    """Returns the best coupling of one source with the mean of all."""
     measure = problem.measures[place]
-    if problem.is_assignment:
-        target = _mean(problem, couplings, [other for other in range(len(couplings)) if other != place])
-    else:
-        # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
-        target = _mean(problem, couplings, range(len(couplings)))
+    # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
+    target = _mean(problem, couplings, range(len(couplings)))
     mass = uniform_mass(problem.size, measure.mass)
     return couple(ground_cost(target, measure.support), mass, measure.mass, couplings[place])
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mergekit_ot import AbstractNodeMeasure, GroupView, NeuronMeasure, squarable
+from mergekit_ot import AbstractDeferredSupport, AbstractNodeMeasure, GroupView, NeuronMeasure, squarable
 
 # Weight of the weights' squared distance beside that of the responses: it decides between equals only.
 _TIE_BREAK = 1e-4
@@ -19,7 +20,7 @@ class WeightsMeasure(AbstractNodeMeasure):
 
     def measure(self, view: GroupView) -> tuple[NeuronMeasure, ...]:
         """Returns one measure per source, of the aligned tensors in scope."""
-        return _with_structure(view, [view.weights(i) for i in range(view.count)])
+        return _with_structure(view, [view.rows(i) for i in range(view.count)])
 
 
 class ImportanceMeasure(AbstractNodeMeasure):
@@ -73,7 +74,9 @@ class CorrelationsMeasure(ActivationsMeasure):
     is_standardised = True
 
 
-def _with_structure(view: GroupView, rows: list[Tensor], responses: int = 0) -> tuple[NeuronMeasure, ...]:
+def _with_structure(
+    view: GroupView, rows: Sequence[Tensor | AbstractDeferredSupport], responses: int = 0
+) -> tuple[NeuronMeasure, ...]:
     signs = view.signs()
     if signs is not None:
         # Responses stand before the weights, and a negated neuron responds with the opposite sign.

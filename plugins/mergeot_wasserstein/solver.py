@@ -16,6 +16,7 @@ from mergekit_ot import (
     Barycenter,
     BarycenterProblem,
     Coupling,
+    PairCosts,
     Permutation,
     Solution,
     Status,
@@ -39,6 +40,9 @@ class _Start:
 @dataclass(frozen=True)
 class WassersteinBarycenterSolver(AbstractBarycenterSolver):
     """Alternates exact couplings with the support they imply, until the couplings repeat.
+
+    Three and more sources of the fused size are coupled one after the other with the mean of all others, from the best
+    source as a start: the same objective, which ends lower, on costs of pairs alone.
 
     With exact couplings the objective ``Σ_i λ_i ⟨Π_i, C_i(w)⟩`` never rises. Two sources of the fused group's size
     need one assignment: eliminating ``w`` leaves ``λ_1 λ_2`` times the cost of coupling them with each other.
@@ -69,6 +73,8 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         """Returns the best couplings over all starts."""
         if self.keep_apart and has_room(problem):
             return Solution(_kept_apart(problem))
+        if self.epsilon == 0 and problem.is_assignment and len(problem.counting) > 2:
+            return self._ascended(problem)
         starts = list(_starts(problem))
         if problem.initial is not None and not _is_pair(problem):
             starts.insert(0, _Start(support_barycenter(problem, problem.initial).measure.support))
@@ -81,6 +87,27 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         trace = best.stats["objective"]
         stats = {"objective": trace, "starts": min(limit, len(starts)), "steps": len(trace)}
         return Solution(self._complete(problem, best), best.status, stats)
+
+    def _ascended(self, problem: BarycenterProblem) -> Solution:
+        """Returns permutations of three and more sources, found on the costs of their pairs.
+
+        A source is coupled with the mean of the others: with the barycenter itself, which it is a part of, it would
+        stay where it is.
+        """
+        costs = PairCosts(problem)
+        anchors = problem.counting[: self.starts or None]
+        starts = [costs.anchored_at(anchor) for anchor in anchors]
+        # From the best, and from the first as well: a lower start may end higher.
+        starts = list({id(start): start for start in (starts[0], min(starts, key=costs.objective))}.values())
+        if problem.initial is not None and all(coupling.is_permutation for coupling in problem.initial):
+            starts.append(list(problem.initial))
+        couplings, trace = min(
+            (costs.ascend(start, self.max_steps - 1) for start in starts), key=lambda found: found[1][-1]
+        )
+        for place in set(range(len(couplings))) - set(problem.counting):
+            couplings[place] = costs.realigned(place, couplings)
+        status = Status.CONVERGED if len(trace) < self.max_steps else Status.MAX_STEPS
+        return Solution(tuple(couplings), status, {"objective": trace, "starts": len(anchors), "steps": len(trace)})
 
     def _descend(self, problem: BarycenterProblem, start: _Start) -> Barycenter:
         best = support_barycenter(problem, self._couple(problem, start, None))
