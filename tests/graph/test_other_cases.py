@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,3 +244,14 @@ def test_an_instance_that_was_never_run_is_not_accused(is_converted: bool) -> No
     assert (report.groups, report.preserved) == ((0, None) if is_converted else (1, True))
     (sentence,) = [each for each in report.warnings if "'plain'" in each]
     assert "stale" not in sentence
+
+
+@pytest.mark.parametrize("content", ["", "(\n" * 9, '"""\n' * 9, "\0", "    if\n" * 9])
+def test_code_that_does_not_stand_in_its_file_is_traced(content: str, tmp_path: Path) -> None:
+    """As in a notebook, or where the file was changed since."""
+    path = tmp_path / "other.py"
+    path.write_text(content)
+    lines = ("class Net(nn.Linear):", "    def forward(self, x):", "        return torch.relu(super().forward(x))")
+    scope: dict[str, Any] = {"nn": nn, "torch": torch, "__name__": "other"}
+    exec(compile("\n" * 3 + "\n".join(lines), str(path), "exec"), scope)
+    assert trace_model(nn.Sequential(scope["Net"](4, 5), nn.Linear(5, 2)), torch.randn(2, 4)).free_groups

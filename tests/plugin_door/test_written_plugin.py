@@ -56,7 +56,7 @@ def test_solver_keeps_the_contract(written, is_scaled):
 
 
 def test_rule_and_measure_keep_the_contract(written):
-    written.test_cdist_rule()
+    written.test_distances_rule()
     written.test_directions_keep_the_contract()
 
 
@@ -74,16 +74,16 @@ def test_rule_finds_the_neurons_that_were_pinned_without_it(written, manager):
     assert check_model(written.Prototypes, torch.randn(3, 4), manager=default_manager()).certified == 0
 
 
-def test_function_rule_pins_what_is_summed_in_order(manager):
-    class RunningSum(nn.Module):
+def test_function_rule_pins_what_is_compared_in_order(written, manager):
+    class RunningMaximum(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.cummax(self.second(torch.relu(self.first(inputs))), 1).values)
+            return self.last(written.peaks(self.second(torch.relu(self.first(inputs))), 1))
 
-    report = check_model(RunningSum, torch.randn(3, 4), manager=manager)
+    report = check_model(RunningMaximum, torch.randn(3, 4), manager=manager)
     assert report.preserved
     assert [row["name"] for row in report.rows if row["status"] == "certified"] == ["first.weight:0"]
     assert any("compared in order" in why for why in report.pins)

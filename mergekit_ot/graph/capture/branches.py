@@ -10,6 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
+import tokenize
 import types
 from collections.abc import Iterator, Sequence
 
@@ -129,7 +130,8 @@ def _tree(function: types.FunctionType) -> ast.AST | None:
     try:
         lines = inspect.getsource(function)
         return ast.parse(textwrap.dedent(lines))
-    except (OSError, SyntaxError, TypeError, ValueError):
+    # Code that was changed since, or written in a notebook, does not stand where it says.
+    except (OSError, SyntaxError, TypeError, ValueError, IndexError, tokenize.TokenError):
         return None
 
 
