@@ -175,8 +175,9 @@ class FusionRun:
         material = Material(self.tensors, self.grams)
         least = float("inf")
         for restart in range(options.restarts):
+            seed, is_first = options.seed + restart, restart == 0
             run = AlignmentRun(
-                self.setup, self.methods.solver, self.plan, material, self.start, options.seed + restart, step_done
+                self.setup, self.methods.solver, self.plan, material, self.start, seed, step_done, is_first
             )
             alignment = run.run()
             objective = self._objective(alignment) if options.restarts > 1 else None

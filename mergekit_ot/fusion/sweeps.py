@@ -65,6 +65,8 @@ class AlignmentRun:
         alignment: What is aligned before the first sweep.
         seed: Seed of the order of the groups, and of the solver.
         step_done: Called after every step.
+        is_first: Whether no alignment went before; a further one starts at the identity where the solver has two
+            starts, so that restarts differ.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class AlignmentRun:
         alignment: Alignment,
         seed: int,
         step_done: StepDone,
+        is_first: bool = True,
     ) -> None:
         self.setup, self.solver, self.plan, self.material = setup, solver, plan, material
         self.alignment, self.seed, self.step_done = alignment, seed, step_done
+        self.is_first = is_first
         self.reports: dict[str, GroupReport] = {}
         self.changed = False
         self._outlines: dict[int, ModelGraph] = {}
@@ -124,9 +128,11 @@ class AlignmentRun:
         return self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
 
     def _tries_nothing(self) -> bool:
+        if not (self.is_first and self.solver.tries_nothing):
+            return False
         groups = self.setup.models.target_graph.groups
         has_families = any(groups[key].context for key in self._keys())
-        return self.solver.tries_nothing and self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
+        return self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
 
     def _order(self, shuffle: random.Random) -> list[int]:
         order = [step.number for step in self.plan.steps]

@@ -1,7 +1,7 @@
 """A layer of radial basis functions, and the rule that says where its neurons are: an example of a plugin.
 
-The layer calls an operation of its own, for which `mergeot` has no rule. The rule here is for the whole module, whatever
-its forward calls.
+The layer calls an operation of its own, for which `mergeot` has no rule. The rule here is for the whole module,
+whatever its forward calls.
 """
 
 from __future__ import annotations
