@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,6 +76,14 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         return self.fc(F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1))
+
+
+def mnist_mlp() -> nn.Module:
+    """Returns a perceptron for images of 28 × 28, without biases."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise((784, 400, 200, 100, 10)):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def resnet18() -> nn.Module:

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import resnet18
-from torch import Tensor, nn
+from networks import mnist_mlp, resnet18
+from orders import axes_of, objective
 
 from mergekit_ot import FusionInputs, FusionOptions, trace_model
 from mergekit_ot.fusion.engine import FusionRun
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
-from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.layouts import Neurons
 from mergekit_ot.hooks.manager import default_manager
 from mergekit_ot.hooks.preparing import prepare
 
@@ -30,35 +28,7 @@ PEER = Path(os.environ.get("MERGEOT_PEERS", "")) / "git-re-basin-pytorch"
 SEEDS = range(5)
 
 
-def mlp() -> nn.Module:
-    sizes = (784, 400, 200, 100, 10)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):  # noqa: RUF007
-        layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-NETWORKS = {"mlp": (mlp, (2, 1, 28, 28)), "resnet18": (resnet18, (2, 3, 64, 64))}
-
-
-def axes_of(graph: ModelGraph) -> dict[str, tuple[str | None, ...]]:
-    return {
-        name: tuple(
-            each.group if isinstance(each, Neurons) and graph.groups[each.group].pin is None else None for each in axes
-        )
-        for name, axes in graph.layouts.items()
-        if name not in graph.buffers
-    }
-
-
-def objective(states: list[dict[str, Tensor]], axes: dict[str, tuple[str | None, ...]], orders: dict[str, Tensor]):
-    total = 0.0
-    for name, groups in axes.items():
-        moved = states[1][name]
-        for axis, group in enumerate(groups):
-            moved = moved if group is None else moved.index_select(axis, orders[group].long())
-        total += float((states[0][name].double() - moved.double()).square().sum())
-    return total
+NETWORKS = {"mlp": (mnist_mlp, (2, 1, 28, 28)), "resnet18": (resnet18, (2, 3, 64, 64))}
 
 
 @pytest.mark.skipif(not PEER.is_dir(), reason="MERGEOT_PEERS names no folder with git-re-basin-pytorch")
