@@ -86,14 +86,16 @@ class PairCosts:
     def ascend(self, couplings: Sequence[Coupling], max_steps: int) -> tuple[list[Coupling], list[float]]:
         """Realigns one source after the other until none moves; returns couplings, and the objective of each round.
 
-        The objective never rises. Sources of no weight stay where they are, and so does the first that has one.
+        The objective never rises. At the end each source is at its best beside all others, the first one too, and so
+        beside the barycenter. Sources of no weight stay where they are.
 
         Args:
             couplings: Permutations to start from.
             max_steps: Rounds at most.
         """
         current, trace = list(couplings), [self.objective(couplings)]
-        moving = self.problem.counting[1:]
+        # One that counts alone has nothing to be coupled with.
+        moving = self.problem.counting if len(self.problem.counting) > 1 else ()
         seen: dict[int, list[Coupling]] = {}
         for _ in range(max_steps):
             before = list(current)

@@ -97,8 +97,6 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         costs = PairCosts(problem)
         anchors = problem.counting[: self.starts or None]
         starts = [costs.anchored_at(anchor) for anchor in anchors]
-        # From the best, and from the first as well: a lower start may end higher.
-        starts = list({id(start): start for start in (starts[0], min(starts, key=costs.objective))}.values())
         if problem.initial is not None and all(coupling.is_permutation for coupling in problem.initial):
             starts.append(list(problem.initial))
         couplings, trace = min(

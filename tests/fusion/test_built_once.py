@@ -146,5 +146,6 @@ def test_the_job_builds_no_more(tmp_path: Path, solver: str) -> None:
         models=paths, arch=[f"{code}:make"], input_shape=(6,), output=str(tmp_path / "fused.safetensors"), solver=solver
     )
     run_fuse(recipe, default_manager(), lambda _: None)
-    # The shape of the input is tried on another one without memory.
-    assert counts() == {"without memory": 2, "real": 0 if solver == "average" else 1}
+    # The shape of the input is tried on a real one: so small a network runs before torch has imported what runs one
+    # without memory.
+    assert counts() == {"without memory": 1, "real": 1 if solver == "average" else 2}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import mergeot_executors
+import mergeot_frontends
 import mergeot_layers
 import mergeot_log
 import mergeot_matching
@@ -35,7 +36,9 @@ def _quiet_before_and_after():
 
 def fused(solver: str) -> FusionResult:
     torch.manual_seed(0)
-    return fuse([Mlp(), Mlp()], solver=solver, example_inputs=torch.randn(2, 6), manager=PluginManager(PLUGINS))
+    # Where a front end is asked for, an average has steps as well.
+    options = {"front_end": "export", "manager": PluginManager([*PLUGINS, mergeot_frontends])}
+    return fuse([Mlp(), Mlp()], solver=solver, example_inputs=torch.randn(2, 6), **options)
 
 
 def test_every_step_of_every_sweep_is_logged_with_its_cost_and_status(caplog):

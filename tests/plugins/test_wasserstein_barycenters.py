@@ -124,7 +124,7 @@ def test_no_further_start_makes_it_worse(is_equal, data):
 def test_further_starts_find_more_than_one_start_does():
     gains = 0
     for seed in range(10):
-        problem = random_problem((8,) * 6, dimension=2, seed=seed)
+        problem = random_problem((24,) * 6, dimension=2, seed=seed)
         one, every = (spreading(starts=starts).solve(problem) for starts in (1, 0))
         assert (one.stats["starts"], every.stats["starts"]) == (1, 6)
         gains += every.cost < one.cost - 1e-6
