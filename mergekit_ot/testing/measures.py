@@ -162,15 +162,19 @@ def _cases(needs_data: bool, manager: PluginManager, seed: int) -> Iterator[_Cas
     for net, (make, shape) in _NETS.items():
         generator = torch.Generator().manual_seed(seed)
         batches = [torch.randn(_SAMPLES, *shape, generator=generator) for _ in range(2)]
-        example = batches[0]
-        graph_of = functools.cache(lambda width, make=make, example=example: trace_model(make(width), example, manager))
         for widths in _WIDTHS:
-            graphs = tuple(graph_of(width) for width in widths)
+            graphs = tuple(_graph_of(net, width, manager) for width in widths)
             states: list[State] = [_random_state(make(width), generator) for width in widths]
             for group in solve_order(graphs[0]):
                 for scope in Scope if len(set(widths)) == 1 else (Scope.INCOMING,):
                     structured = scope is Scope.INCOMING
                     yield _Case(net, graphs, states, group, scope, structured, batches if needs_data else ())
+
+
+@functools.lru_cache(maxsize=16)
+def _graph_of(net: str, width: int, manager: PluginManager) -> ModelGraph:
+    make, shape = _NETS[net]
+    return trace_model(make(width), torch.zeros(_SAMPLES, *shape), manager)
 
 
 def _random_state(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

@@ -153,6 +153,7 @@ def lines_run(function: Callable[[], object]) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_work_grows_linearly_with_depth() -> None:
     """A further layer costs the same number of lines at every depth, to 2 %: twice the layers, twice the work."""
     inputs = torch.zeros(2, 6)

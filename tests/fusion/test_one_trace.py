@@ -186,7 +186,7 @@ def test_a_shared_trace_fuses_as_traces_of_each_do() -> None:
     assert all(torch.equal(one[name], three[name]) for name in three)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_networks_of_transformers_are_traced_once(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {

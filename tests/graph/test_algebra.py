@@ -90,9 +90,27 @@ class Moved(nn.Module):
         return x * inner(x)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(st.lists(st.sampled_from(MOVES), min_size=1, max_size=4))
+def law(examples: int) -> settings:
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+PROGRAMS = st.lists(st.sampled_from(MOVES), min_size=1, max_size=4)
+
+
+@law(8)
+@given(PROGRAMS)
 def test_no_random_program_of_movements_breaks_the_function(program: list[str]) -> None:
+    stays(program)
+
+
+@pytest.mark.slow
+@law(25)
+@given(PROGRAMS)
+def test_no_further_program_of_movements_breaks_the_function(program: list[str]) -> None:
+    stays(program)
+
+
+def stays(program: list[str]) -> None:
     report = check_model(lambda: Moved(program), torch.randn(2, 3), trials=1)
     assert report.culprits == ()
     assert report.preserved in (True, None)

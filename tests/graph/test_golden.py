@@ -32,7 +32,14 @@ def test_plain_architecture(which: str, name: str) -> None:
     agrees(which, name)
 
 
-@pytest.mark.parametrize(("which", "name"), names(*LIBRARY))
+# Every third of the library is tried in a default run, the others in the slow one.
+LIBRARY_NAMES = names(*LIBRARY)
+
+
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [pytest.param(*each, marks=[pytest.mark.slow] if number % 3 else []) for number, each in enumerate(LIBRARY_NAMES)],
+)
 def test_architecture_of_transformers(which: str, name: str) -> None:
     pytest.importorskip("transformers")
     agrees(which, name)

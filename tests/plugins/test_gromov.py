@@ -35,7 +35,16 @@ def plain(**options):
     return GromovBarycenterSolver(**{"alpha": 1.0, **options})
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient": "half"}, {"epsilon": 0.0}, {"alpha": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"gradient": "half"}, {"epsilon": 0.0}, {"alpha": 0.1})
+        ),
+    ],
+)
 def test_contract(options):
     check_solver(plain(**options))
 

@@ -103,6 +103,7 @@ def test_two_networks_that_fit_into_one_become_their_mean(kind: str) -> None:
         assert float((fused(held_out) - goal).abs().max()) < 2e-3 * float(goal.abs().max())
 
 
+@pytest.mark.slow
 def test_a_residual_network_and_its_stream() -> None:
     nets = []
     for seed in (1, 2):

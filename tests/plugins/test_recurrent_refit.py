@@ -147,7 +147,9 @@ class Encoded(nn.Module):
         return self.classifier(self.recurrent(torch.relu(self.encoder(steps)))[0].mean(1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind != "lstm" else []) for kind in KINDS]
+)
 def test_neurons_before_and_inside_recurrent_layers_are_chosen_together(kind: str) -> None:
     nets = [Encoded(kind, seed).eval() for seed in (1, 2)]
     data, held_out = _data(600), torch.randn(200, 7, 5, generator=torch.Generator().manual_seed(8))

@@ -40,7 +40,7 @@ def is_falling(trace):
     [
         WassersteinBarycenterSolver(),
         WassersteinBarycenterSolver(starts=1),
-        WassersteinBarycenterSolver(epsilon=0.01, starts=1),
+        pytest.param(WassersteinBarycenterSolver(epsilon=0.01, starts=1), marks=pytest.mark.slow),
         pytest.param(WassersteinBarycenterSolver(epsilon=0.01), marks=pytest.mark.slow),
         FixedSupportSolver(),
         FixedSupportSolver(epsilon=0.01),
