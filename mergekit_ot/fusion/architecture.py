@@ -31,7 +31,8 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 def shapes_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict of a module without memory for its tensors; those of lazy modules are as they are."""
     return {
-        name: value if is_lazy(value) else torch.empty_like(value, device="meta")
+        # Of a like tensor, torch would ask for strides, and import what works out symbolic ones.
+        name: value if is_lazy(value) else torch.empty(value.shape, dtype=value.dtype, device="meta")
         for name, value in model.state_dict().items()
         if isinstance(value, Tensor)
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from random_networks.block import IMAGES, LINES, NetworkDescription, kinds
 from random_networks.network import checked, kinds_in, networks
 
@@ -44,10 +44,17 @@ def test_no_further_random_network_breaks_the_function(description: NetworkDescr
 
 
 @pytest.mark.slow
-@law(180)
-@given(networks(depth=3, longest=4))
-def test_no_deep_random_network_breaks_the_function(description: NetworkDescription) -> None:
-    holds(description)
+@pytest.mark.parametrize("number", range(6))
+def test_no_deep_random_network_breaks_the_function(number: int) -> None:
+    """In several parts, which processes share."""
+
+    @seed(number)
+    @law(15)
+    @given(networks(depth=3, longest=4))
+    def part(description: NetworkDescription) -> None:
+        holds(description)
+
+    part()
 
 
 def drawn(examples: int) -> list[NetworkDescription]:
