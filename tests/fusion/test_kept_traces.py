@@ -138,8 +138,8 @@ def test_a_kept_graph_is_the_fresh_one(which: str, name: str, traced: Traced) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("which", "name"), names(*PLAIN))
-def test_every_kept_graph_is_the_fresh_one(which: str, name: str, traced: Traced) -> None:
+@pytest.mark.parametrize(("which", "name"), names(*PLAIN)[1::3])
+def test_many_a_kept_graph_is_the_fresh_one(which: str, name: str, traced: Traced) -> None:
     agrees(which, name, traced)
 
 

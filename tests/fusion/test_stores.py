@@ -134,7 +134,7 @@ def test_every_tensor_is_looked_at_once(kind: str, tmp_path: Path, monkeypatch: 
     assert looked_at == {(source.name, name): 1 for source in sources for name in Cnn().state_dict()}
 
 
-@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize("broken", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [name for name, value in Cnn().state_dict().items() if value.is_floating_point()])
 def test_nan_in_any_tensor_of_a_file_is_refused(name: str, broken: int, tmp_path: Path) -> None:
     changed = states()

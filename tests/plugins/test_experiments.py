@@ -264,6 +264,7 @@ def test_a_damaged_cell_is_measured_again(mergeot: Any, fusions: list[str], cach
     assert len(fusions) == 4
 
 
+@pytest.mark.slow
 def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What this one has at full scale is that of 'tiny', and nobody ran its own.
     alone = Design((Setting("", "even", seeded([TINY, TINY], [(8, 9)])),), (Method("average"),))
@@ -293,6 +294,7 @@ def test_page_of_all_results(mergeot: Any, fusions: list[str], tmp_path: Path, m
     ]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_combined_is_told_and_the_rest_goes_on(mergeot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = replace(TINY, arguments={"sizes": "64-12-10", "bias": False})
     settings = (
