@@ -64,7 +64,7 @@ def calibration(inputs: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...]]]:
 
 
 @pytest.mark.parametrize("name", FUSIBLE)
-@pytest.mark.parametrize("solver", ["wb", "activation-matching"])
+@pytest.mark.parametrize("solver", ["wb", pytest.param("activation-matching", marks=pytest.mark.slow)])
 def test_a_model_fused_with_its_planted_copy_returns_its_function(name: str, solver: str) -> None:
     net = NETS[name]
     model = trained_like(net.make, 0)

@@ -262,14 +262,21 @@ def agree(make: Callable[[], nn.Module], inputs: tuple[object, ...], branches: b
 _FEW = [case for case in names(*PLAIN) if case[1] in ("spectral_normed", "rotary")]
 
 
+_MANY = [
+    case
+    for place, case in enumerate(names(*PLAIN))
+    if case not in _FEW and (place % 2 == 0 or case[1] == "data_dependent_branch")
+]
+
+
 @pytest.mark.parametrize(("which", "name"), _FEW)
 def test_check_and_fuse_agree(which: str, name: str) -> None:
     agree(samples(which)[name].make, samples(which)[name].inputs())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("which", "name"), names(*PLAIN))
-def test_check_and_fuse_agree_on_every_architecture(which: str, name: str) -> None:
+@pytest.mark.parametrize(("which", "name"), _MANY)
+def test_check_and_fuse_agree_on_every_second_architecture(which: str, name: str) -> None:
     agree(samples(which)[name].make, samples(which)[name].inputs(), branches=name == "data_dependent_branch")
 
 

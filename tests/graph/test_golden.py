@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from architectures import HELD_OUT, LIBRARY, PLAIN, names, samples
 from architectures.by_hand import COUNTED, FOUND_LESS
 
@@ -27,19 +28,17 @@ def agrees(which: str, name: str) -> None:
         assert (report.groups, report.families) == FOUND_LESS.get(name, (COUNTED[name],))[0]
 
 
-@pytest.mark.parametrize(("which", "name"), names(*PLAIN))
+def shared_out(cases: list[tuple[str, str]], one_of: int) -> list[ParameterSet]:
+    """Leaves one of so many to a default run, and the others to the slow one."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] if place % one_of else []) for place, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("which", "name"), shared_out(names(*PLAIN), 2))
 def test_plain_architecture(which: str, name: str) -> None:
     agrees(which, name)
 
 
-# Every third of the library is tried in a default run, the others in the slow one.
-LIBRARY_NAMES = names(*LIBRARY)
-
-
-@pytest.mark.parametrize(
-    ("which", "name"),
-    [pytest.param(*each, marks=[pytest.mark.slow] if number % 3 else []) for number, each in enumerate(LIBRARY_NAMES)],
-)
+@pytest.mark.parametrize(("which", "name"), shared_out(names(*LIBRARY), 3))
 def test_architecture_of_transformers(which: str, name: str) -> None:
     pytest.importorskip("transformers")
     agrees(which, name)

@@ -49,7 +49,7 @@ def test_no_deep_random_network_breaks_the_function(number: int) -> None:
     """In several parts, which processes share."""
 
     @seed(number)
-    @law(15)
+    @law(8)
     @given(networks(depth=3, longest=4))
     def part(description: NetworkDescription) -> None:
         holds(description)
