@@ -1,6 +1,7 @@
 """Prints one table: what users would take instead, beside what they get here, from the same weights in one run.
 
-Run ``MERGEOT_PEERS=folder python tests/benchmarks/side_by_side.py [CONTEST …]``; `peers` says what the folder holds.
+Run ``PYTHONPATH=tests MERGEOT_PEERS=folder python tests/benchmarks/side_by_side.py [CONTEST …]``; `peers` says what the
+folder holds.
 CPU time of one thread, all arms in turn, median of five; memory is what a process of its own grows by.
 """
 
@@ -100,7 +101,7 @@ def gromov_barycenter() -> Contest:
         return float(sum(pairs)) / 3
 
     def pot() -> np.ndarray:
-        return ot.gromov.gromov_barycenters(64, matrices, [mass] * 3, mass, [1 / 3] * 3, symmetric=False)
+        return np.asarray(ot.gromov.gromov_barycenters(64, matrices, [mass] * 3, mass, [1 / 3] * 3, symmetric=False))
 
     def ours() -> np.ndarray:
         solved = GromovBarycenterSolver(alpha=1.0).solve(problem)
@@ -180,7 +181,7 @@ def rebasin() -> Contest:
 
 def otfusion() -> Contest:
     """The routine of the authors of OTFusion for all layers of a network."""
-    unused = ("routines", "model", "compute_activations")
+    unused = ("routines", "model", "compute_activations", "train", "data", "vgg", "resnet", "partition", "parameters")
     peer, models = module("otfusion", "wasserstein_ensemble", unused), two(mnist_mlp)
     said: dict[str, Any] = {"gpu_id": -1, "exact": True, "correction": True, "proper_marginals": True}
     said |= {"past_correction": True, "ensemble_step": 0.5, "ground_metric": "euclidean", "reg": 0.01}
@@ -272,8 +273,12 @@ CONTESTS: Mapping[str, Callable[[], Contest]] = {
     "barycenter": barycenter,
     "gromov-barycenter": gromov_barycenter,
     "gromov-coupling": gromov_coupling,
-    "matching-mlp": lambda: matching("weight matching, MLP 784-400-200-100-10", mnist_mlp, IMAGES),
-    "matching-resnet18": lambda: matching("weight matching, ResNet-18", resnet18, PHOTOS),
+    "matching-mlp": lambda: matching(
+        "weight matching, MLP 784-400-200-100-10; ours traces and checks as well", mnist_mlp, IMAGES
+    ),
+    "matching-resnet18": lambda: matching(
+        "weight matching, ResNet-18; ours traces and checks as well", resnet18, PHOTOS
+    ),
     "rebasin": rebasin,
     "otfusion": otfusion,
     "mergekit-linear": lambda: mergekit("linear"),
