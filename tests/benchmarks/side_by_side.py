@@ -186,8 +186,9 @@ def otfusion() -> Contest:
     said: dict[str, Any] = {"gpu_id": -1, "exact": True, "correction": True, "proper_marginals": True}
     said |= {"past_correction": True, "ensemble_step": 0.5, "ground_metric": "euclidean", "reg": 0.01}
     said |= {"ground_metric_normalize": "none", "ground_metric_eff": True, "geom_ensemble_type": "wts"}
-    unset = ("eval_aligned", "skip_last_layer", "debug", "unbalanced", "dist_normalize", "activation_histograms")
-    said |= dict.fromkeys((*unset, "normalize_wts", "clip_gm", "not_squared"), False) | {"importance": None}
+    unset = ("eval_aligned", "debug", "unbalanced", "dist_normalize", "activation_histograms")
+    said |= dict.fromkeys((*unset, "normalize_wts", "clip_gm"), False) | {"importance": None}
+    said |= {"not_squared": True, "skip_last_layer": True}
 
     def theirs() -> list[Tensor]:
         with quiet(), torch.no_grad():
