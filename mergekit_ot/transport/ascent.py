@@ -129,7 +129,8 @@ class PairCosts:
         return first
 
     def _rows(self, one: int, other: int, index: Int[Tensor, " n"]) -> Float[Tensor, "n n"]:
-        return self.between(one, other)[index.to(self.between(one, other).device)]
+        cost = self.between(one, other)
+        return cost[index.to(cost.device)]
 
     def _mean_cost(self, one: int, other: int, couplings: Sequence[Coupling]) -> float:
         cost = self.between(one, other)
