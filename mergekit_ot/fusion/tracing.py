@@ -12,6 +12,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.pinning import pinned, refuted_groups
 
 
 def is_same_architecture(one: nn.Module, other: nn.Module) -> bool:
@@ -25,10 +26,16 @@ class Tracer:
     Args:
         trace: Gives the graph of a fresh module.
         memory: Where the graphs of earlier runs are looked up.
+        prove: Gives the graph of a source without what other cases than the traced one refute, where a module asks.
     """
 
-    def __init__(self, trace: Callable[[nn.Module], ModelGraph], memory: TraceMemory | None = None) -> None:
-        self.trace, self.memory = trace, memory
+    def __init__(
+        self,
+        trace: Callable[[nn.Module], ModelGraph],
+        memory: TraceMemory | None = None,
+        prove: Callable[[SourceModel, ModelGraph], ModelGraph] | None = None,
+    ) -> None:
+        self._trace_module, self.memory, self._prove = trace, memory, prove
         self.traced: list[tuple[SourceModel, ModuleDescription, ModelGraph]] = []
 
     def graph_of(self, source: SourceModel) -> ModelGraph:
@@ -48,16 +55,22 @@ class Tracer:
         source.architecture.give_back(model)
         return graph
 
+    def trace(self, source: SourceModel, model: nn.Module) -> ModelGraph:
+        """Returns the graph of a fresh module of a source; where its code asks something, both answers are tried."""
+        graph = self._trace_module(model)
+        asks = graph.program is not None and bool(graph.program.branches)
+        return graph if self._prove is None or not asks else self._prove(source, graph)
+
     def _found(self, source: SourceModel, model: nn.Module, description: ModuleDescription) -> ModelGraph:
         """Returns a graph that is remembered, or traces and remembers it."""
         # Before the trace, which may import modules that the key looks at.
         key = None if self.memory is None else self.memory.key(model, description)
         if self.memory is None or key is None:
-            return self.trace(model)
+            return self.trace(source, model)
         # A trace is kept without its program, which fusions by weights alone do not need.
-        graph = self.memory.recall(key, model, lambda: self.trace(source.make()))
+        graph = self.memory.recall(key, model, lambda: self.trace(source, source.make()))
         if graph is None:
-            graph = self.trace(model)
+            graph = self.trace(source, model)
             self.memory.keep(key, graph)
         return graph
 
@@ -99,9 +112,18 @@ def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | Source
     else:
         goal = SourceModel.of(target, "the target")
         goal_graph = tracer.graph_of(goal)
+    goal_graph, *graphs = _all_pinned([goal_graph, *graphs])
     for source, graph in zip(sources, graphs, strict=True):
         goal_graph.check_same_structure(graph, goal.name, source.name)
     for key, group in goal_graph.groups.items():
         if group.size < 1:
             raise ArchitectureError(f"Group '{key}' of the target has no neurons. Give it at least one.")
-    return TracedModels(sources, graphs, goal, goal_graph)
+    return TracedModels(sources, tuple(graphs), goal, goal_graph)
+
+
+def _all_pinned(graphs: list[ModelGraph]) -> list[ModelGraph]:
+    """Returns the graphs; what is refuted in one of them is pinned in all."""
+    refuted = refuted_groups(graphs)
+    for key, why in refuted.items():
+        graphs = [pinned(graph, [key], why) if key in graph.free_groups else graph for graph in graphs]
+    return graphs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.graph.axes import expressions
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
-from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons
+from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, Blocks, Choice, Fixed, Neurons, product_layout
 from mergekit_ot.graph.propagate import Labelled
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class GraphBuilder:
         if isinstance(expression, expressions.Replicated):
             return Fixed(expression.size)
         if isinstance(expression, expressions.Product):
-            return _product_layout([self._layout(factor) for factor in expression.factors])
+            return product_layout([self._layout(factor) for factor in expression.factors])
         number = self.numbers.setdefault(expression.tag.root(), len(self.numbers))
         inner = tuple(self._layout(piece) for piece in expressions.pieces(expression))
         if isinstance(expression, expressions.Concat):
@@ -197,17 +197,6 @@ class GraphBuilder:
             if any(atom.pin is None and atom in self.keys for atom in expressions.standing_for(labels)):
                 observable[name] = self._layouts(labels)
         return observable
-
-
-def _product_layout(factors: Sequence[AxisLayout]) -> AxisLayout:
-    """Returns the layout of a product; fixed factors beside each other are one."""
-    merged: list[AxisLayout] = []
-    for factor in factors:
-        if merged and isinstance(merged[-1], Fixed) and isinstance(factor, Fixed):
-            merged[-1] = Fixed(merged[-1].size * factor.size)
-        else:
-            merged.append(factor)
-    return merged[0] if len(merged) == 1 else Factors(tuple(merged))
 
 
 def _paths(expression: expressions.Expression, path: tuple[int, ...]) -> list[tuple[expressions.Atom, tuple[int, ...]]]:

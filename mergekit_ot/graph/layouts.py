@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 OUT = "OUT"
@@ -94,6 +95,41 @@ def layout_size(layout: AxisLayout) -> int:
     if isinstance(layout, Blocks):
         return sum(map(layout_size, layout.parts))
     return layout_size(layout.options[0])
+
+
+def product_layout(factors: Sequence[AxisLayout]) -> AxisLayout:
+    """Returns the layout of a product; fixed factors beside each other are one.
+
+    Example:
+        >>> product_layout((Fixed(3), Fixed(4)))
+        Fixed(size=12)
+    """
+    merged: list[AxisLayout] = []
+    for factor in factors:
+        if merged and isinstance(merged[-1], Fixed) and isinstance(factor, Fixed):
+            merged[-1] = Fixed(merged[-1].size * factor.size)
+        else:
+            merged.append(factor)
+    return merged[0] if len(merged) == 1 else Factors(tuple(merged))
+
+
+def fixed_layout(layout: AxisLayout, keys: Collection[str]) -> AxisLayout:
+    """Returns a layout in which the neurons of some groups stay where they are.
+
+    Example:
+        >>> fixed_layout(Factors((Neurons("conv2.weight:0", 8), Fixed(16))), {"conv2.weight:0"})
+        Fixed(size=128)
+    """
+    if isinstance(layout, Neurons):
+        return Fixed(layout.size) if layout.group in keys else layout
+    if isinstance(layout, Fixed):
+        return layout
+    if isinstance(layout, Factors):
+        return product_layout([fixed_layout(part, keys) for part in layout.parts])
+    if isinstance(layout, Blocks):
+        return Blocks(layout.number, tuple(fixed_layout(part, keys) for part in layout.parts))
+    options = tuple(fixed_layout(option, keys) for option in layout.options)
+    return options[0] if all(isinstance(option, Fixed) for option in options) else Choice(layout.number, options)
 
 
 def layout_text(layout: AxisLayout) -> str:

@@ -12,6 +12,7 @@ from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
+from mergekit_ot.fusion.other_cases import in_other_cases
 from mergekit_ot.fusion.setup import (
     FusionInputs,
     FusionMethods,
@@ -76,9 +77,13 @@ def prepare(
     target = _target(inputs, known)
     goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
 
+    def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
+        return in_other_cases(source, graph, examples, methods.symmetries)
+
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
-        return trace_all(sources, target, Tracer(lambda model: trace_model(model, examples, manager, **traced), memory))
+        tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
+        return trace_all(sources, target, tracer)
 
     setup = FusionSetup(
         networks=FusedNetworks(sources, goal, trace_networks),

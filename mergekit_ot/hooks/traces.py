@@ -11,6 +11,7 @@ from mergekit_ot.graph.capture.description import Undescribed
 from mergekit_ot.graph.capture.fingerprint import inputs_digest, own_digest, package_digest, text_digest
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.storage.kept import KeptRecords
+from mergekit_ot.storage.limits import CHECK_BYTES
 
 _HOOKS = ("mergeot_node_rules", "mergeot_front_ends")
 
@@ -27,7 +28,13 @@ def trace_memory(
         inputs: At which is traced.
     """
     try:
-        parts = [own_digest(), inputs_digest(inputs), options.front_end, str(trace_limits(options))]
+        parts = [
+            own_digest(),
+            inputs_digest(inputs),
+            options.front_end,
+            str(trace_limits(options)),
+            str(CHECK_BYTES.value),
+        ]
         for hook in _HOOKS:
             for name, plugin, version in manager.implementers(hook):
                 parts += [hook, name, version, _code_digest(plugin)]

@@ -195,6 +195,22 @@ def test_whatever_a_trace_depends_on_is_in_its_key(case: str, traced: Traced, qu
     assert not chosen.misses(**CHANGES[case])
 
 
+class Asking(Net):
+    """Multiplies neurons by their numbers where there are many rows."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        h = torch.relu(self.first(inputs))
+        return self.last(h * torch.arange(8.0) if len(inputs) > 8 else h)
+
+
+def test_what_another_case_refutes_is_kept_as_refuted(traced: Traced) -> None:
+    first, second = (traced.setup(Asking).models.target_graph for _ in range(2))
+    assert (traced.count, first.free_groups, second.groups) == (1, {}, first.groups)
+    assert first.layouts == second.layouts
+    # The program is traced when it is asked for, and tried again.
+    assert second.program is not None
+
+
 def test_what_has_no_value_is_not_kept(traced: Traced, traces: KeptRecords) -> None:
     class Local(Net):
         """Cannot be found by its name."""

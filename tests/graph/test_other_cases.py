@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot import check_model, fuse, trace_model
+from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.symmetry import check
 from mergekit_ot.graph.symmetry.check import CheckReport
 
@@ -122,6 +124,47 @@ def test_a_branch_that_cannot_be_run_is_told_by_check_and_by_fuse() -> None:
     (told,) = report.warnings
     assert told.startswith(TOLD)
     assert told in fuse([HalfOnly(), HalfOnly()], example_inputs=inputs).warnings
+
+
+def _followed(make: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(make(), nn.ReLU(), nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("make", SEEN)
+def test_a_fusion_leaves_in_place_what_a_branch_refutes(make: type[nn.Module]) -> None:
+    inputs = torch.randn(4, 4)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(_followed(make))
+    result = fuse(models, example_inputs=inputs, solver="weight-matching")
+    free = set(check_model(lambda: _followed(make), inputs, trials=1).graph.free_groups)
+    assert {report.name for report in result.groups} == free == {"0.second.weight:0", "2.weight:0"}
+    assert any(sentence.startswith(TOLD) for sentence in result.warnings)
+    # The other side of most of the branches: nine rows, large values.
+    aligned = copy.deepcopy(models[1])
+    aligned.load_state_dict(result.aligned_state(1))
+    others = 100 * torch.randn(9, 4)
+    assert torch.allclose(aligned(others), models[1](others), rtol=1e-4)
+
+
+def test_what_a_branch_refutes_in_one_source_is_resized_in_none() -> None:
+    class Wide(BatchAboveEight):
+        def __init__(self, hidden: int = 8) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, hidden), nn.Linear(hidden, 3)
+            self.register_buffer("numbers", torch.arange(1.0, hidden + 1), persistent=False)
+
+    widths = [_followed(Wide), _followed(lambda: Wide(6))]
+    with pytest.raises(GraphMismatchError, match="cannot be resized: the function changed when it was reordered"):
+        fuse(widths, example_inputs=torch.randn(4, 4))
+
+
+def test_too_large_a_network_is_not_run_in_other_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGEOT_MAX_CHECK_BYTES", "100")
+    result = fuse([_followed(BatchAboveEight) for _ in range(2)], example_inputs=torch.randn(4, 4), dry_run=True)
+    assert {key for step in result.plan.steps for key in step.groups} >= {"0.first.weight:0"}
+    assert any("not tried: it would take" in sentence for sentence in result.warnings)
 
 
 def test_a_branch_that_the_trace_took_is_pinned_by_it() -> None:

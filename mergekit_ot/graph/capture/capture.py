@@ -17,6 +17,7 @@ from mergekit_ot.errors import ArchitectureError, causes_of, unknown_name
 from mergekit_ot.graph.capture.branches import reached_branches
 from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.capture.functional import functional
 from mergekit_ot.graph.capture.outputs import OutputError, hand_out_tensors
 from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
 
@@ -45,7 +46,7 @@ class ExportFrontEnd(AbstractFrontEnd):
         with budget.watching():
             program = torch.export.export(model, inputs, strict=False)
         budget.check("before in-place writes were removed")
-        return from_exported(program.run_decompositions({}), EXPORT)
+        return from_exported(functional(program), EXPORT)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mergekit_ot.graph.axes.expressions import PinReason
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import layout_size, leaf_groups
+from mergekit_ot.graph.pinning import pinned, with_families
 from mergekit_ot.graph.symmetry.cases import OtherCase, other_cases, recorded_sentence
 from mergekit_ot.graph.symmetry.planted import (
     PlantedProof,
@@ -100,21 +100,55 @@ def check(
         trials: How often random elements are planted in all groups together.
     """
     first = Proof(make, inputs, seed)
-    draws = [first, *first.at_other_shapes()]
     planted = PlantedProof(make, inputs, seed)
     program = graph.program
-    cases = () if program is None or not graph.free_groups else other_cases(first, program.branches)
-    runs = Runs(draws, tuple(cases))
+    runs = _runs(first, graph)
     verdicts = []
     # What the trace claims comes first: what is refuted there is pinned for all others.
     for symmetry in sorted(symmetries, key=lambda each: not each.is_traced):
         verdict = judge(symmetry, graph, find_proven(symmetry, graph, planted), runs, trials)
         if symmetry.is_traced:
-            for key, where in verdict.culprits.items():
-                graph = pinned(graph, [key], f"the function changed when it was reordered{where}")
+            graph = _without_culprits(graph, verdict.culprits)
         verdicts.append(verdict)
     told = "" if program is None else recorded_sentence(program, first)
     return _report(graph, verdicts, first, told)
+
+
+def without_refuted(
+    make: Callable[[], nn.Module],
+    graph: ModelGraph,
+    inputs: tuple[object, ...],
+    symmetries: Sequence[AbstractSymmetry],
+    *,
+    seed: int = 0,
+) -> ModelGraph:
+    """Returns the graph with the groups pinned that `check` refutes; only runs on what the trace claims are made.
+
+    Args:
+        make: Gives a fresh instance each time; it must never have been run.
+        graph: The graph of one of them.
+        inputs: The inputs that it was traced at.
+        symmetries: What may be done to neurons.
+        seed: Seed of the random weights, inputs and elements.
+    """
+    runs = _runs(Proof(make, inputs, seed), graph)
+    for symmetry in symmetries:
+        if symmetry.is_traced and graph.free_groups:
+            places = dict(symmetry.find(graph, PlantedProof(make, inputs, seed)))
+            graph = _without_culprits(graph, _refuted(symmetry, graph, places, runs, 1))
+    return graph
+
+
+def _runs(first: Proof, graph: ModelGraph) -> Runs:
+    program = graph.program
+    cases = () if program is None or not graph.free_groups else other_cases(first, program.branches)
+    return Runs([first, *first.at_other_shapes()], tuple(cases))
+
+
+def _without_culprits(graph: ModelGraph, culprits: Mapping[str, str]) -> ModelGraph:
+    for key, where in culprits.items():
+        graph = pinned(graph, [key], f"the function changed when it was reordered{where}")
+    return graph
 
 
 @dataclass(frozen=True)
@@ -149,6 +183,17 @@ def judge(
         runs: What it is judged by.
         trials: How often random elements are planted.
     """
+    culprits = _refuted(symmetry, graph, places, runs, trials)
+    lost = with_families(graph, culprits)
+    places = {key: kept for key, kept in places.items() if key not in lost}
+    error = _largest(planted_error(draw, symmetry, graph, places) for draw in runs.draws)
+    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, runs.draws[0]), culprits)
+
+
+def _refuted(
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], runs: Runs, trials: int
+) -> dict[str, str]:
+    """Returns the groups that a run refutes → in which case; nothing where two runs differ anyway."""
     culprits: dict[str, str] = {}
     asked: list[tuple[Comparison, int, str]] = [
         *((draw, trials, "") for draw in runs.draws),
@@ -160,8 +205,7 @@ def judge(
             culprits |= dict.fromkeys(refuted, where)
             lost = with_families(graph, refuted)
             places = {key: kept for key, kept in places.items() if key not in lost}
-    error = _largest(planted_error(draw, symmetry, graph, places) for draw in runs.draws)
-    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, runs.draws[0]), culprits)
+    return culprits
 
 
 def _certified(
@@ -178,25 +222,6 @@ def _certified(
 
 def _largest(errors: Iterable[float | None]) -> float | None:
     return max((error for error in errors if error is not None), default=None)
-
-
-def with_families(graph: ModelGraph, keys: Sequence[str]) -> set[str]:
-    """Returns some groups with every family that is indexed by one of them."""
-    closed = set(keys)
-    while True:
-        more = {key for key, group in graph.free_groups.items() if closed & set(group.context)} - closed
-        if not more:
-            return closed
-        closed |= more
-
-
-def pinned(graph: ModelGraph, keys: Sequence[str], why: str) -> ModelGraph:
-    """Returns the graph with `keys` pinned, and every family indexed by one of them."""
-    if not keys:
-        return graph
-    lost = with_families(graph, keys)
-    groups = {k: replace(g, pin=PinReason(why)) if k in lost else g for k, g in graph.groups.items()}
-    return replace(graph, groups=groups)
 
 
 def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: str = "") -> CheckReport:
