@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mergekit_ot import Coupling, ModelGraph, Permutation, Places, Sign, api, trace_model
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.moving import transport_parameter
+from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
 
 SEQUENCES = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
@@ -92,16 +93,19 @@ def randomised(model: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
     return model.eval()
 
 
-_GRAPHS: dict[tuple[object, ...], ModelGraph] = {}
+_GRAPHS: dict[tuple[object, ...], list[tuple[ModuleDescription, ModelGraph]]] = {}
 
 
 def trace_once(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *arguments: object, **options: Any) -> ModelGraph:
-    """The graph of a model, traced once for all models of its kind and sizes: tracing takes most of a small fusion."""
+    """The graph of a model, traced once for all models of its architecture: tracing takes most of a small fusion."""
     tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
-    key = (type(model), repr(model), *((x.shape, x.dtype) for x in tensors))
-    if key not in _GRAPHS:
-        _GRAPHS[key] = trace_model(model, inputs, *arguments, **options)  # type: ignore[arg-type]
-    return _GRAPHS[key]
+    key = (type(model), repr(model), repr(options), *((x.shape, x.dtype) for x in tensors))
+    known, description = _GRAPHS.setdefault(key, []), described_module(model)
+    for other, graph in known:
+        if description.is_same(other):
+            return graph
+    known.append((description, trace_model(model, inputs, *arguments, **options)))  # type: ignore[arg-type]
+    return known[-1][1]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import inspect
 import re
@@ -68,10 +69,25 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Yields the modules that a file imports anywhere, also in functions and for type checking only."""
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(_tree(path)))
+
+
+@functools.cache
+def _imports(path: Path) -> list[str]:
+    """Returns the modules that a file imports anywhere, also in functions and for type checking only."""
+    return list(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     package = _module(path) if path.name == "__init__.py" else _module(path).rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -80,6 +96,7 @@ def _imports(path: Path) -> Iterator[str]:
                 yield f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base
 
 
+@functools.cache
 def _is_module(name: str) -> bool:
     place = ROOT.joinpath(*name.split("."))
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
@@ -120,8 +137,7 @@ def test_rooms_do_not_go_through_the_top(room):
 
 
 def _taken_from_top(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == CORE]
+    froms = [node for node in _nodes(path) if isinstance(node, ast.ImportFrom) and node.module == CORE]
     names = {alias.name for node in froms for alias in node.names}
     return {name for name in names if not _is_module(f"{CORE}.{name}")}
 
@@ -160,7 +176,7 @@ def test_every_room_is_in_the_table():
 def test_core_knows_no_plugin(path):
     assert not [module for module in _imports(path) if module.split(".")[0] in PLUGINS]
     named = re.compile(rf"({'|'.join(PLUGINS)})([.:].*)?")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         # One of our plugins is called like a hook.
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in _hooks():
             assert not named.fullmatch(node.value), f"{_id(path)}, line {node.lineno}: names a plugin"
@@ -177,7 +193,7 @@ def test_plugins_import_public_names_only(path):
 
 @pytest.mark.parametrize("path", PLUGIN_FILES, ids=_id)
 def test_plugins_take_names_that_exist(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module == CORE:
             missing = [alias.name for alias in node.names if alias.name not in mergekit_ot.__all__]
             assert not missing, f"{_id(path)}, line {node.lineno}: not public: {missing}"
@@ -214,12 +230,12 @@ ASKED = {"getattr(value, '__module__', module.__name__)", "getattr(status, 'name
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=_id)
 def test_core_does_not_ask_what_an_object_has(path):
-    asked = [question for _, question in _questions(ast.parse(path.read_text(encoding="utf-8")))]
+    asked = [question for _, question in _questions(_tree(path))]
     assert set(asked) <= ASKED
 
 
 def test_what_the_core_asks_is_asked_once():
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in CORE_FILES]
+    trees = [_tree(path) for path in CORE_FILES]
     asked = [question for tree in trees for _, question in _questions(tree)]
     assert len(asked) == len(set(asked))
 
@@ -252,7 +268,7 @@ def _is_private(name: str) -> bool:
 def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= FILE_LINES
-    for node in ast.walk(ast.parse(text)):
+    for node in _nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = _lines(node) - (_lines(node.body[0]) if ast.get_docstring(node) is not None else 0)
             assert lines <= FUNCTION_LINES, f"{node.name} has {lines} lines without its docstring"
@@ -264,7 +280,7 @@ def _lines(node: ast.stmt) -> int:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=_id)
 def test_library_does_not_assert_and_finishes_what_it_starts(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         where = f"{_id(path)}, line {getattr(node, 'lineno', '?')}"
         assert not isinstance(node, ast.Assert), f"{where}: assert is switched off by python -O; raise an error"
         assert not (isinstance(node, ast.Name) and node.id == "NotImplementedError"), where
@@ -303,6 +319,7 @@ def test_quick_commands_load_nothing_heavy(arguments):
     assert "mergeot" in done.stdout + done.stderr
 
 
+@functools.cache
 def _hooks() -> dict[str, str]:
     """Returns hook → signature line as it stands in the sources."""
     tree = ast.parse(Path(hookspecs.__file__).read_text(encoding="utf-8"))
@@ -313,6 +330,7 @@ def _hooks() -> dict[str, str]:
     }
 
 
+@functools.cache
 def _sections() -> dict[str, str]:
     """Returns the sections of the hook reference by heading."""
     text = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")

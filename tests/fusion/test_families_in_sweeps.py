@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -128,6 +129,7 @@ def test_weight_matching_recovers_a_planted_order_of_families(kind: str) -> None
         torch.testing.assert_close(result.state[name], value, rtol=1e-5, atol=1e-6)
 
 
+@functools.cache
 def alignment_of(kind: str, sizes: tuple[int, int]) -> tuple[Alignment, str, str]:
     """Two sources at the identity, the key of an outer group and that of a family indexed by it."""
     result = fused(kind, drawn(kind, sizes, 2, 1), {"solver": "average"})
@@ -153,7 +155,7 @@ def test_pairs_that_were_solved_keep_their_member_and_others_take_that_of_their_
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(range(3)), st.booleans())
 def test_a_family_has_a_member_at_every_pair_that_is_coupled(order: list[int], is_soft: bool) -> None:
-    alignment, outer, family = ALIGNMENT
+    alignment, outer, family = alignment_of("normalised stream", (3, 2))
     coupling = Permutation(torch.tensor(order))
     if is_soft:
         coupling = Plan(0.5 * coupling.transport_plan() + 0.5 * torch.eye(3) / 3)
@@ -165,7 +167,7 @@ def test_a_family_has_a_member_at_every_pair_that_is_coupled(order: list[int], i
 
 
 def test_what_is_not_indexed_by_the_group_is_left_alone() -> None:
-    alignment, outer, family = ALIGNMENT
+    alignment, outer, family = alignment_of("normalised stream", (3, 2))
     others = [key for key in alignment.couplings if key not in (outer, family)]
     assert outer in alignment.target.groups[family].context
     assert all(set(kept_up(alignment, key)) <= _indexed_by(alignment, key) for key in [outer, *others])
@@ -177,6 +179,3 @@ def _indexed_by(alignment: Alignment, key: str) -> set[str]:
     for _ in itertools.repeat(None, len(groups)):
         indexed |= {name for name, group in groups.items() if indexed & set(group.context)}
     return indexed - {key}
-
-
-ALIGNMENT = alignment_of("normalised stream", (3, 2))

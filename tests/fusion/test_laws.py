@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from nets import NETS, Mlp, ResNet
+from signed import traced_once
 from torch import Tensor, nn
 
 from mergekit_ot import fuse, trace_model
@@ -25,6 +26,8 @@ FUSIBLE = (
     "residual_mlp",
     "attention",
 )
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 
 def trained_like(make: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -10,12 +10,15 @@ from unittest.mock import patch
 import pytest
 import torch
 from nets import BasicBlock, Cnn, Mlp, ResidualMlp
+from signed import traced_once
 from torch import Tensor, nn
 
 from mergekit_ot import Coupling, FusionResult, ModelGraph, api, fuse, trace_model
 from mergekit_ot.graph.blocks import blocks_of
 from mergekit_ot.graph.layouts import IN
 from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 
 class Recurrent(nn.Module):

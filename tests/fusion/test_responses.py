@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from nets import Cnn, Mlp
+from signed import traced_once
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +17,8 @@ from mergekit_ot.fusion.calibration import calibration_batches, inputs_of
 from mergekit_ot.fusion.engine import FusionRun
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.hooks.preparing import prepare
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 
 def mlp(seed: int) -> nn.Module:

@@ -12,6 +12,7 @@ import shards
 import torch
 from nets import Cnn, Mlp
 from shards import ShardStore, ShardWriter, write_shards
+from signed import traced_once
 from torch import Tensor, nn
 
 from mergekit_ot import (
@@ -35,6 +36,8 @@ from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.storage import finite
 from mergekit_ot.storage.finite import FiniteStore
 from mergekit_ot.testing import check_store
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 SOLVERS = ("wb", "weight-matching")

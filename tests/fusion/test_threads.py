@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from nets import Cnn, Mlp
-from signed import SEQUENCES, Recurrent
+from signed import SEQUENCES, Recurrent, traced_once
 from torch import nn
 
 from mergekit_ot import AbstractBarycenterSolver, BarycenterProblem, Coupling, Permutation, fuse
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.threads import multiplications_of_run, threads_for
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 
 @pytest.fixture(autouse=True)

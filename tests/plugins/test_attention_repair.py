@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from signed import traced_once
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mergekit_ot import fuse
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 
 class _Packed(nn.Module):

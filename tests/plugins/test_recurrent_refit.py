@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from mergeot_repair.refit.recurrent import Cell, cells_of
+from signed import traced_once
 from torch import Tensor, nn
 
 from mergekit_ot import fuse
+
+pytestmark = pytest.mark.usefixtures(traced_once.__name__)
 
 KINDS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 

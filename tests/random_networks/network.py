@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -77,6 +78,8 @@ def checked(description: NetworkDescription) -> CheckReport:
     return check_model(lambda: made(description), inputs_of(description), trials=1)
 
 
+# The same chain stands in many blocks: it is described once.
+@functools.cache
 def blocks(axis: int, depth: int) -> st.SearchStrategy[Description]:
     """Returns blocks of a family that contain blocks down to `depth`."""
     found = []
@@ -87,6 +90,7 @@ def blocks(axis: int, depth: int) -> st.SearchStrategy[Description]:
     return st.one_of(found)
 
 
+@functools.cache
 def chains(axis: int, depth: int, longest: int) -> st.SearchStrategy[Chain]:
     return st.lists(blocks(axis, depth), min_size=1, max_size=longest).map(tuple)
 

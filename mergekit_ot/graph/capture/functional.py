@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from torch import fx
-from torch._ops import OpOverload
+from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 
 
@@ -40,7 +40,7 @@ def _decomposing(program: ExportedProgram) -> Callable[[], ExportedProgram]:
     )
 
 
-def _operations(program: ExportedProgram) -> set[OpOverload]:
+def _operations(program: ExportedProgram) -> set[OperatorBase]:
     """Returns the operations of a program, with those inside its conditions and loops."""
     graphs = [module for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
     targets = {node.target for graph in graphs for node in graph.graph.nodes}
