@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,12 +15,10 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.capture import AUTO, FrontEnds, as_inputs, traced_inputs
 from mergekit_ot.graph.capture.copying import making_shaped
-from mergekit_ot.graph.capture.front_end import TraceLimits
+from mergekit_ot.graph.capture.front_end import AUTO, TraceLimits
+from mergekit_ot.graph.capture.inputs import as_inputs, traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.symmetry.check import CheckReport, check
-from mergekit_ot.graph.trace import trace
 from mergekit_ot.hooks.formats import check_format, readers, writers
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.hooks.preparing import GivenMethods, prepare
@@ -31,6 +29,9 @@ from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
+
+if TYPE_CHECKING:
+    from mergekit_ot.graph.symmetry.check import CheckReport
 
 
 def trace_model(
@@ -60,14 +61,10 @@ def trace_model(
         >>> list(trace_model(net, torch.randn(2, 4)).free_groups)
         ['0.weight:0']
     """
-    manager = manager or default_manager()
-    front_ends = {name: _maker(entry.load) for name, entry in manager.front_ends.items()}
-    rules = {name: entry.load for name, entry in manager.node_rules.items()}
-    return trace(model, example_inputs, rules, FrontEnds(front_ends, front_end), limits)
+    # A fusion whose graph is kept from an earlier run traces nothing, and need not wait for this.
+    from mergekit_ot.hooks.tracing import trace_with
 
-
-def _maker(load_kind: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-    return lambda: load_kind()()
+    return trace_with(manager or default_manager(), model, example_inputs, front_end, limits)
 
 
 def check_model(
@@ -102,6 +99,8 @@ def check_model(
         >>> report.groups, report.certified, report.preserved
         (1, 1, True)
     """
+    from mergekit_ot.graph.symmetry.check import check
+
     make = making_shaped(make, as_inputs(example_inputs))
     model, manager = make(), manager or default_manager()
     symmetries = required_symmetries(manager)

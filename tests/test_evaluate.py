@@ -13,7 +13,8 @@ from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
 from mergekit_ot.pictures.curves import plot_barrier
-from mergekit_ot.scoring.evaluation import Evaluation, choose_device, evaluate, score_states
+from mergekit_ot.scoring.devices import choose_device
+from mergekit_ot.scoring.evaluation import Evaluation, evaluate, score_states
 from mergekit_ot.scoring.path import barrier, interpolate
 
 

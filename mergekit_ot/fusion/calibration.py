@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergekit_ot.errors import ArchitectureError, DataError
 from mergekit_ot.fusion.samples import check_outliers, distinct, inputs_of, read_samples
-from mergekit_ot.graph.capture.capture import as_inputs
+from mergekit_ot.graph.capture.inputs import as_inputs
 from mergekit_ot.scoring.inputs import check_inputs
 
 Batches = tuple[tuple[Tensor, ...], ...]

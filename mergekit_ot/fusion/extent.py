@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.moving import fused_shape
-from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import OUT, leaf_groups
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
 from mergekit_ot.fusion.moving import MovedState
-from mergekit_ot.fusion.parting import first_parting
 from mergekit_ot.fusion.repair import AlignedModels
 from mergekit_ot.fusion.running import Inputs, Runner, State, difference
 from mergekit_ot.fusion.source import SourceModel
@@ -232,6 +231,9 @@ class _Guard:
                 return "which is rounding: the function is the same as far as the network's own noise lets it be told"
             if error <= _NOISE * noise.chance:
                 return f"and two runs of one source differ by {noise.chance:.1e}: its forward draws random numbers"
+        # Almost no fusion comes here, and what looks for the place takes time to import.
+        from mergekit_ot.fusion.parting import first_parting
+
         size = f"its outputs differ by {error:.2g} of their scale" if error < float("inf") else "its outputs hold NaN"
         known = f" (with zeros, such as '{filled}', filled at random)" if filled else ""
         why = ", though every coupling only reorders neurons" if is_exact else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.capture import first_line, traced_inputs
+from mergekit_ot.graph.capture.inputs import first_line, traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import without_refuted
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry

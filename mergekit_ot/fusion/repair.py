@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from mergekit_ot.fusion.comparison import RepairComparison, compare_repair
 from mergekit_ot.fusion.moving import transport_values
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.written import ResultCheck
-from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.progress import Notify, Progress
+
+if TYPE_CHECKING:
+    from mergekit_ot.graph.capture.program import CapturedProgram
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from mergekit_ot.errors import DataError
 from mergekit_ot.graph.blocks import group_places, real_blocks_of, rows_along
-from mergekit_ot.graph.capture.program import CapturedProgram
 from mergekit_ot.graph.ir import ModelGraph
+
+if TYPE_CHECKING:
+    from mergekit_ot.graph.capture.program import CapturedProgram
 
 # Added to the diagonal of a Gram matrix, relative to its mean, so that a root always exists.
 _JITTER = 1e-9

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergekit_ot.fusion.setup import FusionSetup
-from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
 from mergekit_ot.graph.symmetry.signs import Sign
 from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
@@ -21,6 +20,11 @@ def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
     methods = setup.methods
     solvers = [solver for solver in (methods.solver, methods.refinement) if solver is not None]
     wanted = frozenset().union(*map(asked_for, solvers))
+    if not wanted:
+        return {}
+    # Most solvers ask for none, and what proves them takes time to import.
+    from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
+
     proof = PlantedProof(setup.models.target.make, setup.inputs)
     return {
         symmetry.name: find_proven(symmetry, setup.models.target_graph, proof)

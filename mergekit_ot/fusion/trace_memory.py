@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError
-from mergekit_ot.graph.capture.capture import EXPORT
 from mergekit_ot.graph.capture.description import ModuleDescription, Undescribed
 from mergekit_ot.graph.capture.fingerprint import architecture_digest, text_digest
+from mergekit_ot.graph.capture.front_end import EXPORT
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.stored import StoredGraphError, graph_as_plain, graph_from_plain
 from mergekit_ot.storage.kept import KeptRecords

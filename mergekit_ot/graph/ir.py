@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.errors import GraphMismatchError
-from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.deferred import Deferred, defer_fields
 from mergekit_ot.graph.layouts import IN, AxisLayout, _shape_free, layout_text, leaf_groups
 

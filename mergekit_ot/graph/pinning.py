@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, fixed_layout
 

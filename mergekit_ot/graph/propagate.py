@@ -14,7 +14,6 @@ from torch.fx.node import map_arg
 
 from mergekit_ot.graph.axes.algebra import AxisAlgebra
 from mergekit_ot.graph.axes.expressions import (
-    PinReason,
     Replicated,
     atoms_of,
     is_inert,
@@ -23,6 +22,7 @@ from mergekit_ot.graph.axes.expressions import (
     size_of,
     standing_for,
 )
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.capture.front_end import TraceBudget
 from mergekit_ot.graph.capture.program import (
     MUTATION,

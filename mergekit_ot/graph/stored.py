@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.deferred import Deferred
 from mergekit_ot.graph.ir import AxisSlot, Diagnostics, ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import (

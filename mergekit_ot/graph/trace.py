@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.graph.build import GraphBuilder
 from mergekit_ot.graph.capture.branches import branch_sentences, stored_by_forward
-from mergekit_ot.graph.capture.capture import FrontEnds, as_inputs, capture
+from mergekit_ot.graph.capture.capture import FrontEnds, capture
 from mergekit_ot.graph.capture.copying import with_shapes
 from mergekit_ot.graph.capture.front_end import TraceBudget, TraceLimits
+from mergekit_ot.graph.capture.inputs import as_inputs
 from mergekit_ot.graph.capture.module_state import hidden_sentences, hidden_tensors, tied_names
 from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
 from mergekit_ot.graph.ir import ModelGraph

@@ -12,7 +12,6 @@ from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
-from mergekit_ot.fusion.other_cases import in_other_cases
 from mergekit_ot.fusion.setup import (
     FusionInputs,
     FusionMethods,
@@ -25,7 +24,7 @@ from mergekit_ot.fusion.setup import (
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.standing import needs_no_graph
 from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
-from mergekit_ot.graph.capture.capture import traced_inputs
+from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
@@ -78,6 +77,9 @@ def prepare(
     goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
 
     def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
+        # Few networks ask anything, and what runs them takes time to import.
+        from mergekit_ot.fusion.other_cases import in_other_cases
+
         return in_other_cases(source, graph, examples, methods.symmetries)
 
     def trace_networks() -> TracedModels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
@@ -20,13 +20,14 @@ from mergekit_ot.jobs.places import check_fusion_places
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
-from mergekit_ot.report.writing import write_report
-from mergekit_ot.scoring.evaluation import choose_device
-from mergekit_ot.sources.datasets import TRAIN, resolve_data
+from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+
+if TYPE_CHECKING:
+    from mergekit_ot.sources.datasets import DataSource
 
 
 def run_fuse(
@@ -59,7 +60,7 @@ def run_fuse(
     if not dry_run:
         check_format(manager, output, template)
     fused_as, target = _target_of(recipe, sources, manager)
-    data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
+    data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     result = fuse_with(
         FusionInputs([source_model(source) for source in sources], target, inputs, data),
@@ -85,6 +86,9 @@ def run_fuse(
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
+        # Most fusions have no report, and what writes one takes time to import.
+        from mergekit_ot.report.writing import write_report
+
         try:
             write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
         except MergeotError as error:
@@ -93,6 +97,13 @@ def run_fuse(
             notify(f"'{outcome.output}' was written, but its report was not.")
             raise
     return outcome
+
+
+def _data_of(spec: str, manager: PluginManager) -> DataSource:
+    # Most fusions need no data, and what reads them takes time to import.
+    from mergekit_ot.sources.datasets import TRAIN, resolve_data
+
+    return resolve_data(spec, manager, TRAIN)
 
 
 def source_model(source: ReadSource) -> SourceModel:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mergekit_ot.api import check_model, trace_model
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.setup import trace_limits
-from mergekit_ot.graph.capture.capture import AUTO
+from mergekit_ot.graph.capture.front_end import AUTO
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import CheckReport
 from mergekit_ot.hooks.manager import PluginManager

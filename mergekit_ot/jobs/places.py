@@ -7,9 +7,6 @@ from pathlib import Path
 
 from mergekit_ot.errors import CheckpointError, RecipeError
 from mergekit_ot.recipe import FusionRecipe
-from mergekit_ot.report.facts import portable_recipe
-from mergekit_ot.report.repeating import RECIPE_FILE
-from mergekit_ot.report.writing import report_files, report_recipe
 from mergekit_ot.sources.spec_files import spec_files
 from mergekit_ot.storage.outputs import check_folder, check_output, check_outputs, is_same
 
@@ -37,12 +34,21 @@ def check_fusion_places(recipe: FusionRecipe, recipe_file: Path | None = None, *
     if not is_dry:
         check_file_name(recipe.output)
         check_output(output, inputs, overwrite=recipe.overwrite)
-    if recipe.report is None:
-        return
-    folder = Path(recipe.report)
+    if recipe.report is not None:
+        _check_report(recipe, Path(recipe.report), inputs, recipe_file, is_dry=is_dry)
+
+
+def _check_report(
+    recipe: FusionRecipe, folder: Path, inputs: list[str | Path], recipe_file: Path | None, *, is_dry: bool
+) -> None:
+    # Most fusions have no report, and what writes one takes time to import.
+    from mergekit_ot.report.repeating import RECIPE_FILE
+    from mergekit_ot.report.writing import report_files
+
     check_folder(folder)
     if is_dry:
         return
+    output = Path(recipe.output)
     if is_same(folder, output):
         raise RecipeError(f"The output and the report are both '{folder}': give each a place of its own.")
     files = report_files(folder)
@@ -65,6 +71,9 @@ def check_file_name(name: str) -> None:
 
 def _check_same_recipe(recipe: FusionRecipe, recipe_file: Path) -> None:
     """A report may be made anew from its own recipe, which then stays as it is."""
+    from mergekit_ot.report.facts import portable_recipe
+    from mergekit_ot.report.writing import report_recipe
+
     if recipe_file.read_text(encoding="utf-8") != report_recipe(portable_recipe(recipe)):
         raise CheckpointError(
             f"The report would replace the recipe '{recipe_file}' that it is made from, by another one: it would be "

@@ -17,7 +17,8 @@ from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.group_facts import GroupFacts, describe_groups
 from mergekit_ot.report.repeating import fuse_command, recipe_command
 from mergekit_ot.report.scores import Scores
-from mergekit_ot.scoring.evaluation import Evaluation, choose_device
+from mergekit_ot.scoring.devices import choose_device
+from mergekit_ot.scoring.evaluation import Evaluation
 from mergekit_ot.sources.portable import portable_path, portable_spec, portable_text, portable_value
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mergekit_ot.errors import ArchitectureError, DataError, RecipeError
+from mergekit_ot.errors import ArchitectureError, DataError
 from mergekit_ot.progress import Progress
+from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.scoring.inputs import check_inputs
 from mergekit_ot.threads import multiplications_of_run, threads_for
 
@@ -233,25 +234,6 @@ def run_model(model: nn.Module, inputs: Any, state: State | None = None) -> Tens
     if not isinstance(outputs, Tensor):
         raise ArchitectureError(f"{type(model).__name__} returned a {type(outputs).__name__}, not a tensor of outputs.")
     return outputs
-
-
-def choose_device(name: str) -> torch.device:
-    """Returns the device for ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        RecipeError: The device does not exist on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"Unknown device '{name}'. Use auto, cpu or cuda.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise RecipeError(f"Unknown device '{name}'. Use auto, cpu or cuda.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("This machine has no CUDA device. Use --device cpu or --device auto.")
-    return device
 
 
 def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n classes"], Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.api import trace_model
 from mergekit_ot.graph.blocks import Block, Dimension
-from mergekit_ot.graph.capture.capture import traced_inputs
+from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.check import Runs, judge
 from mergekit_ot.graph.symmetry.planted import PlantedProof

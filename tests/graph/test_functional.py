@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from mergekit_ot.graph.capture import functional as module
-from mergekit_ot.graph.capture.capture import prepared, traced_inputs
+from mergekit_ot.graph.capture.capture import prepared
+from mergekit_ot.graph.capture.inputs import traced_inputs
 
 
 class Conditional(nn.Module):

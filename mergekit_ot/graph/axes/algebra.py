@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergekit_ot.graph.axes import concatenation, settling, splitting, unification
-from mergekit_ot.graph.axes.expressions import Atom, Expression, PinReason, Replicated, atoms_of, product, size_of
+from mergekit_ot.graph.axes.expressions import Atom, Expression, Replicated, atoms_of, product, size_of
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.axes.union_find import UnionFind
 
 

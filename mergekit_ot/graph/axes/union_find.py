@@ -7,7 +7,6 @@ from mergekit_ot.graph.axes.expressions import (
     Case,
     Concat,
     Expression,
-    PinReason,
     Product,
     Tag,
     at_one,
@@ -18,6 +17,7 @@ from mergekit_ot.graph.axes.expressions import (
     select,
     standing_for,
 )
+from mergekit_ot.graph.axes.reasons import PinReason
 
 
 class UnionFind:

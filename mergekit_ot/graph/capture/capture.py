@@ -16,13 +16,18 @@ from torch import Tensor, distributions, nn
 from mergekit_ot.errors import ArchitectureError, causes_of, unknown_name
 from mergekit_ot.graph.capture.branches import reached_branches
 from mergekit_ot.graph.capture.copying import computing_when_read, copied
-from mergekit_ot.graph.capture.front_end import AbstractFrontEnd, TraceBudget, TraceLimitError, TraceLimits
+from mergekit_ot.graph.capture.front_end import (
+    AUTO,
+    EXPORT,
+    AbstractFrontEnd,
+    TraceBudget,
+    TraceLimitError,
+    TraceLimits,
+)
 from mergekit_ot.graph.capture.functional import functional
+from mergekit_ot.graph.capture.inputs import describe, first_line, traced_inputs
 from mergekit_ot.graph.capture.outputs import OutputError, hand_out_tensors
 from mergekit_ot.graph.capture.program import CapturedProgram, from_exported
-
-AUTO = "auto"
-EXPORT = "export"
 
 # Front ends by name: each gives an instance, loaded when it is first asked for.
 FrontEndTable = Mapping[str, Callable[[], AbstractFrontEnd]]
@@ -163,13 +168,6 @@ class _Configured(Protocol):
     config: object
 
 
-@runtime_checkable
-class _FixedShapes(Protocol):
-    """A module that says whether it is a program which holds at its own shapes only (read from a .pt2 file)."""
-
-    has_fixed_shapes: bool
-
-
 def prepared(model: nn.Module) -> nn.Module:
     """Returns `model` in evaluation mode, as it is captured and as its function is compared.
 
@@ -188,35 +186,6 @@ def _module_types(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _type_names(kind: type) -> tuple[str, ...]:
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__ if base is not object)
-
-
-def as_inputs(example_inputs: object) -> tuple[object, ...]:
-    """Returns the inputs as a tuple of positional arguments."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-
-
-def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
-    """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
-    inputs = as_inputs(example_inputs)
-    return inputs if isinstance(model, _FixedShapes) and model.has_fixed_shapes else doubled(inputs)
-
-
-def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:
-    """Returns the inputs with batches of one repeated."""
-    if all(isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 1 for x in inputs):
-        return tuple(torch.cat([x, x]) for x in inputs)  # type: ignore[list-item]
-    return inputs
-
-
-def describe(inputs: tuple[object, ...]) -> str:
-    """Returns the shapes of the inputs for a message."""
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first telling line of an error message, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
 
 
 def _raise_without_tensor(error: BaseException) -> None:

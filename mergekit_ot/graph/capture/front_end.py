@@ -7,13 +7,19 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mergekit_ot.errors import ArchitectureError
-from mergekit_ot.graph.capture.program import CapturedProgram
+
+if TYPE_CHECKING:
+    from mergekit_ot.graph.capture.program import CapturedProgram
+
+# Names that are no plugin's: the front ends in order, and torch's own.
+AUTO = "auto"
+EXPORT = "export"
 
 
 @dataclass(frozen=True)

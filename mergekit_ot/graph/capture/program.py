@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from mergekit_ot.errors import ArchitectureError
-from mergekit_ot.graph.axes.expressions import PinReason
+from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.capture.questions import Branch
 
 

@@ -1,0 +1,44 @@
+"""Example inputs, as a module is traced at them."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class _FixedShapes(Protocol):
+    """A module that says whether it is a program which holds at its own shapes only (read from a .pt2 file)."""
+
+    has_fixed_shapes: bool
+
+
+def as_inputs(example_inputs: object) -> tuple[object, ...]:
+    """Returns the inputs as a tuple of positional arguments."""
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
+    """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
+    inputs = as_inputs(example_inputs)
+    return inputs if isinstance(model, _FixedShapes) and model.has_fixed_shapes else doubled(inputs)
+
+
+def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:
+    """Returns the inputs with batches of one repeated."""
+    if all(isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 1 for x in inputs):
+        return tuple(torch.cat([x, x]) for x in inputs)  # type: ignore[list-item]
+    return inputs
+
+
+def describe(inputs: tuple[object, ...]) -> str:
+    """Returns the shapes of the inputs for a message."""
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first telling line of an error message, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
