@@ -13,7 +13,7 @@ from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.storage.limits import CHECK_BYTES
 
-_HOOKS = ("mergeot_node_rules", "mergeot_front_ends")
+_HOOKS = ("mergeot_node_rules", "mergeot_front_ends", "mergeot_symmetries")
 
 
 def trace_memory(

@@ -274,16 +274,20 @@ def test_a_constant_of_the_users_file_may_steer_its_forward(
     assert quick.misses(module.Net)
 
 
+@pytest.mark.parametrize(
+    ("hook", "gives"), [("mergeot_node_rules", "'kept_rules:rule'"), ("mergeot_symmetries", "Order")]
+)
 def test_another_version_or_file_of_a_plugin_misses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: Traced
+    hook: str, gives: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: Traced
 ) -> None:
     package = tmp_path / "kept_rules"
     package.mkdir()
-    hook = "@hookimpl\ndef mergeot_node_rules():\n    return {'none': 'kept_rules:rule'}\n"
-    code = f"from mergekit_ot import hookimpl\n{hook}"
+    implemented = f"@hookimpl\ndef {hook}():\n    return {{'none': {gives}}}\n"
+    code = f"from mergekit_ot import Order, hookimpl\n{implemented}"
     (package / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     manager = PluginManager.load()
+    sys.modules.pop("kept_rules", None)
     manager.register(importlib.import_module("kept_rules"), "kept_rules")
     assert quick.misses()
     assert quick.misses(manager=manager)
@@ -292,7 +296,6 @@ def test_another_version_or_file_of_a_plugin_misses(
     assert quick.misses(manager=manager)
     (package / "more.py").write_text("")
     assert quick.misses(manager=manager)
-    monkeypatch.delitem(sys.modules, "kept_rules")
 
 
 def test_rules_that_were_made_in_this_process_are_not_kept(traced: Traced, traces: KeptRecords) -> None:
