@@ -28,9 +28,14 @@ def agrees(which: str, name: str) -> None:
         assert (report.groups, report.families) == FOUND_LESS.get(name, (COUNTED[name],))[0]
 
 
+# Takes as long as ten others.
+LARGEST = ("mobilenet_v2",)
+
+
 def shared_out(cases: list[tuple[str, str]], one_of: int) -> list[ParameterSet]:
-    """Leaves one of so many to a default run, and the others to the slow one."""
-    return [pytest.param(*case, marks=[pytest.mark.slow] if place % one_of else []) for place, case in enumerate(cases)]
+    """Leaves one of so many to a default run, and the others and the largest to the slow one."""
+    slow = [place for place, case in enumerate(cases) if place % one_of or case[1] in LARGEST]
+    return [pytest.param(*case, marks=[pytest.mark.slow] if place in slow else []) for place, case in enumerate(cases)]
 
 
 @pytest.mark.parametrize(("which", "name"), shared_out(names(*PLAIN), 2))
