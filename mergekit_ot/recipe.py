@@ -204,13 +204,18 @@ def _refuse_mergekit(path: Path, content: Mapping[str, Any]) -> None:
     """
     models = content.get("models")
     given = [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else []
-    if "merge_method" not in content and not any("model" in entry for entry in given):
+    if "merge_method" not in content and "slices" not in content and not any("model" in entry for entry in given):
         return
     names = ", ".join(shortened(str(entry.get("model"))) for entry in given[:8]) or "a.pt, b.pt"
     settings = [entry.get("parameters") for entry in given]
     weights = [part.get("weight") for part in settings if isinstance(part, Mapping)]
     are_known = len(weights) == len(given) > 0 and all(isinstance(weight, int | float) for weight in weights)
     lines = [f"models: [{names}]"] + [f"model_weights: [{', '.join(map(str, weights[:8]))}]"] * are_known
+    if "slices" in content:
+        raise RecipeError(
+            f"'{path}' is a recipe of mergekit, not of mergeot, and takes slices of layers, which cannot be had here: "
+            "whole networks of one architecture are fused. List whole models."
+        )
     raise RecipeError(
         f"'{path}' is a recipe of mergekit, not of mergeot. Here it would be: {'; '.join(lines)}; solver: wb; "
         "arch: nets.py:net, each on a line of its own. Models are files of weights, and weights sum to one."

@@ -220,3 +220,17 @@ def test_weights_that_are_not_finite_are_named(bad: float, dtype: torch.dtype) -
     with pytest.raises(CheckpointError, match=r"'broken' of 'a.pt' has 1 of 2"):
         check_finite(state, "a.pt")
     check_finite({"steps": torch.tensor(3), "fine": torch.ones(2, dtype=dtype)}, "a.pt")
+
+
+def test_an_archive_with_another_beginning_is_not_called_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "changed.pt"
+    torch.save({"w": torch.randn(100, 100)}, path)
+    path.write_bytes(b"XX" + path.read_bytes()[2:])
+    with pytest.raises(CheckpointError, match=r"is damaged: it ends as an archive of torch does"):
+        load_checkpoint(path)
+
+
+def test_a_link_that_leads_to_itself_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "loop.pt").symlink_to(tmp_path / "loop.pt")
+    with pytest.raises(CheckpointError, match=r"loop.pt' is a link that leads to no file"):
+        load_checkpoint(tmp_path / "loop.pt")

@@ -102,6 +102,8 @@ def test_first_output_counts() -> None:
         ([(torch.zeros(2, 4), torch.tensor([0, -1]))], DataError, "Target -1"),
         ([(torch.zeros(2, 4), torch.zeros(5, dtype=torch.long))], DataError, "one row of logits per target"),
         ([(torch.zeros(2, 4), torch.zeros(2, 7))], DataError, "squared error"),
+        ([({"x": torch.zeros(2, 4)}, torch.tensor([0, 1]))], DataError, r"has dict where a tensor is needed"),
+        ([(torch.zeros(2, 4), [0, 1])], DataError, r"Batch 0 .* has list where a tensor is needed"),
         ([(torch.zeros(2, 9), torch.tensor([0, 1]))], ArchitectureError, r"cannot take inputs of shape \(2, 9\)"),
     ],
 )

@@ -30,6 +30,31 @@ class Bag(nn.Module):
     def forward(self, tokens):
         return self.last(torch.relu(self.table(tokens)))
 
+class Placed(nn.Module):
+    def __init__(self, hidden=8):
+        super().__init__()
+        self.first, self.places, self.last = nn.Linear(4, hidden), nn.Embedding(10, hidden), nn.Linear(hidden, 2)
+        self.middle = nn.Linear(hidden, hidden)
+
+    def forward(self, values):
+        places = torch.arange(values.shape[1], device=values.device)
+        return self.last(torch.relu(self.middle(self.first(values) + self.places(places))))
+
+class Conditioned(Placed):
+    def forward(self, values, condition):
+        return self.last(torch.relu(self.first(values) + self.places(condition)))
+
+def placed_large():
+    return Placed(1100)
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.LazyLinear(8), nn.LazyLinear(2)
+
+    def forward(self, values):
+        return self.last(torch.relu(self.first(values)))
+
 class Named(nn.Linear):
     def forward(self, values, table):
         return super().forward(values) * table["scale"]
@@ -43,7 +68,10 @@ def check(folder: Path, name: str, *arguments: str) -> int:
     (folder / "nets.py").write_text(NETS)
     known: dict[str, object] = {}
     exec(NETS, known)
-    torch.save(known[name]().state_dict(), folder / "net.pt")  # type: ignore[operator]
+    net = known[name]()  # type: ignore[operator]
+    if name == "Lazy":
+        net(torch.zeros(1, 4))
+    torch.save(net.state_dict(), folder / "net.pt")
     with pytest.raises(SystemExit) as ended:
         main(["check", str(folder / "net.pt"), "--arch", f"{folder / 'nets.py'}:{name}", *arguments])
     return int(ended.value.code or 0)
@@ -66,3 +94,15 @@ def test_an_input_that_cannot_be_guessed_is_named(tmp_path: Path, capsys: pytest
 def test_a_table_of_bags_gives_its_tokens_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path, "Bag") == 0
     assert "16 (token numbers) is the first plausible one" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("Placed", "6,4"), ("placed_large", "6,4"), ("Conditioned", "4"), ("Lazy", "4")]
+)
+def test_numbers_are_tried_where_a_table_stands_beside_a_layer(
+    name: str, shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tmp_path, name, "--input-shape", shape) == 0
+    told = capsys.readouterr()
+    assert "the function stays" in " ".join(told.out.split())
+    assert "internal error" not in told.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,19 @@ def test_missing_recipe_and_too_few_models(tmp_path: Path) -> None:
         make_recipe(models=["a", "b"], target=2)
     with pytest.raises(RecipeError, match=r"3 architectures for 2 models"):
         make_recipe(models=["a", "b"], arch=["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("slices:\n- sources: [{model: a, layer_range: [0, 1]}]\nmerge_method: passthrough\n", "slices of layers"),
+        (f"seed: {'9' * 5000}\n", "is not valid YAML: a whole number has thousands of digits."),
+    ],
+)
+def test_what_a_recipe_cannot_be_is_said_without_advice_that_helps_nobody(
+    content: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        make_recipe(path)

@@ -303,7 +303,12 @@ class FusionRun:
 
 def _has_statistics(graph: ModelGraph) -> bool:
     """Whether a network normalises by statistics that it keeps; vectors of spectral norms are buffers too."""
-    if not graph.buffers:
-        return False
-    operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
-    return any(name in each for each in operations for name in ("batch_norm", "instance_norm"))
+    # A program calls them so, in whatever way it calls parameters and buffers.
+    buffers = tuple(name.replace(".", "_") for name in graph.buffers)
+    for name, data in graph.operations.nodes(data=True) if buffers else ():
+        operation = str(data.get("operation", ""))
+        if "batch_norm" in operation and "no_stats" not in operation:
+            return True
+        if "instance_norm" in operation and any(each.endswith(buffers) for each in graph.operations.predecessors(name)):
+            return True
+    return False

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from mergekit_ot.fusion.repair import AlignedModels
 from mergekit_ot.fusion.running import Inputs, State, difference, repeatable
+from mergekit_ot.graph.capture.caching import without_cache
 from mergekit_ot.graph.capture.program import CapturedProgram, reason_of
 
 # Values in another order are the same when sorted; rounding stays below this share of their scale.
@@ -103,6 +104,6 @@ def _outputs_by_module(module: nn.Module, inputs: Inputs) -> Mapping[str, Tensor
 
     for path, inner in module.named_modules():
         inner.register_forward_hook(keeping(path or "the network itself"))
-    with repeatable(0):
+    with repeatable(0), without_cache(module):
         module(*inputs)
     return seen

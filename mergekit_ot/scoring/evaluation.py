@@ -263,7 +263,14 @@ def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:
 def _checked(data: Data) -> Iterable[tuple[Any, Tensor]]:
     """Yields the batches, whose inputs and targets must be finite: one that is not would be all of the mean loss."""
     first = 0
-    for number, (inputs, targets) in enumerate(_batches(data)):
+    for number, (given, targets) in enumerate(_batches(data)):
+        inputs = tuple(given) if isinstance(given, list) else given
+        for part in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets):
+            if not isinstance(part, Tensor):
+                raise DataError(
+                    f"Batch {number} of the data (counted from 0) has {type(part).__name__} where a tensor is needed. "
+                    "Give batches (inputs, targets), where inputs are a tensor or a tuple of tensors."
+                )
         check_inputs(inputs, "data", batch=number, first=first)
         check_inputs(targets, "data", batch=number, first=first, what="target")
         first += _rows(inputs)

@@ -6,10 +6,13 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
@@ -23,6 +26,7 @@ _FIRST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TABLES, nn.RNNBas
 _MOST_FURTHER = 2
 # A network of so many weights is run rather than followed without memory.
 _SMALL = 1 << 20
+_PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d")
 # Of images, the likelier first.
 _SIDES = (28, 32, 64, 224, 8, 96, 128)
 
@@ -162,11 +166,11 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     reason = None
     # Where the constructor needs real tensors, an instance does so as well.
-    places = ["cpu"] if known.is_real else ["meta", "cpu"]
-    for place in reversed(places) if _is_small(known.outline) else places:
+    places = ["cpu"] if known.is_real or _is_small(known.outline) else ["meta", "cpu"]
+    for place in places:
         try:
             module = (known.built() if place == "cpu" else on_meta(known.built)).eval()
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), _OneType():
                 warnings.simplefilter("ignore")
                 module(*[each.to(place) for each in given])
             return None
@@ -175,9 +179,22 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
     return reason
 
 
+class _OneType(TorchFunctionMode):
+    """Refuses products of two number types, which torch refuses too, but not where tensors have no memory."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.__name__ in _PRODUCTS:
+            kinds = {each.dtype for each in args if isinstance(each, Tensor)}
+            if len(kinds) > 1:
+                raise RuntimeError(f"{func.__name__} of {' and '.join(sorted(map(str, kinds)))}")
+        return func(*args, **(kwargs or {}))
+
+
 def _is_small(module: nn.Module) -> bool:
     """Whether a run with memory costs less than what torch imports for a run without."""
-    return sum(weight.numel() for weight in module.parameters()) <= _SMALL
+    return sum(weight.numel() for weight in module.parameters() if not is_lazy(weight)) <= _SMALL
 
 
 def _plausible_shapes(module: nn.Module) -> list[tuple[int, ...]]:

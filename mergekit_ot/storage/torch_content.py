@@ -19,6 +19,8 @@ from mergekit_ot.storage.pickles import DamagedPickle, PickleReader
 from mergekit_ot.storage.regular import MappedFile, read_bounded
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# What stands 22 bytes before the end of an archive without a comment.
+_ARCHIVE_END = b"PK\x05\x06"
 _PICKLE = "data.pkl"
 # What a legacy file begins with: this number, pickled, and the version of the format.
 _LEGACY_NUMBER, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -206,6 +208,12 @@ def _read(path: Path, stream: io.BytesIO, find: Callable[[object], Memory], is_c
     return content
 
 
+def _ends_as_archive(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-min(path.stat().st_size, len(_ARCHIVE_END) + 18), 2)
+        return stream.read().startswith(_ARCHIVE_END)
+
+
 def _refuse_damage(path: Path, failure: DamagedPickle, is_cut: bool) -> NoReturn:
     """Says what is wrong with a file that names nothing foreign and still cannot be read."""
     _refuse_by_name(path)
@@ -213,6 +221,11 @@ def _refuse_damage(path: Path, failure: DamagedPickle, is_cut: bool) -> NoReturn
     if any(word in said for word in ("exhausted", "expected", "not enough", "no newline")):
         if is_cut:
             PICKLE_BYTES.check(path.stat().st_size, f"The structure of '{path}' cannot be told from its memory; it has")
+        if _ends_as_archive(path):
+            raise CheckpointError(
+                f"'{path}' is damaged: it ends as an archive of torch does, and does not begin as one. Copy or "
+                "download it again."
+            ) from failure
         raise CheckpointError(
             f"'{path}' is truncated: the file ends before its tensors do. Copy or download it again."
         ) from failure

@@ -44,6 +44,8 @@ def read_yaml(path: Path, error: type[MergeotError]) -> Any:
         return yaml.SafeLoader("").construct_document(root)
     except _DAMAGE as failure:
         said = shortened(" ".join(str(failure).split()), 300)
+        if "set_int_max_str_digits" in said:  # advice for whoever wrote a program, not a file
+            said = "a whole number has thousands of digits"
         hint = _hint(content.decode("utf-8", "replace"))
         raise error(f"'{path}' is not valid YAML: {said}.{hint}") from failure
 

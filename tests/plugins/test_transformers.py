@@ -10,7 +10,7 @@ import torch
 from architectures import samples
 from torch import Tensor, nn
 
-from mergekit_ot import EinRule, NodeRule, check_model, hookimpl
+from mergekit_ot import EinRule, NodeRule, SourceModel, check_model, fuse, hookimpl
 from mergekit_ot.hooks.manager import PluginManager
 
 
@@ -109,3 +109,30 @@ def test_a_module_that_is_called_twice_in_a_row_is_two_calls(front_end: str) -> 
     report = check_model(Twice, torch.randn(5, 3), manager=manager, front_end=front_end)
     # What the points make they also read, so that all three stand in one order.
     assert (report.culprits, report.groups, report.certified) == ((), 1, 1)
+
+
+def test_a_decoder_that_hands_out_its_cache_is_fused_and_keeps_its_configuration() -> None:
+    transformers = pytest.importorskip("transformers")
+    # One configuration for all instances, as training scripts have it.
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    tokens = torch.arange(12).reshape(2, 6)
+
+    def make() -> nn.Module:
+        return transformers.LlamaForCausalLM(config)
+
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(make().eval())
+    sources = [SourceModel(f"model {seed}", make, model.state_dict()) for seed, model in enumerate(models)]
+    result = fuse(sources, example_inputs=tokens, solver="weight-matching")
+    assert result.aligned_sources_max_error < 1e-5
+    assert config.use_cache is True
+    assert result.model()(tokens).past_key_values is not None

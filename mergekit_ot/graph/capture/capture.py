@@ -8,13 +8,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributions, nn
 
 from mergekit_ot.errors import ArchitectureError, causes_of, unknown_name
 from mergekit_ot.graph.capture.branches import reached_branches
+from mergekit_ot.graph.capture.caching import caching_configurations
 from mergekit_ot.graph.capture.copying import computing_when_read, copied
 from mergekit_ot.graph.capture.front_end import (
     AUTO,
@@ -156,27 +156,13 @@ def _advice(model: nn.Module, inputs: tuple[object, ...], failures: Sequence[str
     return "Check the input shape (--input-shape, or example_inputs), and that forward has no branch on data."
 
 
-@runtime_checkable
-class _Caching(Protocol):
-    """What a configuration of `transformers` looks like; there is no class to import without that package."""
-
-    use_cache: object
-
-
-@runtime_checkable
-class _Configured(Protocol):
-    config: object
-
-
 def prepared(model: nn.Module) -> nn.Module:
     """Returns `model` in evaluation mode, as it is captured and as its function is compared.
 
-    Language models of `transformers` return their key/value cache beside the result. It is no output in the sense of a
-    function that must stay, and would pin every head; their configuration can leave it out.
+    The cache of language models, which would pin every head, is left out.
     """
-    for module in model.modules():
-        if isinstance(module, _Configured) and isinstance(module.config, _Caching) and module.config.use_cache is True:
-            module.config.use_cache = False
+    for configuration in caching_configurations(model):
+        configuration.use_cache = False
     return computing_when_read(model.eval())
 
 

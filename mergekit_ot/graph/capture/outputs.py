@@ -17,6 +17,7 @@ from torch import Tensor, distributions, fx, nn
 from torch.utils import _pytree as pytree
 
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.graph.capture.caching import without_cache
 
 # Objects inside objects are looked into this far; what a model hands out is never nested deeper on purpose.
 _MAX_DEPTH = 12
@@ -180,7 +181,7 @@ def outputs_of(model: nn.Module, inputs: Iterable[object], seed: int = 0) -> lis
 
 
 def _run(model: nn.Module, inputs: tuple[object, ...], seed: int) -> object:
-    with torch.no_grad(), warnings.catch_warnings(), same_draws(seed):
+    with torch.no_grad(), warnings.catch_warnings(), same_draws(seed), without_cache(model):
         warnings.simplefilter("ignore")  # what a forward warns of was told when it was traced
         return list(output) if isinstance(output := model(*inputs), Iterator) else output
 
