@@ -34,8 +34,16 @@ class Products:
 
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
         """Adds a batch."""
-        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
-        rows, results = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
+        self.add_parts([inputs], [outputs])
+
+    def add_parts(
+        self,
+        inputs: Sequence[Float[Tensor, "samples inputs"]],
+        outputs: Sequence[Float[Tensor, "samples outputs"]],
+    ) -> None:
+        """Adds a batch of which inputs and outputs come in parts, one after the other."""
+        ones = torch.ones(len(inputs[0]), 1, dtype=inputs[0].dtype)
+        rows, results = torch.cat([*inputs, ones], 1), torch.cat([*outputs, ones], 1)
         if not self.sums:
             width, height = rows.shape[1], results.shape[1]
             shapes = ((width, width), (width, height), (height, height))
