@@ -14,7 +14,7 @@ from mergeot_repair.refit.grams import add_gram, centred, inverse_of, mirrored
 # Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
 PULL, PULL_OF_STATES = 1e-3, 1e-5
 # Drops of an elimination: so many at least, each of neurons of one group and source only.
-_STEPS = 128
+_STEPS = 64
 # Inputs dropped before the inverse of a regression is changed, and the share of neurons left at which it is made
 # smaller.
 _TOGETHER, _FULL = 128, 0.9

@@ -84,7 +84,7 @@ class _Refit:
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
         maps = self.maps
-        self.targets.draw(self._widths())
+        self.targets.draw(self._widths(), self.selection.is_at_once)
         if self.selection.groups:
             self.selection.choose(self._products())
             if self.context.note is not None:

@@ -14,10 +14,12 @@ from mergeot_repair.programs.maps import RECURRENT, LinearMap, taken_back
 from mergeot_repair.programs.running import HeldBytes, StagedRun
 from mergeot_repair.refit.samples import made_rows, row_count, rows_of
 
-# Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
-_SAMPLES_PER_INPUT = 60
-_LEAST_SAMPLES = 20_000
-_CHOICE_SAMPLES_PER_INPUT = 4
+# Places of an image are samples that resemble each other: so many per input of a map, and so many at least, say as much
+# as all of them.
+_SAMPLES_PER_INPUT, _LEAST_SAMPLES = 60, 20_000
+# A choice of neurons, layer by layer, needs fewer; on residual streams, chosen as a whole, fewer made one pair in three
+# worse by three points.
+_CHOICE_SAMPLES_PER_INPUT, _LEAST_OF_A_LAYER = 4, 10_000
 # Share of what may be held that targets may take: where its own values find no room, a run starts again and again.
 _SHARE_OF_ROOM = 0.5
 
@@ -68,17 +70,19 @@ class Targets:
         self._places: dict[tuple[str, int], Int[Tensor, " sample"]] = {}
         self._kept: dict[tuple[str, int], Target] = {}
 
-    def draw(self, readers: Mapping[str, int]) -> None:
+    def draw(self, readers: Mapping[str, int], is_at_once: bool) -> None:
         """Draws which places are taken for the choice of neurons and for the fits, in the order of the two.
 
         Args:
             readers: Weights of the maps that the choice reads → how many inputs they have in all sources.
+            is_at_once: Whether the neurons of all layers are chosen together.
         """
+        least = _LEAST_SAMPLES if is_at_once else _LEAST_OF_A_LAYER
         plain = [linear_map for linear_map in self.maps if linear_map.kind != RECURRENT]
         for number in range(self.batches):
             for linear_map in plain:
                 if linear_map.weight in readers:
-                    wanted = _CHOICE_SAMPLES_PER_INPUT * readers[linear_map.weight]
+                    wanted = max(least, _CHOICE_SAMPLES_PER_INPUT * readers[linear_map.weight])
                     self._places[f"choice {linear_map.node}", number] = self._drawn(self._count(linear_map), wanted)
         for linear_map in plain:
             for number in range(self.batches):
@@ -132,11 +136,12 @@ class Targets:
         return row_count(linear_map, self.runs[0][0].nodes[linear_map.output].meta["val"])
 
     def _wanted(self, linear_map: LinearMap) -> int:
-        return _SAMPLES_PER_INPUT * rows_of(linear_map, self.context.fused[linear_map.weight]).shape[1]
+        inputs = rows_of(linear_map, self.context.fused[linear_map.weight]).shape[1]
+        return max(_LEAST_SAMPLES, _SAMPLES_PER_INPUT * inputs)
 
     def _drawn(self, count: int, wanted: int) -> Int[Tensor, " sample"]:
-        most = max(_LEAST_SAMPLES, wanted) // (self.batches * self.share)
-        return torch.randperm(count, generator=self._generator)[:most].clone()
+        # A copy, since what is left of a permutation would keep all of it.
+        return torch.randperm(count, generator=self._generator)[: wanted // (self.batches * self.share)].clone()
 
 
 def _within(rows: Int[Tensor, " sample"], count: int) -> Int[Tensor, " sample"]:
