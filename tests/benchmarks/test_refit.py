@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mergekit_ot import fuse, resolve_architecture
 
-_INPUTS, _BATCH, _ROUNDS = 1_000, 100, 3
+_INPUTS, _BATCH, _ROUNDS = 1_000, 100, 5
 # As many places as refit takes at most: so many per input of a layer, and so many at least.
 _PER_INPUT, _LEAST = 60, 20_000
 

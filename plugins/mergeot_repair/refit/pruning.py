@@ -14,7 +14,7 @@ from mergeot_repair.refit.grams import add_gram, centred, inverse_of, mirrored
 # Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
 PULL, PULL_OF_STATES = 1e-3, 1e-5
 # Drops of an elimination: so many at least, each of neurons of one group and source only.
-_STEPS = 64
+_STEPS = 128
 # Inputs dropped before the inverse of a regression is changed, and the share of neurons left at which it is made
 # smaller.
 _TOGETHER, _FULL = 128, 0.9
@@ -188,6 +188,7 @@ def eliminate(
     places: Mapping[str, Sequence[Int[Tensor, " neuron"]]],
     sizes: Mapping[str, int],
     progress: Progress | None = None,
+    pace: int = 1,
 ) -> dict[str, Int[Tensor, " kept"]]:
     """Returns the neurons of each group that are left when all that are too many are dropped, the least needed first.
 
@@ -199,6 +200,7 @@ def eliminate(
         places: Group → the numbers of its neurons in each source.
         sizes: Group → how many of its neurons are kept.
         progress: Told the neurons dropped, those to be dropped, and what is done.
+        pace: How many times as many neurons are dropped at once.
     """
     left = {group: torch.cat(list(of_sources)) for group, of_sources in places.items()}
     count = 1 + int(torch.cat([regression.neurons for regression in regressions]).max())
@@ -214,7 +216,7 @@ def eliminate(
         group = groups[int(group_of[least])]
         # Two neurons that stand in for each other, as of a network and its copy, must not go together.
         alike = left[group][source_of[left[group]] == source_of[least]]
-        most = max(1, (sum(map(len, places[group])) - sizes[group]) // _STEPS)
+        most = max(1, (sum(map(len, places[group])) - sizes[group]) * pace // _STEPS)
         gone = alike[total[alike].argsort()[: min(most, len(left[group]) - sizes[group])]]
         left[group] = left[group][~torch.isin(left[group], gone)]
         for number, regression in enumerate(regressions):
