@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mergeot_repair.programs.maps import MapFinder
 from mergeot_repair.programs.running import HeldBytes, StagedRun
 from mergeot_repair.refit.refit import RefitRepair
-from mergeot_repair.refit.samples import regression_rows, rows_of, weight_of
+from mergeot_repair.refit.samples import read_rows, regression_rows, rows_of, weight_of
 from nets import draw_norms
 from torch import Tensor, nn
 
@@ -48,6 +48,9 @@ def test_rows_of_a_regression_compute_what_the_convolution_does(case: tuple[nn.M
     found = [part @ own.T for part, own in zip(read.chunk(one.groups, 1), rows.chunk(one.groups), strict=True)]
     assert torch.allclose(torch.cat(found, 1) + state["0.bias"], made, atol=1e-4)
     assert torch.equal(weight_of(one, rows, weight), weight)
+    # A few places, which are read in another way than all of them.
+    few = torch.tensor([len(made) - 1, 0])
+    assert torch.equal(read_rows(one, weight, arguments, values[one.source], few, values[one.output].shape), read[few])
 
 
 class _Mobile(nn.Module):

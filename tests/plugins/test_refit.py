@@ -6,6 +6,8 @@ import re
 
 import pytest
 import torch
+from mergeot_repair.programs.running import HeldBytes
+from mergeot_repair.refit import refit
 from mergeot_repair.refit.refit import RefitRepair
 from nets import draw_norms
 from torch import Tensor, nn
@@ -91,6 +93,16 @@ def test_different_widths_are_refitted() -> None:
             for repair in ("none", "refit")
         ]
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_what_finds_no_room_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, data = [_net(1, True), _net(2, True)], _data()
+    result = fuse(nets, solver="average", example_inputs=data[0][:100], device="cpu")
+    context = result.repair_context(result.state, (0.5, 0.5), list(calibration_batches(data, 400, 100)))
+    with_room = RefitRepair().repair(context)
+    monkeypatch.setattr(refit, "HeldBytes", lambda: HeldBytes(limit=0))
+    without = RefitRepair().repair(context)
+    assert all(torch.equal(value, without[name]) for name, value in with_room.items())
 
 
 def test_sources_and_calibration_data_are_left_alone() -> None:

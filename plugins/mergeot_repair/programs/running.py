@@ -22,9 +22,9 @@ class HeldBytes:
         self.limit = limit
         self.held = 0
 
-    def claim(self, size: int) -> bool:
-        """Takes `size` bytes if there is room for them."""
-        if self.held + size > self.limit:
+    def claim(self, size: int, share: float = 1.0) -> bool:
+        """Takes `size` bytes if there is room for them within a share of the limit."""
+        if self.held + size > share * self.limit:
             return False
         self.held += size
         return True

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeot_repair.refit.pieces import each
+
 # Columns of a block: fewer save little more, and make products too narrow to be fast.
-_BLOCK = 256
+_BLOCK = 128
 
 
 def add_gram(total: Float[Tensor, "columns columns"], rows: Float[Tensor, "samples columns"]) -> None:
@@ -17,9 +19,13 @@ def add_gram(total: Float[Tensor, "columns columns"], rows: Float[Tensor, "sampl
         total: In double precision; what stands below its blocks on the diagonal is not read or written.
         rows: A batch, in the precision in which it is multiplied.
     """
-    for start in range(0, rows.shape[1], _BLOCK):
+
+    def add_block(start: int) -> None:
         stop = start + _BLOCK
         total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+    count, columns = rows.shape
+    each(add_block, range(0, columns, _BLOCK), count * columns**2 / 2)
 
 
 def mirrored(total: Float[Tensor, "columns columns"]) -> Float[Tensor, "columns columns"]:

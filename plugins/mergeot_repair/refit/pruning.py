@@ -34,8 +34,16 @@ class Products:
 
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
         """Adds a batch."""
-        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
-        rows, results = torch.cat([inputs, ones], 1), torch.cat([outputs, ones], 1)
+        self.add_parts([inputs], [outputs])
+
+    def add_parts(
+        self,
+        inputs: Sequence[Float[Tensor, "samples inputs"]],
+        outputs: Sequence[Float[Tensor, "samples outputs"]],
+    ) -> None:
+        """Adds a batch of which inputs and outputs come in parts, one after the other."""
+        ones = torch.ones(len(inputs[0]), 1, dtype=inputs[0].dtype)
+        rows, results = torch.cat([*inputs, ones], 1), torch.cat([*outputs, ones], 1)
         if not self.sums:
             width, height = rows.shape[1], results.shape[1]
             shapes = ((width, width), (width, height), (height, height))
@@ -180,6 +188,7 @@ def eliminate(
     places: Mapping[str, Sequence[Int[Tensor, " neuron"]]],
     sizes: Mapping[str, int],
     progress: Progress | None = None,
+    pace: int = 1,
 ) -> dict[str, Int[Tensor, " kept"]]:
     """Returns the neurons of each group that are left when all that are too many are dropped, the least needed first.
 
@@ -191,6 +200,7 @@ def eliminate(
         places: Group → the numbers of its neurons in each source.
         sizes: Group → how many of its neurons are kept.
         progress: Told the neurons dropped, those to be dropped, and what is done.
+        pace: How many times as many neurons are dropped at once.
     """
     left = {group: torch.cat(list(of_sources)) for group, of_sources in places.items()}
     count = 1 + int(torch.cat([regression.neurons for regression in regressions]).max())
@@ -206,7 +216,7 @@ def eliminate(
         group = groups[int(group_of[least])]
         # Two neurons that stand in for each other, as of a network and its copy, must not go together.
         alike = left[group][source_of[left[group]] == source_of[least]]
-        most = max(1, (sum(map(len, places[group])) - sizes[group]) // _STEPS)
+        most = max(1, (sum(map(len, places[group])) - sizes[group]) * pace // _STEPS)
         gone = alike[total[alike].argsort()[: min(most, len(left[group]) - sizes[group])]]
         left[group] = left[group][~torch.isin(left[group], gone)]
         for number, regression in enumerate(regressions):

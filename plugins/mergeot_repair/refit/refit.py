@@ -10,18 +10,16 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm, taken_back
-from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm
+from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import Solution, Sums, joined
-from mergeot_repair.refit.samples import made_rows, read_rows, row_count, rows_of, weight_of
+from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
+from mergeot_repair.refit.targets import Target, Targets, taken_back_through
 
-# Places of an image are samples that resemble each other: so many per input of a map say as much as all of them.
-_SAMPLES_PER_INPUT = 60
-_LEAST_SAMPLES = 20_000
-_CHOICE_SAMPLES_PER_INPUT = 4
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
 _CONTROL_SHARE = 10
 
@@ -51,9 +49,10 @@ class RefitRepair(AbstractRepair):
         Raises:
             DataError: The procedure changes an untouched source, which is its control.
         """
-        check_statistics(context, "refit", least_shift=SHIFTED)
-        check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
-        return _Refit(context).run()
+        with in_pieces():
+            check_statistics(context, "refit", least_shift=SHIFTED)
+            check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
+            return _Refit(context).run()
 
 
 class _Refit:
@@ -65,19 +64,19 @@ class _Refit:
     """
 
     def __init__(self, context: RepairContext, share: int = 1) -> None:
-        self.context, self.share = context, share
+        self.context = context
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
         self.runs = staged_runs(context.program, self.state, batches, room)
-        self.source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
-        self.generator = torch.Generator().manual_seed(0)
-        self.waiting: set[str] = set()
+        source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
         self.maps = MapFinder(context.program).find()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
+        self.source_runs = [source_runs[number] for number in self.used]
+        self.targets = Targets(context, self.maps, self.source_runs, room, share)
         self.selection = Selection(context, self.maps, self.used)
         self.recurrent = {
-            linear_map.node: RecurrentRefit(context, linear_map, self.source_runs, self.selection)
+            linear_map.node: RecurrentRefit(context, linear_map, source_runs, self.selection)
             for linear_map in self.maps
             if linear_map.kind == RECURRENT
         }
@@ -85,20 +84,29 @@ class _Refit:
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
         maps = self.maps
+        self.targets.draw(self._widths(), self.selection.is_at_once)
         if self.selection.groups:
             self.selection.choose(self._products())
             if self.context.note is not None:
                 self.context.note(self.selection.described())
-        self.waiting = {linear_map.node for linear_map in maps}
         for number, linear_map in enumerate(maps, start=1):
             if linear_map.kind == RECURRENT:
                 self.recurrent[linear_map.node].fit(self.state, self.runs)
             else:
                 self._fit(linear_map)
-            self.waiting.discard(linear_map.node)
             if self.context.progress is not None:
                 self.context.progress(number, len(maps), f"refit {linear_map.weight}")
         return self.state
+
+    def _widths(self) -> dict[str, int]:
+        """Returns the weights that the choice of neurons reads, with their inputs in all sources."""
+        readers = {reading.name for reading in self.selection.readers} if self.selection.groups else set()
+        states = [self.context.sources[source].state for source in self.used]
+        return {
+            linear_map.weight: sum(rows_of(linear_map, state[linear_map.weight]).shape[1] for state in states)
+            for linear_map in self.maps
+            if linear_map.weight in readers
+        }
 
     def _products(self) -> dict[str, Products]:
         """Returns what every reader takes and makes in the sources, in one pass over the data."""
@@ -110,27 +118,26 @@ class _Refit:
             for linear_map in self.maps:
                 if linear_map.kind == RECURRENT:
                     self.recurrent[linear_map.node].add_products(number, products)
-                elif linear_map.weight in products:
+                    continue
+                if linear_map.weight in products:
                     self._add_products(linear_map, number, products[linear_map.weight])
-            for source in self.used:
-                self.source_runs[source][number].release()
+                self.targets.keep(linear_map, number)
+            for of_source in self.source_runs:
+                of_source[number].release()
             if self.context.progress is not None:
                 self.context.progress(number + 1, len(self.runs), "refit: reading batches")
         return products
 
     def _add_products(self, linear_map: LinearMap, number: int, products: Products) -> None:
         states = [self.context.sources[source].state for source in self.used]
-        columns = sum(rows_of(linear_map, state[linear_map.weight]).shape[1] for state in states)
-        runs = [self.source_runs[source][number] for source in self.used]
-        values = [run.values_of([linear_map.source, linear_map.output]) for run in runs]
+        values = [of_source[number].values_of([linear_map.source, linear_map.output]) for of_source in self.source_runs]
         goals = [of_source[linear_map.output] for of_source in values]
-        rows = self._chosen_rows(row_count(linear_map, goals[0]), columns, _CHOICE_SAMPLES_PER_INPUT)
+        rows = self.targets.choice_rows(linear_map, number, goals[0])
         read = [
             self._read(linear_map, state, of_source[linear_map.source], goals[0].shape, rows)
             for state, of_source in zip(states, values, strict=True)
         ]
-        made = [made_rows(linear_map, of_source, rows) for of_source in goals]
-        products.add(torch.cat(read, 1), torch.cat(made, 1))
+        products.add_parts(read, [made_rows(linear_map, of_source, rows) for of_source in goals])
 
     def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
@@ -142,63 +149,32 @@ class _Refit:
     def _fit(self, linear_map: LinearMap) -> None:
         outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
         sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
-        other = linear_map.added[1] if linear_map.added is not None and self._is_ready(linear_map.added[1]) else None
+        other = self.targets.streams[linear_map.node]
         for number, run in enumerate(self.runs):
+            target = self.targets.take(linear_map, number)
             values = run.values_of([linear_map.source, *([other] if other is not None else [])])
-            shape, rows, goals = self._target(linear_map, number, other)
+            goals = self._goals(linear_map, target)
             if other is not None:
-                goals = goals - made_rows(linear_map, self._taken_back(linear_map, run, values[other]), rows)
-            read = self._read(linear_map, self.state, values[linear_map.source], shape, rows)
+                own = taken_back_through(linear_map, run, values[other])
+                goals = goals - made_rows(linear_map, own, target.rows)
+            read = self._read(linear_map, self.state, values[linear_map.source], target.shape, target.rows)
             inputs_by_group, goals_by_group = (part.chunk(linear_map.groups, 1) for part in (read, goals))
             for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
                 of_group.add(group_inputs, group_goals)
             run.settle()
         self._write(linear_map, sums)
 
-    def _is_ready(self, name: str) -> bool:
-        """Whether every map that a value depends on was fitted already."""
-        needed: set[str] = set()
-        waiting = [self.nodes[name]]
-        while waiting:
-            node = waiting.pop()
-            if node.name not in needed:
-                needed.add(node.name)
-                waiting += node.all_input_nodes
-        return not needed & self.waiting
-
-    def _target(
-        self, linear_map: LinearMap, number: int, other: str | None
-    ) -> tuple[torch.Size, Int[Tensor, " sample"], Float[Tensor, "samples outputs"]]:
-        """Returns the shape of what the map makes, the rows that are fitted to, and what they are to be.
-
-        That is what the map is to make, or the stream that it is added to.
-        """
-        made = []
-        for source in self.used:
-            run = self.source_runs[source][number]
-            values = run.values_of([linear_map.output, *([other] if other is not None else [])])
-            streams = [] if other is None else [self._taken_back(linear_map, run, values[other])]
-            made.append([values[linear_map.output], *streams])
-            run.settle()
-        shape, columns = made[0][0].shape, rows_of(linear_map, self.state[linear_map.weight]).shape[1]
-        rows = self._chosen_rows(row_count(linear_map, made[0][0]), columns, _SAMPLES_PER_INPUT)
-        targets = []
-        for output, *streams in made:
-            target = made_rows(linear_map, output, rows)
-            targets.append(target + made_rows(linear_map, streams[0], rows) if streams else target)
+    def _goals(self, linear_map: LinearMap, target: Target) -> Float[Tensor, "samples outputs"]:
+        """Returns what the fused map is to make: what chosen neurons make, or the mean of the aligned sources."""
         chosen = self.selection.rows(linear_map.weight)
         if chosen is not None:
-            return shape, rows, torch.cat(targets, 1)[:, chosen]
-        targets = [
+            return torch.cat(target.of_sources, 1)[:, chosen]
+        means = [
             self.context.model_weights[source]
-            * self.context.sources[source].in_fused_order(target, 1, linear_map.weight, linear_map.output_axis)
-            for source, target in zip(self.used, targets, strict=True)
+            * self.context.sources[source].in_fused_order(part, 1, linear_map.weight, linear_map.output_axis)
+            for source, part in zip(self.used, target.of_sources, strict=True)
         ]
-        return shape, rows, torch.stack(targets).sum(0)
-
-    def _taken_back(self, linear_map: LinearMap, run: StagedRun, stream: Tensor) -> Tensor:
-        """Returns a stream as it would stand before the movements between a map and its sum with the stream."""
-        return taken_back(stream, [run.nodes[name] for name in linear_map.path])
+        return torch.stack(means).sum(0)
 
     def _read(
         self,
@@ -210,10 +186,6 @@ class _Refit:
     ) -> Float[Tensor, "samples inputs"]:
         arguments = named_arguments(self.nodes[linear_map.node])
         return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
-
-    def _chosen_rows(self, count: int, inputs: int, per_input: int) -> Tensor:
-        most = max(_LEAST_SAMPLES, per_input * inputs) // (len(self.runs) * self.share)
-        return torch.randperm(count, generator=self.generator)[:most]
 
     def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:
         state, weight = self.state, self.state[linear_map.weight]

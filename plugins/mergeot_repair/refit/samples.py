@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
 
@@ -108,18 +110,20 @@ def _patches(
         ]
         values, stride = _spread(values, stride), [1] * count
     sample, *along = places
+    by_place = values.movedim(1, -1)
+    # Of few places each is read where it stands; many are faster to read where all channels of one stand together, with
+    # zeros around.
+    if len(sample) * math.prod(kernel) > values[:, 0].numel():
+        around = [size for side in reversed(sides) for size in side]
+        by_place, sides = functional.pad(by_place, (0, 0, *around)).contiguous(), [(0, 0)] * count
     index, is_inside = [sample[:, None]], torch.ones(1, 1, dtype=torch.bool)
-    for axis, size in enumerate(values.shape[2:]):
+    for axis, size in enumerate(by_place.shape[1:-1]):
         taps = (torch.arange(kernel[axis]) * dilation[axis] - sides[axis][0]).reshape(
             [-1 if other == axis else 1 for other in range(count)]
         )
         place = along[axis][:, None] * stride[axis] + taps.expand(kernel).flatten()
         is_inside = is_inside & (place >= 0) & (place < size)
         index.append(place.clamp(0, size - 1))
-    # Of few places each is read where it stands; many are faster to read where all channels of one stand together.
-    by_place = values.movedim(1, -1)
-    if index[-1].numel() > values[:, 0].numel():
-        by_place = by_place.contiguous()
     read = by_place[tuple(index)]
     if not bool(is_inside.all()):
         read[~is_inside] = 0
