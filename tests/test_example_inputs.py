@@ -103,6 +103,4 @@ def test_numbers_are_tried_where_a_table_stands_beside_a_layer(
     name: str, shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(tmp_path, name, "--input-shape", shape) == 0
-    told = capsys.readouterr()
-    assert "the function stays" in " ".join(told.out.split())
-    assert "internal error" not in told.err
+    assert "the function stays" in " ".join(capsys.readouterr().err.split())
