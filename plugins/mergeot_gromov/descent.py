@@ -149,7 +149,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
     ) -> Iterator[Barycenter]:
         """Yields where the descent ends from the better half of the starts, or from a few."""
         is_solved = starts[0][1] is not None and problem.is_assignment and len(problem.counting) <= 2
-        begun = sorted(self._begun(problem, starts, is_exchanged=is_solved), key=lambda barycenter: barycenter.cost)
+        begun = sorted(self._begun(problem, starts, is_exchanged=True), key=lambda barycenter: barycenter.cost)
         if is_solved:
             # Two sources: eliminating the barycenter leaves the problem of coupling them, which is solved.
             yield from (replace(barycenter, status=Status.CONVERGED) for barycenter in begun)
