@@ -149,7 +149,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
     ) -> Iterator[Barycenter]:
         """Yields where the descent ends from the better half of the starts, or from a few."""
         is_solved = starts[0][1] is not None and problem.is_assignment and len(problem.counting) <= 2
-        begun = sorted(self._begun(problem, starts, is_exchanged=True), key=lambda barycenter: barycenter.cost)
+        begun = sorted(self._begun(problem, starts, is_exchanged=is_solved), key=lambda barycenter: barycenter.cost)
         if is_solved:
             # Two sources: eliminating the barycenter leaves the problem of coupling them, which is solved.
             yield from (replace(barycenter, status=Status.CONVERGED) for barycenter in begun)
@@ -225,7 +225,8 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
                 best, value = end, lower
             if is_clear(pair, best):
                 return best.as_coupling(), True
-        if is_assignment and is_exchanged and not self._is_half:
+        # From couplings by distances, descents lead as far without.
+        if is_assignment and (is_exchanged or not pair.is_symmetric) and not self._is_half:
             best = self._exchanged(pair, best)
         return best.as_coupling(), False
 

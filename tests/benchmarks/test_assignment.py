@@ -26,7 +26,8 @@ def rows(kind: str, size: int, dimension: int) -> tuple[Tensor, Tensor]:
     """Returns the neurons of two layers: unrelated, or one in another order and with noise."""
     generator = torch.Generator().manual_seed(size)
     first, second = (torch.randn(size, dimension, generator=generator) for _ in range(2))
-    return (first, second) if kind == "unrelated" else (first, first[torch.randperm(size)] + 0.7 * second)
+    order = torch.randperm(size, generator=generator)
+    return (first, second) if kind == "unrelated" else (first, first[order] + 0.7 * second)
 
 
 def half_levelled(cost: np.ndarray) -> np.ndarray:
@@ -47,9 +48,8 @@ def taken(arms: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def print_table() -> None:
-    print(
-        "\n| neurons | numbers each | layers | product, ms | assignment / product | before | SciPy | cost over SciPy's |"
-    )
+    cells = "neurons", "numbers each", "layers", "product, ms", "ours / product", "before", "SciPy", "cost over SciPy's"
+    print(f"\n| {' | '.join(cells)} |")
     print("|---|---|---|---|---|---|---|---|")
     for size in (256, 512, 1024, 2048):
         for kind, dimension in (("unrelated", 4 * size), ("planted", 4 * size), ("unrelated", size)):
