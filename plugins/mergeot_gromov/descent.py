@@ -232,7 +232,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
 
     def _ends(self, pair: FusedGromov, needs_vertex: bool, random_starts: int) -> Iterator[Point]:
         """Yields where each search ends, that first which finds a planted match through the most noise."""
-        if self.epsilon > 0 and not pair.is_symmetric:
+        if self.epsilon > 0 and not (pair.is_symmetric and pair.is_square):
             # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
             near = alternating_gradient(pair, self.epsilon)
             yield polish(pair, pair.corner(pair.gradient(near)), self.max_steps, needs_vertex)

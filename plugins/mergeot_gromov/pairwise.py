@@ -41,7 +41,8 @@ class _Side:
 
     def carried(self, place: int, index: Int[Tensor, "*points n"], sign: Tensor | None) -> Float[Tensor, "*points n n"]:
         """Returns what one structure of the source holds of the partners of each neuron, at their signs."""
-        rows = self.shares[place].index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
+        shares = self.shares[place]
+        rows = shares.index_select(0, index.reshape(-1)).reshape(*index.shape, shares.shape[1])
         return rows if sign is None or not self.readers[place] else rows * sign
 
 
@@ -86,6 +87,11 @@ class FusedGromov:
     def has_signs(self) -> bool:
         """Whether neurons may be negated."""
         return self.signs is not None
+
+    @property
+    def is_square(self) -> bool:
+        """Whether both sides have as many neurons."""
+        return self.linear.even.shape[0] == self.linear.even.shape[1]
 
     @property
     def scale(self) -> float:
@@ -138,17 +144,14 @@ class FusedGromov:
 
     def _changed(self, slope: Slope, side: _Side, moving: Tensor, *ends: tuple[Tensor, Tensor | None]) -> Slope:
         """Returns the products of a permutation of which some neurons have changed partners: before, after."""
-        parts = [slope.even, slope.odd]
+        even, odd = slope.even, slope.odd
         for place, owner in enumerate(side.owners):
             before, after = (
                 side.carried(place, index[moving], None if sign is None else sign[moving][:, None])
                 for index, sign in ends
             )
-            part = parts[int(owner)]
-            assert part is not None
-            parts[int(owner)] = torch.addmm(part, side.target[place][:, moving], after - before)
-        even, odd = parts
-        assert even is not None
+            change = side.target[place][:, moving] @ (after - before)
+            even, odd = (even, odd + change) if owner and odd is not None else (even + change, odd)
         return Slope(even, odd)
 
     def between(self, plan: Float[Tensor, "m n"], signed: Float[Tensor, "m n"]) -> Point:
