@@ -42,6 +42,8 @@ from mergeot_gromov.starts import FoundPairs, starting_measures
 
 # Starts that are followed to the end, at least.
 _DESCENTS = 3
+# Of them, those that are followed to the end of exchanges, which take longer than all before.
+_FINISHED = 2
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,20 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
 
     def descend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
         """Improves each coupling against the current barycenter, from where it is, until none improves."""
-        best = self._barycenter(problem, couplings)
+        return self._descended(problem, self._barycenter(problem, couplings), is_exchanged=True)
+
+    def _descended(self, problem: BarycenterProblem, best: Barycenter, is_exchanged: bool) -> Barycenter:
+        settled: dict[int, Sequence[Coupling]] = {}
         for _ in range(self.max_steps - 1):
             current = list(best.couplings)
             for place in problem.counting:
+                if _are_same(settled.get(place, ()), current):
+                    continue
                 target = self._target(problem, current, place, best)
-                current[place] = self._improved(self._pair(target, problem.measures[place]), current[place])
+                end = self._improved(self._pair(target, problem.measures[place]), current[place], is_exchanged)
+                if end is current[place] and target is not best.measure:
+                    settled[place] = tuple(current)
+                current[place] = end
             step = self._barycenter(problem, current, best.stats["objective"])
             if not step.cost < best.cost - _slack(best):
                 return replace(best, status=Status.CONVERGED)
@@ -138,18 +148,23 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
         self, problem: BarycenterProblem, starts: Sequence[tuple[NeuronMeasure, int | None]]
     ) -> Iterator[Barycenter]:
         """Yields where the descent ends from the better half of the starts, or from a few."""
-        begun = sorted(self._begun(problem, starts), key=lambda barycenter: barycenter.cost)
         is_solved = starts[0][1] is not None and problem.is_assignment and len(problem.counting) <= 2
-        for barycenter in begun[: max(_DESCENTS, (len(begun) + 1) // 2)]:
+        begun = sorted(self._begun(problem, starts, is_exchanged=is_solved), key=lambda barycenter: barycenter.cost)
+        if is_solved:
             # Two sources: eliminating the barycenter leaves the problem of coupling them, which is solved.
-            yield (
-                replace(barycenter, status=Status.CONVERGED)
-                if is_solved
-                else self.descend(problem, barycenter.couplings)
-            )
+            yield from (replace(barycenter, status=Status.CONVERGED) for barycenter in begun)
+            return
+        followed = begun[: max(_DESCENTS, (len(begun) + 1) // 2)]
+        ended = sorted(
+            (self._descended(problem, barycenter, is_exchanged=False) for barycenter in followed),
+            key=lambda barycenter: barycenter.cost,
+        )
+        can_exchange = not self._is_half and any(coupling.is_permutation for coupling in ended[0].couplings)
+        for barycenter in ended[:_FINISHED]:
+            yield self._descended(problem, barycenter, is_exchanged=True) if can_exchange else barycenter
 
     def _begun(
-        self, problem: BarycenterProblem, starts: Sequence[tuple[NeuronMeasure, int | None]]
+        self, problem: BarycenterProblem, starts: Sequence[tuple[NeuronMeasure, int | None]], is_exchanged: bool
     ) -> Iterator[Barycenter]:
         """Yields what each start couples with the sources; that of the first alone, where all of it is clear."""
         found = FoundPairs()
@@ -163,7 +178,7 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
                     continue
                 known = found.inverse(anchor, place)
                 if known is None:
-                    known, is_clear = self._match(target, problem.measures[place], random_starts)
+                    known, is_clear = self._match(target, problem.measures[place], random_starts, is_exchanged)
                     found.add(anchor, place, known, is_clear)
                 couplings[place] = known
             yield self._barycenter(problem, couplings)
@@ -189,9 +204,11 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
 
     def _search(self, target: NeuronMeasure, source: NeuronMeasure) -> Coupling:
         """Returns the best coupling from all starting points; the identity where none is better."""
-        return self._match(target, source, self.random_starts)[0]
+        return self._match(target, source, self.random_starts, is_exchanged=True)[0]
 
-    def _match(self, target: NeuronMeasure, source: NeuronMeasure, random_starts: int) -> tuple[Coupling, bool]:
+    def _match(
+        self, target: NeuronMeasure, source: NeuronMeasure, random_starts: int, is_exchanged: bool
+    ) -> tuple[Coupling, bool]:
         """Returns the best coupling from all starting points, and whether it is clear that none is better."""
         pair = self._pair(target, source)
         is_assignment = target.size == source.size and source.is_uniform
@@ -208,13 +225,14 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
                 best, value = end, lower
             if is_clear(pair, best):
                 return best.as_coupling(), True
-        if is_assignment and not self._is_half:
+        # From couplings by distances, descents lead as far without.
+        if is_assignment and (is_exchanged or not pair.is_symmetric) and not self._is_half:
             best = self._exchanged(pair, best)
         return best.as_coupling(), False
 
     def _ends(self, pair: FusedGromov, needs_vertex: bool, random_starts: int) -> Iterator[Point]:
         """Yields where each search ends, that first which finds a planted match through the most noise."""
-        if self.epsilon > 0 and not pair.is_symmetric:
+        if self.epsilon > 0 and not (pair.is_symmetric and pair.is_square):
             # BAPG's plan has inexact rows, so only the vertex next to it is a candidate.
             near = alternating_gradient(pair, self.epsilon)
             yield polish(pair, pair.corner(pair.gradient(near)), self.max_steps, needs_vertex)
@@ -234,14 +252,17 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
                 break
         return point
 
-    def _improved(self, pair: FusedGromov, coupling: Coupling) -> Coupling:
+    def _improved(self, pair: FusedGromov, coupling: Coupling, is_exchanged: bool) -> Coupling:
         start = pair.at(coupling)
         if not pair.has_structure:
             end = pair.corner(pair.linear, coupling)
         else:
             needs_vertex = coupling.is_permutation or pair.has_signs
-            end = polish(pair, frank_wolfe(pair, start, self.max_steps), self.max_steps, needs_vertex)
-            if coupling.is_permutation and not self._is_half:
+            end = frank_wolfe(pair, start, self.max_steps)
+            if end.coupling is None:
+                # A vertex where it ends is one from which no assignment leads on.
+                end = polish(pair, end, self.max_steps, needs_vertex)
+            if is_exchanged and coupling.is_permutation and not self._is_half:
                 end = self._exchanged(pair, end)
         return end.as_coupling() if pair.objective(end) < pair.objective(start) - pair.slack else coupling
 
@@ -278,6 +299,10 @@ class AbstractGromovSolver(AbstractBarycenterSolver):
 def _squared_distance(one: Tensor, other: Tensor) -> float:
     dtype = torch.promote_types(one.dtype, torch.float32)
     return float(torch.linalg.vector_norm(one.to(dtype) - other.to(dtype))) ** 2
+
+
+def _are_same(some: Sequence[Coupling], others: Sequence[Coupling]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _slack(barycenter: Barycenter) -> float:

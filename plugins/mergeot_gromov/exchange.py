@@ -28,14 +28,18 @@ def exchange(problem: FusedGromov, start: Point, max_steps: int) -> Point:
             break
         change = _changes(problem, point, point.coupling)
         for order in _orders(change, problem.slack):
-            end = problem.at(point.coupling.in_order(order))
+            end = problem.exchanged(point, point.coupling, order)
             lower = problem.objective(end)
             if lower < value - problem.slack:
                 point, value = end, lower
                 break
         else:
             break
-    return point
+    if point is start or point.coupling is None:
+        return start
+    # Many small changes add up to more rounding than one product.
+    end = problem.at(point.coupling)
+    return end if problem.objective(end) < problem.objective(start) - problem.slack else start
 
 
 def _changes(problem: FusedGromov, point: Point, coupling: Coupling) -> Float[Tensor, "n n"]:
@@ -53,7 +57,7 @@ def _changes(problem: FusedGromov, point: Point, coupling: Coupling) -> Float[Te
     moved = coupling.move_structure(problem.source_density, problem.signs)
     meeting = torch.zeros_like(linear)
     for one, other in zip(problem.target_density, moved, strict=True):
-        meeting += _meeting(one, other)
+        meeting += _symmetric_meeting(one, other) if problem.is_symmetric else _meeting(one, other)
     size = len(linear)
     return (linear + meeting * (2 * problem.alpha / size)) / size
 
@@ -65,6 +69,14 @@ def _meeting(one: Float[Tensor, "n n"], other: Float[Tensor, "n n"]) -> Float[Te
     column = (own[:, None] - one) * (other - others[:, None]) + (one.T - own) * (others - other.T)
     block = (own[:, None] - own) * (others - others[:, None]) + (one - one.T) * (other.T - other)
     return row + column - block
+
+
+def _symmetric_meeting(one: Float[Tensor, "n n"], other: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Returns the same where rows are columns."""
+    own, others = one.diagonal(), other.diagonal()
+    row = (own[:, None] - one) * (other - others[:, None])
+    row += (one - own) * (others - other)
+    return row.mul_(2).sub_((own[:, None] - own) * (others - others[:, None]))
 
 
 def _orders(change: Float[Tensor, "n n"], slack: float) -> list[Tensor]:

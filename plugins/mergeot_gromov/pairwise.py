@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot import Coupling, NeuronMeasure, Signs, couple, ground_cost, independent_coupling, uniform_mass
 from mergeot_gromov.points import Point, Slope, difference, pairing
+
+# Where fewer than one in so many neurons change partners, what changes of a product is less work than the product.
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class _Side:
     shares: Float[Tensor, "s n n"]
     owners: list[bool]
     readers: list[bool]
+
+    def carried(self, place: int, index: Int[Tensor, "*points n"], sign: Tensor | None) -> Float[Tensor, "*points n n"]:
+        """Returns what one structure of the source holds of the partners of each neuron, at their signs."""
+        shares = self.shares[place]
+        rows = shares.index_select(0, index.reshape(-1)).reshape(*index.shape, shares.shape[1])
+        return rows if sign is None or not self.readers[place] else rows * sign
 
 
 class FusedGromov:
@@ -80,6 +89,11 @@ class FusedGromov:
         return self.signs is not None
 
     @property
+    def is_square(self) -> bool:
+        """Whether both sides have as many neurons."""
+        return self.linear.even.shape[0] == self.linear.even.shape[1]
+
+    @property
     def scale(self) -> float:
         """A typical entry of the gradient, to which the entropic `epsilon` is relative."""
         return float(self.linear.even.mean()) / 2 + self.alpha * self.constant / 2
@@ -103,6 +117,42 @@ class FusedGromov:
             return self._point(coupling, plan, signed)
         sign = coupling.move(plan.new_ones(len(plan), 1), 0, reads=False, is_odd=True) if self.has_signs else None
         return self._point(coupling, plan, signed, coupling.partners(), sign)
+
+    def exchanged(self, point: Point, coupling: Coupling, order: Int[Tensor, " n"]) -> Point:
+        """Returns the point of a permutation in another order; where few neurons move, for little more than reading it.
+
+        Args:
+            point: The point of the permutation as it is.
+            coupling: The permutation as it is.
+            order: Where each neuron's new partner stands now.
+        """
+        moving = (order != torch.arange(len(order), device=order.device)).nonzero()[:, 0]
+        moved = coupling.in_order(order)
+        if _FEW * len(moving) > len(order):
+            return self.at(moved)
+        plan, signed = point.plan.clone(), point.signed
+        plan[moving] = point.plan[order[moving]]
+        if signed is not point.plan:
+            signed = signed.clone()
+            signed[moving] = point.signed[order[moving]]
+        signs = coupling.signed_plan(point.plan).sum(1) * len(order) if self.has_signs else None
+        ends = (coupling.partners(), signs), (moved.partners(), None if signs is None else signs[order])
+        forward = self._changed(point.forward, self._forward, moving, *ends)
+        one_product = point.backward is point.forward
+        backward = forward if one_product else self._changed(point.backward, self._backward, moving, *ends)
+        return Point(moved, plan, signed if self.has_signs else plan, forward, backward)
+
+    def _changed(self, slope: Slope, side: _Side, moving: Tensor, *ends: tuple[Tensor, Tensor | None]) -> Slope:
+        """Returns the products of a permutation of which some neurons have changed partners: before, after."""
+        even, odd = slope.even, slope.odd
+        for place, owner in enumerate(side.owners):
+            before, after = (
+                side.carried(place, index[moving], None if sign is None else sign[moving][:, None])
+                for index, sign in ends
+            )
+            change = side.target[place][:, moving] @ (after - before)
+            even, odd = (even, odd + change) if owner and odd is not None else (even + change, odd)
+        return Slope(even, odd)
 
     def between(self, plan: Float[Tensor, "m n"], signed: Float[Tensor, "m n"]) -> Point:
         """Returns the point of a plan and its signed twin, which need not be those of one coupling."""
@@ -219,13 +269,12 @@ class FusedGromov:
             if index is None:
                 carried = (signed if reader else plan) @ side.source[place]
             else:
-                carried = side.shares[place].index_select(0, index.reshape(-1)).reshape(plan.shape)
-                carried = carried if sign is None or not reader else carried * sign
+                carried = side.carried(place, index, sign)
             product = side.target[place] @ carried
             part = parts[int(owner)]
             parts[int(owner)] = product if part is None else part.add_(product)
-        even, odd = (torch.zeros_like(plan) if part is None else part for part in parts)
-        return Slope(even, odd if self.has_signs else None)
+        even, odd = parts
+        return Slope(_filled(even, plan), _filled(odd, plan) if self.has_signs else None)
 
     def _squares(self, density: Tensor, mass: Tensor) -> Tensor:
         return torch.einsum("j,sjk,k->", mass, density.square(), mass)
@@ -239,6 +288,10 @@ def _linear(target: NeuronMeasure, source: NeuronMeasure, dtype: torch.dtype) ->
     # |o_j − s o_k|² = |o_j|² + |o_k|² − 2 s ⟨o_j, o_k⟩: what the unsigned cost holds of the product is taken out.
     product = (target.support[:, signs.columns] @ source.support[:, signs.columns].T).to(dtype)
     return Slope(cost + 2 * product, -2 * product)
+
+
+def _filled(part: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if part is None else part
 
 
 def _unless_uniform(mass: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
@@ -259,7 +312,7 @@ def _mean(density: Float[Tensor, "s n n"], mass: Float[Tensor, " n"]) -> Float[T
 
 def _is_symmetric(density: Tensor) -> bool:
     # A tolerance far below what could steer an assignment: distances are symmetric up to rounding only.
-    size = float(density.abs().max()) if density.numel() else 0.0
-    return bool(
-        torch.allclose(density, density.transpose(1, 2), rtol=0, atol=64 * torch.finfo(density.dtype).eps * size)
-    )
+    if not density.numel():
+        return True
+    difference = float((density - density.transpose(1, 2)).abs().max())
+    return difference <= 64 * torch.finfo(density.dtype).eps * float(density.abs().max())

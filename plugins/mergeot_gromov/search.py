@@ -192,10 +192,12 @@ def _profile_cost(problem: FusedGromov) -> Float[Tensor, "m n"]:
     if problem.signs is not None:
         is_odd = (problem.signs.rows | problem.signs.readers)[:, None, None].to(cost.device)
         densities = [torch.where(is_odd, density.abs(), density) for density in densities]
-    for axis in (1, 2):
+    # Symmetric structure says twice the same.
+    axes, parts = ((2,), 2) if problem.is_symmetric else ((1, 2), 1)
+    for axis in axes:
         target, source = (_quantiles(density.sort(axis).values.movedim(axis, 2), grid) for density in densities)
         for target_profile, source_profile in zip(target, source, strict=True):
-            cost += torch.cdist(target_profile, source_profile).square() / grid
+            cost += torch.cdist(target_profile, source_profile).square() * (parts / grid)
     return cost
 
 

@@ -46,6 +46,50 @@ def test_no_exchange_improves_on_the_end_of_all(seed: int, has_signs: bool) -> N
     assert exchange(pair, end, 100) is end
 
 
+def distances(measure: NeuronMeasure) -> NeuronMeasure:
+    return NeuronMeasure.uniform(measure.support, torch.cdist(measure.support, measure.support)[None])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_exchange_improves_on_the_end_of_all_by_distances(seed: int) -> None:
+    draw = Draw(seed)
+    measures = [distances(draw.measure(9, 3, 1, None)) for _ in range(2)]
+    pair = FusedGromov(measures[0], measures[1], alpha=4.0, is_half=False)
+    assert pair.is_symmetric
+    end = exchange(pair, pair.at(Permutation(torch.randperm(9, generator=draw.generator))), 100)
+    assert isinstance(end.coupling, Permutation)
+    for one, other in itertools.combinations(range(9), 2):
+        assert pair.objective(pair.at(exchanged(end.coupling, one, other))) >= pair.objective(end) - 1e-9
+
+
+@pytest.mark.parametrize("has_signs", [False, True])
+@pytest.mark.parametrize("moving", [0, 2, 3, 12])
+def test_a_point_in_another_order_is_that_of_the_coupling_in_it(moving: int, has_signs: bool) -> None:
+    pair, draw = pair_of(12, 2, has_signs), Draw(4)
+    coupling = Permutation(torch.randperm(12, generator=draw.generator), draw.sign(12) if has_signs else None)
+    order = torch.arange(12)
+    order[:moving] = order[:moving].roll(1)
+    found, expected = pair.exchanged(pair.at(coupling), coupling, order), pair.at(coupling.in_order(order))
+    assert found.as_coupling().is_same(expected.as_coupling())
+    for one, other in ((found.forward, expected.forward), (found.backward, expected.backward)):
+        torch.testing.assert_close(one.even, other.even)
+        if has_signs:
+            torch.testing.assert_close(one.odd, other.odd)
+    torch.testing.assert_close(found.plan, expected.plan)
+    torch.testing.assert_close(found.signed, expected.signed)
+
+
+def test_distances_of_different_sizes_end_lower_with_bapg_on_the_whole() -> None:
+    gains = []
+    for seed in range(3):
+        draw = Draw(seed)
+        measures = tuple(distances(draw.measure(size, 3, 1, None)) for size in (10, 16))
+        problem = BarycenterProblem(measures, (0.5, 0.5), 10)
+        every, without = (GromovBarycenterSolver(epsilon=epsilon).solve(problem).cost for epsilon in (0.1, 0.0))
+        gains.append(without - every)
+    assert sum(gains) > 1e-3
+
+
 @pytest.mark.parametrize("has_signs", [False, True])
 def test_runs_side_by_side_end_where_each_ends_alone(has_signs: bool) -> None:
     pair = pair_of(8, 1, has_signs)

@@ -80,6 +80,44 @@ def test_square_uniform_coupling_is_an_optimal_permutation(size, seed, dtype):
     assert float(cost.double()[torch.arange(size), index].sum()) <= best + 1e-5 * size
 
 
+def rows_apart(kind, size):
+    """Two layers whose assignment is begun in the one way or the other."""
+    generator = torch.Generator().manual_seed(size)
+    dimension = 3 if kind == "few dimensions" else 2 * size
+    target, source = (torch.randn(size, dimension, generator=generator) for _ in range(2))
+    if kind == "planted":
+        source = target[torch.randperm(size, generator=generator)] + 0.7 * source
+    if kind == "norms apart":
+        target, source = (rows * torch.linspace(0.1, 5, size)[:, None] for rows in (target, source))
+    return target, source
+
+
+@pytest.mark.parametrize("size", [130, 300])
+@pytest.mark.parametrize("kind", ["many dimensions", "few dimensions", "planted", "norms apart"])
+def test_assignments_of_wide_layers_are_optimal(kind, size):
+    cost = ground_cost(*rows_apart(kind, size))
+    best = cost.double()[linear_sum_assignment(cost.double().numpy())].sum()
+    found = cost.double()[torch.arange(size), couple(cost).partners()].sum()
+    assert float(found) == pytest.approx(float(best), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["many dimensions", "few dimensions"])
+def test_what_a_row_or_a_column_costs_more_changes_no_assignment(kind):
+    cost = ground_cost(*rows_apart(kind, 300)).double()
+    shift = torch.linspace(-500, 500, 300, dtype=torch.float64)
+    expected = couple(cost).partners()
+    assert torch.equal(couple(cost + shift[:, None]).partners(), expected)
+    assert torch.equal(couple(cost - shift).partners(), expected)
+
+
+def test_wide_costs_near_the_largest_number_are_assigned():
+    size = 300
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    cost = torch.full((size, size), 2e38) - 1e38 * torch.rand(size, size, generator=torch.Generator().manual_seed(1))
+    cost[torch.arange(size), order] = 0.0
+    assert torch.equal(couple(cost).partners(), order)
+
+
 @pytest.mark.parametrize("missing", ["lap", "nothing"])
 def test_assignment_is_the_same_without_lapx(missing, monkeypatch):
     cost = gaussian(60, 60)
