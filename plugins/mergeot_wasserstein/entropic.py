@@ -84,6 +84,8 @@ def sinkhorn(
     mean = float(cost.mean()) if cost.numel() else 0.0
     unit = mean if mean > 0 else 1.0
     target, source = target_mass.to(working), source_mass.to(working)
+    # Masses in single precision sum to one up to its rounding: no coupling has marginals of different sums.
+    source = source * (target.sum() / source.sum())
     rows, columns = target > 0, source > 0
     plan = torch.zeros(cost.shape, dtype=working, device=cost.device)
     if bool(rows.any()) and bool(columns.any()):

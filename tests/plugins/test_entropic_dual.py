@@ -41,7 +41,7 @@ def test_plans_are_those_of_pot(columns: int, epsilon: float) -> None:
     plan = sinkhorn(cost, target, source, epsilon).numpy()
     scaled = epsilon * float(cost.mean())
     found = ot.sinkhorn(target.numpy(), source.numpy(), cost.numpy(), scaled, "sinkhorn_log", 20_000, 1e-12)
-    np.testing.assert_allclose(plan, found, atol=1e-7)
+    np.testing.assert_allclose(plan, found, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,6 +57,16 @@ def test_the_derivative_of_the_objective_is_what_the_masses_lack(size: int) -> N
         columns[place] += step
         slope = (dual.at(columns, 0.05).value - point.value) / step
         assert slope == pytest.approx(float((dual.source - point.sums)[place]), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masses_whose_sums_differ_by_rounding_are_no_obstacle(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    looked, real = [], SemiDual.at
+    monkeypatch.setattr(SemiDual, "at", lambda *given: (looked.append(1), real(*given))[1])
+    cost = unrelated_cost(256, 384, seed).float()
+    assert float(sum(mass.double().sum() for mass in masses(cost))) != 2
+    sinkhorn(cost, *masses(cost), 0.1)
+    assert len(looked) < 15
 
 
 @pytest.mark.parametrize("kind", ["unrelated", "noisy", "clustered"])
