@@ -98,7 +98,7 @@ def sinkhorn(
 
 def _top(dual: SemiDual, epsilon: float, unit: float, potentials: Potentials | None) -> DualPoint:
     """Returns the top of the dual."""
-    rounding = _DIGITS * torch.finfo(dual.cost.dtype).eps
+    enough = max(_TOLERANCE, _DIGITS * torch.finfo(dual.cost.dtype).eps / epsilon)
     known = None if potentials is None else potentials.columns
     point = None
     if known is not None and known.shape == dual.source.shape:
@@ -107,10 +107,10 @@ def _top(dual: SemiDual, epsilon: float, unit: float, potentials: Potentials | N
         columns, rows = dual.cost.mean(0), None
         for scale in _scales(epsilon)[:-1]:
             first = dual.at(columns, scale, rows)
-            passed = dual.ascended(first, min(_NEAR, _NEARER * first.error))
+            passed = dual.ascended(first, max(enough, min(_NEAR, _NEARER * first.error)))
             columns, rows = passed.columns, passed.rows
         point = dual.at(columns, epsilon, rows)
-    point = dual.ascended(point, max(_TOLERANCE, rounding / epsilon))
+    point = dual.ascended(point, enough)
     if potentials is not None:
         potentials.columns = point.columns * unit
     return point

@@ -79,14 +79,14 @@ def test_few_points_are_looked_at(monkeypatch: pytest.MonkeyPatch, size: int, ki
     rows = torch.randn(size, 20, generator=generator, dtype=torch.float64)
     others = torch.randn(size, 20, generator=generator, dtype=torch.float64)
     if kind == "noisy":
-        others = rows[torch.randperm(size, generator=generator)] + 0.3 * others
+        others = rows[torch.randperm(size, generator=generator)] + 0.2 * others
     if kind == "clustered":
         rows[::2], others[::3] = rows[::2] + 9, others[::3] + 9
     cost = ground_cost(rows, others)
     dual_error = SemiDual(cost / cost.mean(), *masses(cost))
     potentials = Potentials()
     sinkhorn(cost, *masses(cost), 0.01, potentials)
-    assert len(looked) < 80
+    assert len(looked) < (25 if kind == "noisy" else 80)
     assert potentials.columns is not None
     assert dual_error.at(potentials.columns / cost.mean(), 0.01).error < 1e-5
 
