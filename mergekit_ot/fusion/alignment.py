@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, OUT
@@ -24,7 +31,28 @@ class FamilyCoupling:
 
     members: Mapping[Pairs, Coupling]
 
-    @property
+    @functools.cached_property
+    def partners(self) -> Int[Tensor, ...] | None:
+        """The partners of all neurons, with a dimension for each index of the fused context, the neurons' last.
+
+        None where members have different sizes, or stand at some pairs of a fused index and not at one of each.
+        """
+        members = [(tuple(fused for fused, _ in pairs), each.partners()) for pairs, each in self.members.items()]
+        members.sort(key=operator.itemgetter(0))
+        places, rows = [place for place, _ in members], [row for _, row in members]
+        lengths = [max(each) + 1 for each in zip(*places, strict=True)]
+        if places != list(itertools.product(*map(range, lengths))) or len({len(row) for row in rows}) != 1:
+            return None
+        return torch.stack(rows).reshape(*lengths, -1)
+
+    @functools.cached_property
+    def is_identity(self) -> bool:
+        """Whether every member couples each neuron with the one at the same place, at pairs of the same index."""
+        return all(
+            member.is_identity and all(fused == own for fused, own in pairs) for pairs, member in self.members.items()
+        )
+
+    @functools.cached_property
     def is_permutation(self) -> bool:
         """Whether every member only reorders neurons."""
         return all(member.is_permutation for member in self.members.values())

@@ -7,21 +7,18 @@ are exact, and those of one source that has the fused sizes are the identity.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from torch import Tensor
+import torch
 
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling, Pairs
+from mergekit_ot.fusion.faced_blocks import FacedBlock, faced_blocks
 from mergekit_ot.fusion.group_view import GroupView
-from mergekit_ot.fusion.moving import transport_block
-from mergekit_ot.fusion.nested import FacedTensors, NestedCoupling, nested_coupling
-from mergekit_ot.graph.blocks import Block, context_place, places_of
-from mergekit_ot.graph.layouts import IN
+from mergekit_ot.fusion.nested import NestedCoupling, coupled_members, nested_coupling
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
-from mergekit_ot.transport.solver import Scope
 
 GroupCouplings = tuple[Coupling | FamilyCoupling, ...]
 
@@ -71,7 +68,8 @@ def couple_nested(
             identity = NestedCoupling(Permutation.identity(view.size(anchor)), 0.0)
             found = dict.fromkeys(coupled_pairs(view.alignment, group.context, source), identity)
         else:
-            found = _coupled(view, source, _others(view, source, anchor, model_weights, in_force), families)
+            others = _others(view, source, anchor, model_weights, in_force)
+            found = _coupled(view, source, others, families, in_force)
         total += model_weights[source] * sum(each.cost for each in found.values())
         members = {pairs: each.coupling for pairs, each in found.items()}
         held = (*held[:source], FamilyCoupling(members) if group.context else members[()], *held[source + 1 :])
@@ -102,95 +100,47 @@ def _others(
 
 
 def _coupled(
-    view: GroupView, source: int, others: Mapping[int, float], families: Mapping[str, tuple[str, ...]]
+    view: GroupView,
+    source: int,
+    others: Mapping[int, float],
+    families: Mapping[str, tuple[str, ...]],
+    wants_inside: bool,
 ) -> dict[Pairs, NestedCoupling]:
     """Returns the cheapest couplings of one source, for every pair of outer neurons that are coupled."""
     alignment, key = view.alignment, view.group
     sizes = alignment.target.groups[key].size, view.size(source)
-    described = list(_described(view, source, others, families))
+    described = list(faced_blocks(view, source, others, families))
+    wanted = coupled_pairs(alignment, alignment.target.groups[key].context, source)
+    if _come_at_once(view, source, described, sizes):
+        return _members(view, source, described, wanted)
     found = {}
-    for pairs in coupled_pairs(alignment, alignment.target.groups[key].context, source):
+    for pairs in wanted:
         prefer = alignment.coupling(key, source, pairs) if key in alignment.couplings else None
         tensors = [each.at(pairs) for each in described]
-        found[pairs] = nested_coupling(tensors, key, families, sizes, prefer)
+        found[pairs] = nested_coupling(tensors, key, families, sizes, prefer, wants_inside)
     return found
 
 
-@dataclass(frozen=True)
-class _Described:
-    """A block of a source that describes a group at one of its dimensions, and the same of what it is coupled with."""
-
-    view: GroupView
-    source: int
-    name: str
-    block: Block
-    ours: Tensor
-    place: int
-    held: tuple[int, ...]
-
-    def at(self, pairs: Pairs) -> FacedTensors:
-        """Returns both at a pair of outer neurons, the group and its families in the order of each."""
-        alignment, dimensions = self.view.alignment, self.block.dimensions
-        context = alignment.target.groups[self.view.group].context
-        fixed = {context_place(dimensions, self.place, key): pair for key, pair in zip(context, pairs, strict=True)}
-        kept = (self.place, *self.held)
-        theirs = transport_block(self.block, self.name, alignment, self.source, frozenset(kept), fixed)
-        ours = self.ours
-        for place in sorted(fixed, reverse=True):
-            ours = ours.select(place, fixed[place][0])
-        left = [place for place in range(len(dimensions)) if place not in fixed]
-        open_places, groups = [left.index(place) for place in kept], []
-        for place in kept:
-            key = dimensions[place].group or ""
-            groups.append(key)
-            if alignment.graphs[self.source].roles[self.name, dimensions[place].axis, key] == IN:
-                theirs = theirs * (dimensions[place].size / alignment.target.groups[key].size)
-        ours, theirs = (
-            each.movedim(open_places, list(range(len(kept)))).flatten(len(kept))
-            if each.ndim > len(kept)
-            else each.movedim(open_places, list(range(len(kept)))).unsqueeze(-1)
-            for each in (ours, theirs)
-        )
-        return FacedTensors(ours, theirs, tuple(groups))
-
-
-def _described(
-    view: GroupView, source: int, others: Mapping[int, float], families: Mapping[str, tuple[str, ...]]
-) -> Iterator[_Described]:
+def _come_at_once(view: GroupView, source: int, described: Sequence[FacedBlock], sizes: tuple[int, int]) -> bool:
+    """Whether all members of a family can be coupled in one go: they hold none, and only change places."""
     alignment = view.alignment
-    for found in zip(*(view.blocks(number) for number in (source, *others)), strict=True):
-        name, block = found[0]
-        places = [(place, _held_at(block, place, view.group, families)) for place in places_of(block, view.group)]
-        usable = [(place, held) for place, held in places if _is_usable(view, source, name, block, (place, *held))]
-        if usable:
-            moved = [
-                share * transport_block(other, name, alignment, number)
-                for (number, share), (_, other) in zip(others.items(), found[1:], strict=True)
-            ]
-            ours = sum(moved[1:], moved[0])
-            for place, held in usable:
-                yield _Described(view, source, name, block, ours, place, held)
+    context = alignment.target.groups[view.group].context
+    if not context or not described or sizes[0] != sizes[1] or any(each.held for each in described):
+        return False
+    return all(key not in alignment.couplings or alignment.couplings[key][source].is_permutation for key in context)
 
 
-def _held_at(block: Block, place: int, group: str, families: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
-    """Returns the dimensions on which families stand that are indexed by a group at a dimension."""
-    return tuple(
-        other
-        for other, dimension in enumerate(block.dimensions)
-        if dimension.group in families and context_place(block.dimensions, other, group) == place
-    )
-
-
-def _is_usable(view: GroupView, source: int, name: str, block: Block, kept: tuple[int, ...]) -> bool:
-    """Whether all that stands beside what is coupled is aligned, and nothing of it stands there twice."""
-    keys = [block.dimensions[place].group for place in kept]
-    roles = view.alignment.graphs[source].roles
-    if view.scope is Scope.INCOMING:
-        mine = [d for d in block.dimensions if d.group == view.group]
-        if any(roles[name, d.axis, view.group] == IN for d in mine):
-            return False
-    beside = [d.group for place, d in enumerate(block.dimensions) if place not in kept]
-    return len(set(keys)) == len(keys) and all(view.alignment.is_aligned(key) for key in beside)
+def _members(
+    view: GroupView, source: int, described: Sequence[FacedBlock], wanted: Sequence[Pairs]
+) -> dict[Pairs, NestedCoupling]:
+    """Returns the cheapest couplings of all members of a family."""
+    alignment, key = view.alignment, view.group
+    ordered = sorted(wanted, key=_fused_side)
+    prefer = [alignment.coupling(key, source, pairs) if key in alignment.couplings else None for pairs in ordered]
+    faced = [each.members() for each in described]
+    ours, theirs = (torch.cat(side, 2) for side in zip(*faced, strict=True))
+    found = coupled_members(ours, theirs, prefer)
+    return dict(zip(ordered, found, strict=True))
 
 
 def _with_inside(

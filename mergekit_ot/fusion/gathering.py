@@ -45,14 +45,22 @@ def gathered(
         contexts[place] = [context_place(block.dimensions, place, each) for each in outer]
         if not set(contexts[place]) <= groups.keys() or any(groups[each] is None for each in contexts[place]):
             return None
+    is_cut = any(cuts[place] for place in moving)
+    if not is_cut and all(alignment.couplings[key][source].is_identity for key in moving.values()):
+        return view
     sources = _Sources(block, groups, cuts, alignment, source)
     order, index = list(groups), []
-    for place in order:
-        along = sorted([*contexts.get(place, []), place], key=order.index)
+    # What stays in place is copied in runs, behind what moves.
+    led = {place for outer in contexts.values() for place in outer} | moving.keys()
+    ahead = [place for place in order if place in led]
+    for place in ahead:
+        along = sorted([*contexts.get(place, []), place], key=ahead.index)
         values = sources.of(place, along) if place in moving else torch.arange(view.shape[order.index(place)])
         lengths = iter(values.shape)
-        index.append(values.reshape([next(lengths) if each in along else 1 for each in order]).to(view.device))
-    return view[tuple(index)]
+        index.append(values.reshape([next(lengths) if each in along else 1 for each in ahead]).to(view.device))
+    ways = [*ahead, *(place for place in order if place not in led)]
+    moved = view.permute([order.index(place) for place in ways])[tuple(index)]
+    return moved.permute([ways.index(place) for place in order])
 
 
 class _Sources:
@@ -71,6 +79,9 @@ class _Sources:
 
     def of(self, place: int, along: Sequence[int]) -> Int[Tensor, ...]:
         """Returns the neurons of the source, with a dimension for each of `along`."""
+        whole = self.whole(place)
+        if whole is not None:
+            return whole.permute([self.standing(place).index(each) for each in along])
         outer = [each for each in along if each != place]
         rows = [
             self.partners(place, dict(zip(outer, fused, strict=True)))
@@ -78,6 +89,23 @@ class _Sources:
         ]
         shape = [*(self.sizes[each] for each in outer), self.sizes[place]]
         return torch.stack(rows).reshape(shape).movedim(-1, list(along).index(place))
+
+    def whole(self, place: int) -> Int[Tensor, ...] | None:
+        """Returns the partners of all members of a family that is not cut, indexed by what `standing` names."""
+        key = self.groups[place] or ""
+        found = self.alignment.couplings[key][self.source]
+        if not isinstance(found, FamilyCoupling) or self.cuts[place].keys() & set(self.context(place)):
+            return None
+        sizes = [self.sizes[each] for each in self.standing(place)]
+        return found.partners if found.partners is not None and list(found.partners.shape) == sizes else None
+
+    def context(self, place: int) -> tuple[str, ...]:
+        """Returns the groups that index a dimension."""
+        return self.alignment.target.groups[self.groups[place] or ""].context
+
+    def standing(self, place: int) -> list[int]:
+        """Returns the dimensions that index one, and itself."""
+        return [*(context_place(self.block.dimensions, place, each) for each in self.context(place)), place]
 
     def partners(self, place: int, fused: Mapping[int, int]) -> Int[Tensor, " n"]:
         """Returns the partners of all neurons along a dimension, where those that index it stand at `fused`."""

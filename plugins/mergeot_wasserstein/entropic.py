@@ -2,96 +2,118 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot import Coupling, NeuronMeasure, Plan, couple, ground_cost, uniform_mass
+from mergeot_wasserstein.dual import DualPoint, SemiDual
 
-_TOLERANCE = 1e-6
-# A round is one step on logarithms, and so many scalings by products with the same kernel.
-_SCALINGS = 20
-_ROUNDS_PER_SCALE = 5
-_FINAL_ROUNDS = 200
+_TOLERANCE = 5e-6
+# How near to the top of the dual the steps at a larger epsilon end: an error, and a part of what it was at first.
+_NEAR, _NEARER = 0.03, 0.5
+# Potentials of another cost are no help where they are farther off than this.
+_ASTRAY = 0.02
+# Above it the dual is nearly flat, and climbed at once.
+_LARGEST_SCALE = 0.08
 # So small a part of the cost regularises nothing, and exponents divided by it have no digits left.
 _EXACT = 1e-12
-_LARGEST, _SMALLEST = 1e30, 1e-300
+_DIGITS = 32
+
+
+@dataclass
+class Potentials:
+    """What is kept of an entropic coupling for the next one with the same source.
+
+    Attributes:
+        columns: The dual potentials of the source's neurons, in units of the cost; None before the first.
+    """
+
+    columns: Float[Tensor, " n"] | None = None
 
 
 def couple_measure(
-    target: Float[Tensor, "m d"], source: NeuronMeasure, epsilon: float, prefer: Coupling | None = None
+    target: Float[Tensor, "m d"],
+    source: NeuronMeasure,
+    epsilon: float,
+    prefer: Coupling | None = None,
+    potentials: Potentials | None = None,
 ) -> Coupling:
     """Returns the coupling of a target support (uniform masses) with a source, exact without `epsilon`."""
-    return couple_by(ground_cost(target, source.support), source, epsilon, prefer)
+    return couple_by(ground_cost(target, source.support), source, epsilon, prefer, potentials)
 
 
 def couple_by(
-    cost: Float[Tensor, "m n"], source: NeuronMeasure, epsilon: float, prefer: Coupling | None = None
+    cost: Float[Tensor, "m n"],
+    source: NeuronMeasure,
+    epsilon: float,
+    prefer: Coupling | None = None,
+    potentials: Potentials | None = None,
 ) -> Coupling:
     """Returns the coupling of least cost with a source, the fused group's masses being uniform."""
     mass = uniform_mass(cost.shape[0], source.mass)
     if epsilon < _EXACT:
         return couple(cost, mass, source.mass, prefer)
-    return Plan(sinkhorn(cost, mass, source.mass, epsilon).to(source.support.dtype))
+    return Plan(sinkhorn(cost, mass, source.mass, epsilon, potentials).to(source.support.dtype))
 
 
 def sinkhorn(
-    cost: Float[Tensor, "m n"], target_mass: Float[Tensor, " m"], source_mass: Float[Tensor, " n"], epsilon: float
+    cost: Float[Tensor, "m n"],
+    target_mass: Float[Tensor, " m"],
+    source_mass: Float[Tensor, " n"],
+    epsilon: float,
+    potentials: Potentials | None = None,
 ) -> Float[Tensor, "m n"]:
     """Returns the entropic transport plan; `epsilon` is relative to the mean of the cost.
 
-    Plain scaling underflows at a useful `epsilon`, and logarithms are slow: so scaling runs for some iterations, and
-    is then absorbed into potentials (arXiv:1610.06519). `epsilon` is approached from above, because starting there
-    takes thousands of iterations. What marginal error is left is repaired by
-    `round_to_marginals`, so that a support averaged with the plan is not rescaled.
+    The dual is climbed by Newton steps (`SemiDual`), from a larger `epsilon` downwards where no potentials are known:
+    far from its top they gain little. What marginal error is left is repaired by `round_to_marginals`, so that a
+    support averaged with the plan is not rescaled.
+
+    Args:
+        cost: The ground cost.
+        target_mass: Masses of the rows.
+        source_mass: Masses of the columns.
+        epsilon: The regularisation.
+        potentials: Those of a similar cost; they become those of this one.
     """
-    # A float32 logarithm of size 1 / epsilon has lost the digits that the marginals need.
+    # A float32 exponent of size 1 / epsilon has lost the digits that the marginals need.
     working = torch.float32 if cost.device.type == "mps" else torch.float64
-    mean = float(cost.mean())
-    scaled = cost.to(working) / (mean if mean > 0 else 1.0)
+    mean = float(cost.mean()) if cost.numel() else 0.0
+    unit = mean if mean > 0 else 1.0
     target, source = target_mass.to(working), source_mass.to(working)
-    log_target, log_source = target.clamp_min(1e-300).log(), source.clamp_min(1e-300).log()
-    # Potentials are kept in units of the cost: they carry over from one scale to the next.
-    row_potential, column_potential = torch.zeros_like(target), torch.zeros_like(source)
-    for scale in _scales(epsilon):
-        rounds = _FINAL_ROUNDS if scale == epsilon else _ROUNDS_PER_SCALE
-        for _ in range(rounds):
-            row_potential = scale * (log_target - torch.logsumexp((column_potential - scaled) / scale, 1))
-            exponent = (row_potential[:, None] - scaled) / scale
-            column_potential = scale * (log_source - torch.logsumexp(exponent, 0))
-            row_scaling, column_scaling, error = _scaled(
-                ((row_potential[:, None] + column_potential - scaled) / scale).exp(), target, source
-            )
-            row_potential = row_potential + scale * row_scaling.log()
-            column_potential = column_potential + scale * column_scaling.log()
-            if error < _TOLERANCE:
-                break
-    plan = ((row_potential[:, None] + column_potential - scaled) / epsilon).exp()
+    # Masses in single precision sum to one up to its rounding: no coupling has marginals of different sums.
+    source = source * (target.sum() / source.sum())
+    rows, columns = target > 0, source > 0
+    plan = torch.zeros(cost.shape, dtype=working, device=cost.device)
+    if bool(rows.any()) and bool(columns.any()):
+        is_whole = bool(rows.all()) and bool(columns.all())
+        scaled = (cost if is_whole else cost[rows][:, columns]).to(working, copy=True).div_(unit)
+        found = _top(SemiDual(scaled, target[rows], source[columns]), epsilon, unit, potentials)
+        plan = found.plan if is_whole else plan.index_put((rows.nonzero(), columns.nonzero()[:, 0]), found.plan)
     return round_to_marginals(plan, target, source)
 
 
-def _scaled(
-    kernel: Float[Tensor, "m n"], target: Float[Tensor, " m"], source: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"], float]:
-    """Returns what rows and columns of a kernel are to be multiplied by, and the error left in the column sums.
-
-    Stops early where a factor grows so large that the kernel's digits would be lost.
-    """
-    rows, columns = torch.ones_like(target), torch.ones_like(source)
-    error = float("inf")
-    for _ in range(_SCALINGS):
-        more_rows = target / (kernel @ columns).clamp_min(_SMALLEST)
-        sums = kernel.T @ more_rows
-        error = float((columns * sums - source).abs().sum())
-        more_columns = source / sums.clamp_min(_SMALLEST)
-        largest = max(float(each.max()) for each in (more_rows, more_columns))
-        smallest = min(float(each.min()) for each in (more_rows, more_columns))
-        if not (largest < _LARGEST and smallest > 1 / _LARGEST):
-            break
-        rows, columns = more_rows, more_columns
-        if error < _TOLERANCE:
-            break
-    return rows, columns, error
+def _top(dual: SemiDual, epsilon: float, unit: float, potentials: Potentials | None) -> DualPoint:
+    """Returns the top of the dual."""
+    enough = max(_TOLERANCE, _DIGITS * torch.finfo(dual.cost.dtype).eps / epsilon)
+    known = None if potentials is None else potentials.columns
+    point = None
+    if known is not None and known.shape == dual.source.shape:
+        point = dual.at(known / unit, epsilon)
+    if point is None or point.error > _ASTRAY:
+        columns, rows = dual.cost.mean(0), None
+        for scale in _scales(epsilon)[:-1]:
+            first = dual.at(columns, scale, rows)
+            passed = dual.ascended(first, max(enough, min(_NEAR, _NEARER * first.error)))
+            columns, rows = passed.columns, passed.rows
+        point = dual.at(columns, epsilon, rows)
+    point = dual.ascended(point, enough)
+    if potentials is not None:
+        potentials.columns = point.columns * unit
+    return point
 
 
 def round_to_marginals(
@@ -112,6 +134,6 @@ def round_to_marginals(
 
 def _scales(epsilon: float) -> list[float]:
     scales = [epsilon]
-    while scales[-1] < 0.5:
+    while scales[-1] < _LARGEST_SCALE:
         scales.append(scales[-1] * 2)
     return scales[::-1]

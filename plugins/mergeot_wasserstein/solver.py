@@ -26,7 +26,7 @@ from mergekit_ot import (
     support_barycenter,
     support_merge_cost,
 )
-from mergeot_wasserstein.entropic import couple_measure
+from mergeot_wasserstein.entropic import Potentials, couple_measure
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,12 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         return Solution(tuple(couplings), status, {"objective": trace, "starts": len(anchors), "steps": len(trace)})
 
     def _descend(self, problem: BarycenterProblem, start: _Start) -> Barycenter:
-        best = support_barycenter(problem, self._couple(problem, start, None))
+        kept = [Potentials() for _ in problem.measures]
+        best = support_barycenter(problem, self._couple(problem, start, None, kept))
         if start.anchor is not None and self._is_final(problem):
             return replace(best, status=Status.CONVERGED)
         for _ in range(self.max_steps - 1):
-            couplings = self._couple(problem, _Start(best.measure.support), best.couplings)
+            couplings = self._couple(problem, _Start(best.measure.support), best.couplings, kept)
             if all(new.is_same(old) for new, old in zip(couplings, best.couplings, strict=True)):
                 return replace(best, status=Status.CONVERGED)
             step = support_barycenter(problem, couplings, best.stats["objective"])
@@ -125,7 +126,11 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         return _is_pair(problem) and (self.epsilon == 0 or len(problem.counting) == 1)
 
     def _couple(
-        self, problem: BarycenterProblem, start: _Start, current: Sequence[Coupling] | None
+        self,
+        problem: BarycenterProblem,
+        start: _Start,
+        current: Sequence[Coupling] | None,
+        kept: Sequence[Potentials],
     ) -> tuple[Coupling, ...]:
         """Returns couplings with the sources that count; the others keep what they have, or a placeholder."""
         placeholders: list[Coupling] = [Permutation.identity(problem.size, start.support.device)] * len(
@@ -137,7 +142,7 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
             if place == start.anchor and measure.is_uniform:
                 continue
             prefer = None if current is None else current[place]
-            couplings[place] = couple_measure(start.support, measure, self.epsilon, prefer)
+            couplings[place] = couple_measure(start.support, measure, self.epsilon, prefer, kept[place])
         return tuple(couplings)
 
     def _complete(self, problem: BarycenterProblem, best: Barycenter) -> tuple[Coupling, ...]:
