@@ -41,8 +41,8 @@ class _Start:
 class WassersteinBarycenterSolver(AbstractBarycenterSolver):
     """Alternates exact couplings with the support they imply, until the couplings repeat.
 
-    Three and more sources of the fused size are coupled one after the other with the mean of all others, from the best
-    source as a start: the same objective, which ends lower, on costs of pairs alone.
+    Three and more sources of the fused size are coupled one after the other with the mean of all others, each source in
+    turn as a start: the same objective, which ends lower, on costs of pairs alone.
 
     With exact couplings the objective ``Σ_i λ_i ⟨Π_i, C_i(w)⟩`` never rises. Two sources of the fused group's size
     need one assignment: eliminating ``w`` leaves ``λ_1 λ_2`` times the cost of coupling them with each other.
