@@ -23,6 +23,8 @@ from mergekit_ot.transport.scale import squarable
 _SIMPLEX_ITERATIONS = 50_000_000
 # All orders of so few neurons are tried at once.
 _TRIED_SIZE = 4
+# The compiled solver's own start-up steps are not safe below three rows, and SciPy takes long to import.
+_FEWEST = ((1, 1), (2, 2))
 # Smaller assignments take less time than their preparation: than a level for each row, than a choice between two.
 _LEVELLED_FROM, _CHOSEN_FROM = 128, 256
 # How much of a row's least cost makes its level; and where the columns' means are taken off first.
@@ -121,8 +123,12 @@ def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 def _assignment(cost: np.ndarray) -> np.ndarray:
     """Returns the column of each row; Jonker-Volgenant by lapx, Hungarian by SciPy where lapx is missing."""
+    if cost.shape in _FEWEST:
+        # Halves do not overflow where the costs themselves are near the largest number.
+        halves = 0.5 * cost.astype(np.float64)
+        is_turned = len(cost) == 2 and halves[0, 1] + halves[1, 0] < halves[0, 0] + halves[1, 1]
+        return np.arange(len(cost), dtype=np.int64)[:: -1 if is_turned else 1].copy()
     solver = _optional("lap")
-    # The compiled solver's own start-up steps are not safe below three rows; SciPy is as fast there.
     if solver is None or cost.shape[0] < 3:
         from scipy.optimize import linear_sum_assignment
 

@@ -251,3 +251,13 @@ def hide(monkeypatch, missing):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", importing)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 4e307])
+def test_one_and_two_neurons_are_coupled_as_scipy_couples_them(size, scale):
+    generator = np.random.default_rng(size)
+    for _ in range(20):
+        cost = scale * generator.uniform(size=(size, size))
+        found = couple(torch.from_numpy(cost)).partners().tolist()
+        assert found == linear_sum_assignment(cost)[1].tolist()
