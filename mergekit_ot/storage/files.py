@@ -101,7 +101,7 @@ def missing_file(path: Path) -> str:
     folder = path.parent
     if not os.path.isdir(folder):
         return f"There is no file '{shortened(str(path), 300)}': the folder '{folder}' does not exist."
-    if path.is_symlink():
+    if os.path.islink(path):
         return f"'{shortened(str(path), 300)}' is a link that leads to no file. Name the file itself, or mend the link."
     names = [file.name for file in folder.iterdir() if file.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)

@@ -137,7 +137,7 @@ def test_what_only_a_graph_tells_is_found_when_it_is_asked_for() -> None:
 
 def test_no_trace_is_made_for_an_average() -> None:
     nets = [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2)]
-    with patch("mergekit_ot.api.trace", side_effect=AssertionError("traced")):
+    with patch("mergekit_ot.hooks.tracing.trace", side_effect=AssertionError("traced")):
         result = fuse(nets, solver="average", example_inputs=INPUTS)
     assert torch.equal(result.state["0.weight"], nets[0][0].weight * 0.5 + nets[1][0].weight * 0.5)  # type: ignore[union-attr]
 
