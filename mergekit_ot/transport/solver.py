@@ -76,7 +76,7 @@ class AbstractBarycenterSolver(abc.ABC):
         scope: Which tensors describe a neuron.
         start: What counts as aligned before the first step.
         tries_nothing: Whether the identity as a start is given up where a first sweep from nothing aligned leaves less
-            apart; groups that hold families start at the identity in any case.
+            apart, in networks of more than eight steps; groups that hold families start at the identity in any case.
         wants_structure: Whether groups that do not refer to themselves get a structure too (distances
             between a neuron's weight vector and the others').
         uses_signs: Whether the solver negates neurons where a measure's `Signs` say that it may.
