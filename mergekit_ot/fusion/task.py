@@ -178,14 +178,28 @@ def _improved(task: StepTask) -> StepSolution:
 
     An outer group is judged with the couplings found inside it. Where it gains nothing, the families may.
     """
-    alignment, least, reports = task.alignment, _spread(task, task.alignment), []
+    alignment, reports = task.alignment, []
+    least: Spread | None = None
+    is_known = False
     for key in task.groups:
         found, report = _solved(task, key, alignment)
-        spread = _spread(task, found)
         reports.append(report)
+        if _are_same(found, alignment):
+            continue
+        if not is_known:
+            least, is_known = _spread(task, alignment), True
+        spread = _spread(task, found)
         if least is None or spread is None or spread.is_below(least):
             alignment, least = found, spread
     return _solution(task, alignment, reports)
+
+
+def _are_same(one: Alignment, other: Alignment) -> bool:
+    """Whether two alignments couple all groups in the same way."""
+    return all(
+        found is held or all(new.is_same(old) for new, old in zip(found, held, strict=True))
+        for found, held in ((found, other.couplings[key]) for key, found in one.couplings.items())
+    )
 
 
 def _spread(task: StepTask, alignment: Alignment) -> Spread | None:
