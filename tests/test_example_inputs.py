@@ -47,6 +47,11 @@ class Conditioned(Placed):
 def placed_large():
     return Placed(1100)
 
+class Mixed(Placed):
+    def forward(self, values):
+        with torch.autocast(values.device.type, dtype=torch.bfloat16):
+            return super().forward(values)
+
 class Lazy(nn.Module):
     def __init__(self):
         super().__init__()
@@ -97,7 +102,8 @@ def test_a_table_of_bags_gives_its_tokens_away(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("Placed", "6,4"), ("placed_large", "6,4"), ("Conditioned", "4"), ("Lazy", "4")]
+    ("name", "shape"),
+    [("Placed", "6,4"), ("placed_large", "6,4"), ("Conditioned", "4"), ("Mixed", "6,4"), ("Lazy", "4")],
 )
 def test_numbers_are_tried_where_a_table_stands_beside_a_layer(
     name: str, shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -170,7 +171,8 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
     for place in places:
         try:
             module = (known.built() if place == "cpu" else on_meta(known.built)).eval()
-            with torch.no_grad(), warnings.catch_warnings(), _OneType():
+            looking = _OneKind() if place == "meta" else contextlib.nullcontext()
+            with torch.no_grad(), warnings.catch_warnings(), looking:
                 warnings.simplefilter("ignore")
                 module(*[each.to(place) for each in given])
             return None
@@ -179,15 +181,15 @@ def refusal(known: KnownArchitecture, inputs: Tensor | tuple[Tensor, ...]) -> st
     return reason
 
 
-class _OneType(TorchFunctionMode):
-    """Refuses products of two number types, which torch refuses too, but not where tensors have no memory."""
+class _OneKind(TorchFunctionMode):
+    """Refuses products of whole numbers and others, which torch refuses too, but not where tensors have no memory."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func.__name__ in _PRODUCTS:
             kinds = {each.dtype for each in args if isinstance(each, Tensor)}
-            if len(kinds) > 1:
+            if len({kind.is_floating_point or kind.is_complex for kind in kinds}) > 1:
                 raise RuntimeError(f"{func.__name__} of {' and '.join(sorted(map(str, kinds)))}")
         return func(*args, **(kwargs or {}))
 
