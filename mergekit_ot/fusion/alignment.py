@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,6 +67,16 @@ class FamilyCoupling:
         if not isinstance(other, FamilyCoupling) or self.members.keys() != other.members.keys():
             return False
         return all(member.is_same(other.members[pairs], rtol, atol) for pairs, member in self.members.items())
+
+
+def are_same(
+    before: Sequence[Coupling | FamilyCoupling],
+    after: Sequence[Coupling | FamilyCoupling],
+    relative: float = 0.0,
+    absolute: float = 0.0,
+) -> bool:
+    """Whether a group's couplings with all sources are the same, up to a tolerance."""
+    return all(old is new or old.is_same(new, relative, absolute) for old, new in zip(before, after, strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.capture.inputs import first_line, traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.symmetry.cases import REFUSED
 from mergekit_ot.graph.symmetry.check import without_refuted
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 from mergekit_ot.storage.limits import CHECK_BYTES
 
 # The weights, those that are compared with them, and what an instance holds, in double precision.
 _BYTES_PER_WEIGHT = 3 * 8
-_REFUSED = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError)
 
 
 def in_other_cases(
@@ -38,7 +38,7 @@ def in_other_cases(
         try:
             make = source.architecture.built
             return without_refuted(make, graph, traced_inputs(make(), inputs), symmetries)
-        except _REFUSED as error:
+        except REFUSED as error:
             said = (
                 f"The other cases were not tried: with random weights the network does not run ({first_line(error)})."
             )

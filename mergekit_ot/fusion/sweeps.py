@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergekit_ot.errors import SolverError
-from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
+from mergekit_ot.fusion.alignment import Alignment, are_same
 from mergekit_ot.fusion.executor import TaskQueue
 from mergekit_ot.fusion.families import identity_family
 from mergekit_ot.fusion.plan import FusionPlan, Step
@@ -20,7 +20,6 @@ from mergekit_ot.fusion.tensors import SourceTensors
 from mergekit_ot.fusion.weight_rows import agreement, agreement_found
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import leaf_groups
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
 
@@ -243,19 +242,10 @@ class AlignmentRun:
         """Whether couplings are in force already."""
         for key, found in couplings.items():
             before = self.alignment.couplings.get(key)
-            if before is None or not _same_couplings(before, found):
+            if before is None or not are_same(before, found, _RELATIVE, _ABSOLUTE):
                 return False
         return True
 
     def _is_in_force(self, key: str, found: GroupCouplings) -> bool:
         before = self.alignment.couplings.get(key)
-        return before is not None and _same_couplings(before, found, 0.0, 0.0)
-
-
-def _same_couplings(
-    before: Sequence[Coupling | FamilyCoupling],
-    after: Sequence[Coupling | FamilyCoupling],
-    relative: float = _RELATIVE,
-    absolute: float = _ABSOLUTE,
-) -> bool:
-    return all(old.is_same(new, relative, absolute) for old, new in zip(before, after, strict=True))
+        return before is not None and are_same(before, found)

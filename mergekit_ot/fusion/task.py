@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import PluginError, blaming, origin_of
-from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.alignment import Alignment, are_same
 from mergekit_ot.fusion.families import GroupCouplings, couple_nested, has_open_families, kept_up
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.moving import fused_shape
@@ -184,7 +184,7 @@ def _improved(task: StepTask) -> StepSolution:
     for key in task.groups:
         found, report = _solved(task, key, alignment)
         reports.append(report)
-        if _are_same(found, alignment):
+        if _couple_alike(found, alignment):
             continue
         if not is_known:
             least, is_known = _spread(task, alignment), True
@@ -194,12 +194,9 @@ def _improved(task: StepTask) -> StepSolution:
     return _solution(task, alignment, reports)
 
 
-def _are_same(one: Alignment, other: Alignment) -> bool:
+def _couple_alike(one: Alignment, other: Alignment) -> bool:
     """Whether two alignments couple all groups in the same way."""
-    return all(
-        found is held or all(new.is_same(old) for new, old in zip(found, held, strict=True))
-        for found, held in ((found, other.couplings[key]) for key, found in one.couplings.items())
-    )
+    return all(are_same(other.couplings[key], found) for key, found in one.couplings.items())
 
 
 def _spread(task: StepTask, alignment: Alignment) -> Spread | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 from types import ModuleType
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
@@ -22,7 +23,7 @@ from mergekit_ot.transport.scale import squarable
 # Network simplex stops early, with a wrong answer, at the solver's own default of 1e5 iterations on wide layers.
 _SIMPLEX_ITERATIONS = 50_000_000
 # All orders of so few neurons are tried at once.
-_TRIED_SIZE = 4
+TRIED_SIZE = 4
 # The compiled solver's own start-up steps are not safe below three rows, and SciPy takes long to import.
 _FEWEST = ((1, 1), (2, 2))
 # Smaller assignments take less time than their preparation: than a level for each row, than a choice between two.
@@ -100,6 +101,17 @@ def couple(
     return found
 
 
+@functools.cache
+def all_orders(size: int) -> Int[Tensor, "k n"]:
+    """Returns all orders of a few neurons.
+
+    Example:
+        >>> all_orders(2).tolist()
+        [[0, 1], [1, 0]]
+    """
+    return torch.tensor(list(itertools.permutations(range(size))), dtype=torch.long).reshape(-1, size)
+
+
 def assignment_costs(costs: Float[Tensor, "p n n"]) -> Float[Tensor, " p"]:
     """Returns the least cost of each of many small assignments, the sum over its neurons.
 
@@ -110,8 +122,8 @@ def assignment_costs(costs: Float[Tensor, "p n n"]) -> Float[Tensor, " p"]:
     if not (bool(torch.isfinite(costs.sum())) or bool(torch.isfinite(costs).all())):
         raise SolverError(Status.NONFINITE.value)
     count, size = costs.shape[:2]
-    if size <= _TRIED_SIZE:
-        orders = torch.tensor(list(itertools.permutations(range(size))), dtype=torch.long, device=costs.device)
+    if size <= TRIED_SIZE:
+        orders = all_orders(size).to(costs.device)
         return costs[:, torch.arange(size, device=costs.device), orders].sum(2).amin(1)
     found = np.stack([_assignment(each) for each in _to_numpy(costs)]) if count else np.zeros((0, size), np.int64)
     return costs.gather(2, torch.from_numpy(found).to(costs.device)[:, :, None]).sum((1, 2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot.transport.coupling import Coupling
-from mergekit_ot.transport.ground_cost import couple
+from mergekit_ot.transport.ground_cost import TRIED_SIZE, all_orders, couple
 from mergekit_ot.transport.permutation import Permutation
-
-_TRIED_SIZE = 4
 
 
 def couple_each(
@@ -34,7 +30,7 @@ def couple_each(
     """
     count, size = costs.shape[:2]
     kept = prefer or [None] * count
-    if not count or size > _TRIED_SIZE or not bool(torch.isfinite(costs.sum())):
+    if not count or size > TRIED_SIZE or not bool(torch.isfinite(costs.sum())):
         found = tuple(couple(cost, prefer=each) for cost, each in zip(costs, kept, strict=True))
     else:
         index = _best_orders(costs, _indices(kept, size))
@@ -50,7 +46,7 @@ def _best_orders(costs: Float[Tensor, "p n n"], kept: Int[Tensor, "p n"]) -> Int
     """Returns orders of least cost, on the CPU, those that are kept or the identity where they are as good."""
     costs = costs.detach().cpu()
     size = costs.shape[1]
-    orders = _orders(size)
+    orders = all_orders(size)
     index = orders[costs[:, torch.arange(size), orders].sum(2).argmin(1)]
     identity = torch.arange(size).expand_as(index)
     is_kept, stays = (_are_no_worse(each, index, costs)[:, None] for each in (kept, identity))
@@ -62,11 +58,6 @@ def _indices(couplings: Sequence[Coupling | None], size: int) -> Int[Tensor, "p 
     return torch.stack(
         [identity if each is None or not each.is_permutation else each.partners().cpu() for each in couplings]
     )
-
-
-@functools.cache
-def _orders(size: int) -> Int[Tensor, "k n"]:
-    return torch.tensor(list(itertools.permutations(range(size))), dtype=torch.long).reshape(-1, size)
 
 
 def _are_no_worse(kept: Int[Tensor, "p n"], found: Int[Tensor, "p n"], costs: Float[Tensor, "p n n"]) -> Tensor:

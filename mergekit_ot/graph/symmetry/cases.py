@@ -22,7 +22,8 @@ _LARGEST_SIZE = 4096
 # How far a function may change in single precision; more only where rounding alone changes it as much.
 _SINGLE_TOLERANCE = 1e-3
 _ROUNDING, _MARGIN = 1e-7, 20.0
-_REFUSED = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError)
+# What a forward raises that does not take a case.
+REFUSED = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError)
 
 
 class OtherCase:
@@ -121,7 +122,7 @@ def recorded_sentence(program: CapturedProgram, proof: Proof) -> str:
             results = fx.Interpreter(program.module).run(*program.arguments(state, inputs), enable_io_processing=False)
         recorded = float_outputs([results[place] for place in kept])
         error = distance(recorded, case.reference, case.scale)
-    except _REFUSED:
+    except REFUSED:
         return ""
     if error <= _SINGLE_TOLERANCE or error <= case.tolerance:
         return ""
@@ -134,7 +135,7 @@ def recorded_sentence(program: CapturedProgram, proof: Proof) -> str:
 def _taken(build: Callable[[], OtherCase]) -> Iterator[OtherCase]:
     try:
         yield build()
-    except _REFUSED:
+    except REFUSED:
         return
 
 
