@@ -73,7 +73,7 @@ def _form(
 
 
 class _RewriteProof:
-    """Proves rewrites at two draws of weights and inputs, and says why some are refused.
+    """Proves rewrites at random weights and inputs of several shapes, and says why some are refused.
 
     Args:
         graph: The model's graph.
@@ -89,7 +89,8 @@ class _RewriteProof:
         self._draws: list[Proof] = []
         try:
             first = Proof(make, inputs, seed)
-            self._draws = [first, first.again()]
+            # What holds at the traced shape only is no rewrite; a model that takes no other is looked at once more.
+            self._draws = [first, *(first.at_other_shapes() or [first.again()])]
         except _FAILURES as error:
             self._why = f"The model cannot be run with random weights, so nothing is proven: {error}"
         if any(not draw.is_repeatable for draw in self._draws):

@@ -62,6 +62,9 @@ def _guess(view: ProgramView, family: tuple[Norm, ...]) -> FoldGuess:
         raise _Refused("No linear map reads its norm.")
     readers = _readers_once(maps)
     _check_readers(view, maps)
+    padded = next((linear_map for linear_map in maps if first.bias is not None and linear_map.is_padded), None)
+    if padded is not None:
+        raise _Refused(f"'{padded.reader.weight.name}' reads the norm with zeros around it, which its bias is not in.")
     is_constant = first.bias is not None and any(reader.bias is None for reader in readers)
     if is_constant and not first.is_centred:
         bare = next(reader.weight.name for reader in readers if reader.bias is None)

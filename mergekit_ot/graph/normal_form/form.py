@@ -50,9 +50,10 @@ class NormalForm:
             name: Its name in the state.
             read: Gives old values by name; called for what the new value needs alone.
         """
+        old = read(name)
         if not any(name in rewrite.names for rewrite in self.rewrites):
-            return read(name)
-        return self._after(len(self.rewrites), name, read).to(read(name).dtype)
+            return old
+        return self._after(len(self.rewrites), name, lambda other: old if other == name else read(other)).to(old.dtype)
 
     def _after(self, count: int, name: str, read: Read) -> Tensor:
         """Returns a value after the first rewrites, in float64."""

@@ -70,6 +70,12 @@ class LinearMap:
         return None if name is None else Place(name, 0, 0, (start, start + self.outputs))
 
     @property
+    def is_padded(self) -> bool:
+        """Whether it reads zeros around what it is given."""
+        padding = named_arguments(self.node).get("padding", 0)
+        return padding != "valid" if isinstance(padding, str) else bool(torch.tensor(padding).any())
+
+    @property
     def rows(self) -> Place:
         """Its outputs in the weight."""
         weight = self.reader.weight
@@ -226,9 +232,19 @@ class ProgramView:
             return node, None
         return users[0], held
 
+    @cached_property
+    def _placeholders(self) -> dict[str, list[fx.Node]]:
+        """The placeholders of every parameter: several where it is tied."""
+        placeholders: dict[str, list[fx.Node]] = {}
+        for node in self._slots:
+            name = self.name_of(node)
+            if name is not None:
+                placeholders.setdefault(name, []).append(node)
+        return placeholders
+
     def readers_of(self, name: str) -> list[fx.Node]:
         """Returns the operations that read a parameter, behind casts and cuts."""
-        waiting = [node for node in self._slots if self.name_of(node) == name]
+        waiting = list(self._placeholders.get(name, ()))
         terminal: dict[fx.Node, None] = {}
         while waiting:
             for user in self.users(waiting.pop()):

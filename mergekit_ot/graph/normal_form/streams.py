@@ -45,8 +45,7 @@ class StreamFinder:
         self._view = view
         self._key = key
         self._tracked: dict[fx.Node, Tensor] = {}
-        self._tuples: dict[fx.Node, object] = {}
-        self._axis: dict[fx.Node, int] = {}
+        self._values: dict[fx.Node, object] = {}
         self._parent: dict[fx.Node, fx.Node] = {}
         self._norm_nodes = {node: norm for norm in norms for node in norm.inner}
         self._makers: dict[fx.Node, tuple[Place, ...]] = {}
@@ -116,7 +115,8 @@ class StreamFinder:
 
     def _track(self, node: fx.Node, axis: int) -> None:
         shape = shape_of(node.meta.get("val")) or ()
-        self._tracked[node], self._axis[node], self._parent[node] = numbered(shape, axis), axis, node
+        self._tracked[node] = self._values[node] = numbered(shape, axis)
+        self._parent[node] = node
 
     def _root(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:
@@ -128,16 +128,14 @@ class StreamFinder:
         sources = [used for used in node.all_input_nodes if used in self._tracked]
         if not sources:
             return
-        values = {**self._tracked, **self._tuples}
         operation = operation_name(node)
-        result = moved(node, values) if operation not in (*_SUMS, *_SCALINGS, "aten.cat") else None
+        result = moved(node, self._values) if operation not in (*_SUMS, *_SCALINGS, "aten.cat") else None
         if result is None and operation in (*_SUMS, *_SCALINGS, "aten.cat"):
             result = self._combined(node, operation)
         if isinstance(result, tuple | list):
-            self._tuples[node] = result
-            self._tracked[node] = result[0]
+            self._values[node], self._tracked[node] = result, result[0]
         elif isinstance(result, Tensor):
-            self._tracked[node] = result
+            self._values[node] = self._tracked[node] = result
         else:
             return
         self._parent[node] = self._root(sources[0])

@@ -55,8 +55,6 @@ def moved(node: fx.Node, tracked: Tracked) -> Any:
         return _indexed(node, tracked)
     if operation in _POOLS:
         return _pooled(node, tracked)
-    if operation == "aten.pad" and not any(named_arguments(node)["pad"]):
-        return tracked.get(node.args[0])  # type: ignore[arg-type]
     return None
 
 
