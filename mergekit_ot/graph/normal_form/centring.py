@@ -54,11 +54,10 @@ def _guess(view: ProgramView, key: str, norms: Sequence[Norm], clean: Sequence[N
     finder = StreamFinder(view, key, norms)
     streams = finder.find()
     allowed: dict[tuple[str, int], list[tuple[fx.Node, Place]]] = {}
-    for norm in clean:
+    for norm in (norm for norm in clean if key in _keys(view, norm)):
         for linear_map in readers_of_value(view, norm.end)[0]:
             place = linear_map.reader.weight
-            if view.groups_on(place.name, place.axis) == (key,):
-                allowed.setdefault((place.name, place.axis), []).append((linear_map.node, place))
+            allowed.setdefault((place.name, place.axis), []).append((linear_map.node, place))
     fit = [stream for stream in streams if stream.is_fit]
     for node, places in ((node, places) for stream in fit for node, places in stream.makers.items()):
         for place in places:
