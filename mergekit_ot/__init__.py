@@ -21,6 +21,9 @@ _HOMES = {
     "Solution": "mergekit_ot.transport.problem",
     "Coupling": "mergekit_ot.transport.coupling",
     "Permutation": "mergekit_ot.transport.permutation",
+    "InvertibleMap": "mergekit_ot.transport.invertible",
+    "ROTATIONS": "mergekit_ot.transport.measure",
+    "couple_rows": "mergekit_ot.transport.directions",
     "Plan": "mergekit_ot.transport.plan",
     "PairCosts": "mergekit_ot.transport.ascent",
     "NeuronMeasure": "mergekit_ot.transport.measure",
@@ -129,6 +132,10 @@ _HOMES = {
     "Places": "mergekit_ot.graph.symmetry.symmetry",
     "Order": "mergekit_ot.graph.symmetry.permutation",
     "Sign": "mergekit_ot.graph.symmetry.signs",
+    "AbstractRotation": "mergekit_ot.graph.symmetry.rotations",
+    "Orthogonal": "mergekit_ot.graph.symmetry.rotations",
+    "OrthogonalWithFixedMean": "mergekit_ot.graph.symmetry.rotations",
+    "RotaryPlanes": "mergekit_ot.graph.symmetry.rotations",
     "Limit": "mergekit_ot.storage.limits",
     "MappedFile": "mergekit_ot.storage.regular",
     "carried_by": "mergekit_ot.storage.record",
@@ -207,6 +214,12 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.rules.einrule import EinRule
     from mergekit_ot.graph.rules.rule import FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
     from mergekit_ot.graph.symmetry.permutation import Order
+    from mergekit_ot.graph.symmetry.rotations import (
+        AbstractRotation,
+        Orthogonal,
+        OrthogonalWithFixedMean,
+        RotaryPlanes,
+    )
     from mergekit_ot.graph.symmetry.signs import Sign
     from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager
@@ -241,8 +254,10 @@ if TYPE_CHECKING:
         unsolved,
     )
     from mergekit_ot.transport.coupling import Coupling
+    from mergekit_ot.transport.directions import couple_rows
     from mergekit_ot.transport.ground_cost import couple, ground_cost, measure_cost
-    from mergekit_ot.transport.measure import NeuronMeasure, Signs, uniform_mass
+    from mergekit_ot.transport.invertible import InvertibleMap
+    from mergekit_ot.transport.measure import ROTATIONS, NeuronMeasure, Signs, uniform_mass
     from mergekit_ot.transport.permutation import Permutation
     from mergekit_ot.transport.plan import Plan
     from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status

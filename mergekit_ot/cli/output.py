@@ -198,10 +198,12 @@ def show_check(report: Any, *, as_json: bool) -> None:
     warn(report.warnings)
     symmetries = {name: len(places) for name, places in report.symmetries.items()}
     if as_json:
-        show_json({**{name: getattr(report, name) for name in names}, "symmetries": symmetries})
+        counts = {name: getattr(report, name) for name in names}
+        show_json({**counts, "symmetries": symmetries, "refusals": list(report.refusals)})
         return
     if report.rows:
-        show_table(report.rows, title="Neuron groups")
+        rows = [{**row, "symmetries": ", ".join(row["symmetries"])} for row in report.rows]
+        show_table(rows, title="Neuron groups")
     for pin in report.pins:
         note(f"pinned: {pin}")
     if report.preserved is None:
@@ -212,6 +214,8 @@ def show_check(report: Any, *, as_json: bool) -> None:
         f"{report.groups} groups ({report.families} independent orders), {report.certified} certified, {report.pinned} "
         f"pinned. Reordered at random, the function {verdict} (largest error {shown(report.max_error)})."
     )
+    for refusal in report.refusals:
+        note(f"not in normal form: {refusal}")
     held = [f"{name} ({count} of {report.groups} groups)" for name, count in symmetries.items() if count]
     note(f"Symmetries: {', '.join(held) or 'none'}.")
 

@@ -17,6 +17,7 @@ from mergekit_ot.graph.layouts import IN, OUT
 from mergekit_ot.graph.symmetry.signs import Sign
 from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.transport.coupling import Coupling
+from mergekit_ot.transport.measure import ROTATIONS
 from mergekit_ot.transport.permutation import Permutation
 
 DENSITY, PAPER = "density", "paper"
@@ -111,6 +112,22 @@ class Alignment:
         """Group key → the numbers that change sign with a negated neuron, for the groups that may be negated."""
         return self.symmetries.get(Sign.name, {})
 
+    @property
+    def directions(self) -> Mapping[str, str]:
+        """Group key → name of the largest symmetry that its couplings may use besides the order of neurons."""
+        # Rotations come before signs, which are some of them.
+        ordered = sorted(self.symmetries, key=lambda name: name not in ROTATIONS, reverse=True)
+        return {key: name for name in ordered for key in self.symmetries[name]}
+
+    @property
+    def rotations(self) -> Mapping[str, str]:
+        """Group key → name of the symmetry, for the groups whose neurons may be rotated."""
+        return {key: name for key, name in self.directions.items() if name in ROTATIONS}
+
+    def is_open(self, group: str) -> bool:
+        """Whether there is something to choose about a group: an order, or a rotation of what is pinned."""
+        return self.target.groups[group].is_free or group in self.rotations
+
     def with_couplings(self, found: Mapping[str, tuple[Coupling | FamilyCoupling, ...]]) -> Alignment:
         """Returns a new alignment in which `found` holds."""
         return replace(self, couplings={**self.couplings, **found})
@@ -133,9 +150,10 @@ class Alignment:
         role = self.graphs[source].roles.get((parameter, axis, group or ""), "")
         return OUT if self.scaling == PAPER and role == IN else role
 
-    def sign_answers(self, parameter: str, axis: int, group: str | None) -> tuple[bool, ...]:
-        """Returns whether the numbers of a group on an axis change sign with its neurons: once, or per gate."""
-        powers = self.signs.get(group or "", {}).get((parameter, axis), (0,))
+    def direction_answers(self, parameter: str, axis: int, group: str | None) -> tuple[bool, ...]:
+        """Returns whether the numbers of a group on an axis follow its neurons' direction: once, or per gate."""
+        name = self.directions.get(group or "")
+        powers = (0,) if name is None else self.symmetries[name][group or ""].get((parameter, axis), (0,))
         return tuple(power != 0 for power in powers)
 
     def is_function_preserving(self, source: int) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Pairs
+from mergekit_ot.fusion.faced_tensors import FacedTensors
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.moving import transport_block
-from mergekit_ot.fusion.nested import FacedTensors
 from mergekit_ot.graph.blocks import Block, context_place, places_of
 from mergekit_ot.graph.layouts import IN
 from mergekit_ot.transport.solver import Scope

@@ -15,8 +15,10 @@ import torch
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling, Pairs
 from mergekit_ot.fusion.faced_blocks import FacedBlock, faced_blocks
+from mergekit_ot.fusion.faced_tensors import Families, NestedCoupling
 from mergekit_ot.fusion.group_view import GroupView
-from mergekit_ot.fusion.nested import NestedCoupling, coupled_members, nested_coupling
+from mergekit_ot.fusion.nested import coupled_members, nested_coupling
+from mergekit_ot.fusion.rotated import rotated_members
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
 
@@ -25,8 +27,8 @@ GroupCouplings = tuple[Coupling | FamilyCoupling, ...]
 
 def has_open_families(view: GroupView) -> bool:
     """Whether the group stands in a tensor together with families that are indexed by it."""
-    groups = view.alignment.target.groups
-    return any(view.group in group.context for group in groups.values() if group.is_free)
+    groups, alignment = view.alignment.target.groups, view.alignment
+    return any(view.group in group.context and alignment.is_open(key) for key, group in groups.items())
 
 
 def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
@@ -82,7 +84,7 @@ def couple_nested(
 def _open_families(view: GroupView) -> dict[str, tuple[str, ...]]:
     """Returns the families inside the group that are to be coupled, and what each is indexed by."""
     alignment = view.alignment
-    free = {key: group.context for key, group in alignment.target.groups.items() if group.is_free}
+    free = {key: group.context for key, group in alignment.target.groups.items() if alignment.is_open(key)}
     families = {key: context for key, context in free.items() if view.group in context}
     graphs = (alignment.target, *alignment.graphs)
     return {key: families[key] for key in families if any(graph.groups[key].size > 1 for graph in graphs)}
@@ -117,7 +119,9 @@ def _coupled(
     for pairs in wanted:
         prefer = alignment.coupling(key, source, pairs) if key in alignment.couplings else None
         tensors = [each.at(pairs) for each in described]
-        found[pairs] = nested_coupling(tensors, key, families, sizes, prefer, wants_inside)
+        found[pairs] = nested_coupling(
+            tensors, key, Families(families, alignment.rotations), sizes, prefer, wants_inside
+        )
     return found
 
 
@@ -139,7 +143,8 @@ def _members(
     prefer = [alignment.coupling(key, source, pairs) if key in alignment.couplings else None for pairs in ordered]
     faced = [each.members() for each in described]
     ours, theirs = (torch.cat(side, 2) for side in zip(*faced, strict=True))
-    found = coupled_members(ours, theirs, prefer)
+    rotation = alignment.rotations.get(key)
+    found = coupled_members(ours, theirs, prefer) if rotation is None else rotated_members(ours, theirs, rotation)
     return dict(zip(ordered, found, strict=True))
 
 

@@ -157,7 +157,8 @@ class _Guard:
     def has_changed(self, number: int) -> bool:
         """Whether the aligned copy of a source may be another network: neurons moved, or the architecture differs."""
         is_exact = self.alignment.is_function_preserving(number)
-        return not is_exact or bool(self._moved_groups(number)) or not self._is_as_fused(number)
+        is_rewritten = self.models.normal is not None
+        return is_rewritten or not is_exact or bool(self._moved_groups(number)) or not self._is_as_fused(number)
 
     def unchanged(self) -> FunctionCheck:
         """Returns what holds of a source whose aligned copy is the source itself: it computes the same."""
@@ -167,12 +168,12 @@ class _Guard:
         """Returns how many bytes the modules take that some sources are compared with, one source at a time."""
         if not numbers:
             return 0
-        own = [0 if self._is_as_fused(number) else _bytes_of(self.models.sources[number]) for number in numbers]
+        own = [0 if self._is_as_fused(number) else _bytes_of(self.models.given[number]) for number in numbers]
         return _bytes_of(self.models.target) + max(own)
 
     def check(self, number: int) -> FunctionCheck:
         """Compares one source with its aligned copy."""
-        source = self.models.sources[number]
+        source = self.models.given[number]
         own, state = self.fused if self._is_as_fused(number) else Runner(source, self.inputs), source.state
         aligned = self._moved(state, number)
         outputs, others = own.outputs(state), self.fused.outputs(aligned)
@@ -204,13 +205,18 @@ class _Guard:
 
     def _is_as_fused(self, number: int) -> bool:
         # One trace, and so one graph, serves all networks that differ in the values of their tensors at most.
-        return self.alignment.graphs[number] is self.alignment.target
+        return self.alignment.graphs[number] is self.alignment.target and not self._is_untied
+
+    @property
+    def _is_untied(self) -> bool:
+        normal = self.models.normal
+        return normal is not None and bool(normal.aliases)
 
     def _moved_groups(self, number: int) -> list[str]:
         return [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
 
     def _moved(self, state: State, number: int) -> MovedState:
-        return MovedState(state, self.template, self.alignment, number)
+        return MovedState(self.models.rewritten(state), self.template, self.alignment, number)
 
     def _explained(self, own: Runner, state: State, number: int, error: float, filled: str = "") -> str:
         """Returns what explains a large error, empty for couplings that are no permutations.

@@ -117,8 +117,9 @@ class GroupView:
         return self._distances(source)[None] if self.wants_structure else None
 
     def signs(self) -> Signs | None:
-        """Returns what changes sign with a neuron, as `weights` and `structure` are ordered; None where nothing may."""
-        if self.group not in self.alignment.signs:
+        """Returns what follows a neuron's direction, as `weights` and `structure` are ordered; None where none may."""
+        symmetry = self.alignment.directions.get(self.group)
+        if symmetry is None:
             return None
         columns, rows, readers = [], [], []
         for name, block, place, _ in self._described(0):
@@ -130,7 +131,11 @@ class GroupView:
         none = torch.zeros(0, dtype=torch.bool)
         # A group that does not refer to itself has one channel of structure, of distances.
         distances = torch.zeros(int(self.wants_structure), dtype=torch.bool)
-        return Signs(torch.cat(columns or [none]), torch.cat(rows or [distances]), torch.cat(readers or [distances]))
+        found = (
+            torch.cat(answers or [empty])
+            for answers, empty in ((columns, none), (rows, distances), (readers, distances))
+        )
+        return Signs(*found, symmetry=symmetry)
 
     def _described(self, source: int) -> Iterator[tuple[str, Block, int, str]]:
         """Yields (parameter, block, dimension of the group, role) for every block that describes a neuron."""
@@ -166,7 +171,7 @@ class GroupView:
 
     def _answers(self, name: str, block: Block, place: int, without: list[int], sizes: list[int]) -> Bool[Tensor, ...]:
         """Returns whether each number beside a neuron changes sign with it: a mask over the other dimensions."""
-        answers = self.alignment.sign_answers(name, block.dimensions[place].axis, self.group)
+        answers = self.alignment.direction_answers(name, block.dimensions[place].axis, self.group)
         gates = gate_dimension(block, place, answers)
         shape = [len(answers) if p == gates else 1 for p in range(len(sizes)) if p not in without]
         full = [size for p, size in enumerate(sizes) if p not in without]

@@ -53,7 +53,7 @@ def transport_block(
             alignment.role(source, parameter, d.axis, d.group),
             d.axis,
             {},
-            alignment.sign_answers(parameter, d.axis, d.group),
+            alignment.direction_answers(parameter, d.axis, d.group),
         )
         for place, d in enumerate(block.dimensions)
     ]

@@ -7,82 +7,30 @@ coupling of the outer neurons is found with the couplings inside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergekit_ot.fusion.faced_tensors import FacedTensors, Families, NestedCoupling
+from mergekit_ot.fusion.rotated import rotated_costs, rotated_coupling
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.ground_cost import assignment_costs, at_least_single, couple, ground_cost
 from mergekit_ot.transport.measure import uniform_mass
 from mergekit_ot.transport.scale import squarable
 from mergekit_ot.transport.small import couple_each
 
+# A tensor in which neurons stand with one family of theirs.
+_OUTER_AND_INNER = 2
 # Families that stand in one tensor are coupled in turn; a pair of neurons is judged after so many rounds.
 _ROUNDS = 2
-
-
-@dataclass(frozen=True)
-class FacedTensors:
-    """A tensor of the fused neurons and one of a source, alike in all that is not to be coupled.
-
-    Attributes:
-        ours: One dimension per group of `groups`, then a flat one.
-        theirs: The same for the source, in densities.
-        groups: The groups that are to be coupled.
-    """
-
-    ours: Tensor
-    theirs: Tensor
-    groups: tuple[str, ...]
-
-    def cut(self, group: str, ours: int, theirs: int) -> FacedTensors:
-        """Returns the tensors at one neuron of a group each."""
-        place = self.groups.index(group)
-        rest = (*self.groups[:place], *self.groups[place + 1 :])
-        return FacedTensors(self.ours.select(place, ours), self.theirs.select(place, theirs), rest)
-
-    def moved(self, group: str, coupling: Coupling) -> FacedTensors:
-        """Returns the tensors with a group coupled: it is no longer open."""
-        place = self.groups.index(group)
-        theirs = coupling.move(self.theirs, place, False).movedim(place, -1).flatten(-2)
-        rest = (*self.groups[:place], *self.groups[place + 1 :])
-        return FacedTensors(self.ours.movedim(place, -1).flatten(-2), theirs, rest)
-
-    def led_by(self, group: str) -> FacedTensors:
-        """Returns the tensors with a group's dimension first."""
-        place = self.groups.index(group)
-        rest = (*self.groups[:place], *self.groups[place + 1 :])
-        return FacedTensors(self.ours.movedim(place, 0), self.theirs.movedim(place, 0), (group, *rest))
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Returns both tensors as one row per combination of neurons."""
-        return self.ours.reshape(-1, self.ours.shape[-1]), self.theirs.reshape(-1, self.theirs.shape[-1])
-
-
-@dataclass(frozen=True)
-class NestedCoupling:
-    """A coupling, and those of the families inside each pair of neurons that it relates.
-
-    Attributes:
-        coupling: Of the outer neurons.
-        cost: The transport cost, one row's worth per neuron: what is left apart in all tensors.
-        inside: (fused neuron, source neuron) → family → its coupling there.
-    """
-
-    coupling: Coupling
-    cost: float
-    inside: Mapping[tuple[int, int], Mapping[str, NestedCoupling]] = field(default_factory=dict)
-
-
-Contexts = Mapping[str, tuple[str, ...]]
 
 
 def nested_coupling(
     tensors: Sequence[FacedTensors],
     group: str,
-    contexts: Contexts,
+    families: Families,
     sizes: tuple[int, int],
     prefer: Coupling | None = None,
     wants_inside: bool = True,
@@ -92,13 +40,15 @@ def nested_coupling(
     Args:
         tensors: Those that describe the group; `group` is open in all of them.
         group: Its key.
-        contexts: Family → the groups that index it.
+        families: Those inside its neurons, and theirs.
         sizes: Number of fused neurons and of the source's.
         prefer: A coupling to keep where it is as good.
         wants_inside: Whether the couplings of the families are to be told.
     """
     tensors = [faced.led_by(group) for faced in tensors]
-    cost, blocks = _pair_costs(tensors, group, contexts, sizes)
+    if group in families.rotations:
+        return rotated_coupling(tensors, families.rotations[group])
+    cost, blocks = _pair_costs(tensors, group, families, sizes)
     mass = uniform_mass(sizes[0], cost), uniform_mass(sizes[1], cost)
     coupling = couple(cost, *mass, prefer if prefer is not None and prefer.is_permutation else None)
     plan = coupling.transport_plan(cost)
@@ -110,7 +60,7 @@ def nested_coupling(
         return replace(found, inside=_inside_of_one_family(family, blocks, coupling))
     inside = {}
     for j, k in plan.nonzero().tolist():
-        inside[j, k] = _inside([each.cut(group, j, k) for each in tensors], contexts)
+        inside[j, k] = _inside([each.cut(group, j, k) for each in tensors], families)
     return replace(found, inside=inside)
 
 
@@ -143,26 +93,28 @@ def _inside_of_one_family(
 
 
 def _pair_costs(
-    tensors: Sequence[FacedTensors], group: str, contexts: Contexts, sizes: tuple[int, int]
+    tensors: Sequence[FacedTensors], group: str, families: Families, sizes: tuple[int, int]
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n a b"] | None]:
     """Returns what each pair of neurons costs, every family that it holds coupled as well as can be.
 
     Where there is one family, what its neurons cost in each pair as well.
     """
-    families = {key for faced in tensors for key in faced.groups if key != group}
+    held_inside = {key for faced in tensors for key in faced.groups if key != group}
     if not tensors:
         return torch.zeros(sizes), None
-    if not families:
+    if not held_inside:
         return _joined_cost(tensors), None
-    if len(families) == 1:
+    if held_inside <= families.rotations.keys() and all(len(faced.groups) <= _OUTER_AND_INNER for faced in tensors):
+        return rotated_costs(tensors, families.rotations), None
+    if len(held_inside) == 1:
         return _costs_of_one_family(tensors, sizes)
     held = squarable(*(at_least_single(each) for faced in tensors for each in (faced.ours, faced.theirs)))
     cost = torch.zeros(sizes, dtype=held[0].dtype)
     for j in range(sizes[0]):
         for k in range(sizes[1]):
             cut = [faced.cut(group, j, k) for faced in tensors]
-            found = _inside(cut, contexts)
-            cost[j, k] = sum(_left_apart(faced, found, contexts) for faced in cut)
+            found = _inside(cut, families)
+            cost[j, k] = sum(_left_apart(faced, found, families) for faced in cut)
     return cost, None
 
 
@@ -193,19 +145,19 @@ def _joined_cost(tensors: Sequence[FacedTensors]) -> Tensor:
     return ground_cost(torch.cat([ours for ours, _ in rows], 1), torch.cat([theirs for _, theirs in rows], 1))
 
 
-def _inside(tensors: Sequence[FacedTensors], contexts: Contexts) -> dict[str, NestedCoupling]:
+def _inside(tensors: Sequence[FacedTensors], families: Families) -> dict[str, NestedCoupling]:
     """Returns couplings of all open families, found in turn."""
     present = list(dict.fromkeys(key for faced in tensors for key in faced.groups))
-    roots = [key for key in present if not set(contexts.get(key, ())) & set(present)]
+    roots = [key for key in present if not set(families.contexts.get(key, ())) & set(present)]
     found: dict[str, NestedCoupling] = {}
     rounds = _ROUNDS if len(roots) > 1 else 1
     for _ in range(rounds):
         for root in roots:
-            seen = _seen_by(root, tensors, roots, found, contexts)
+            seen = _seen_by(root, tensors, roots, found, families)
             faced = next(each for each in tensors if root in each.groups)
             place = faced.groups.index(root)
             sizes = faced.ours.shape[place], faced.theirs.shape[place]
-            found[root] = nested_coupling(seen, root, contexts, sizes)
+            found[root] = nested_coupling(seen, root, families, sizes)
     return found
 
 
@@ -214,10 +166,10 @@ def _seen_by(
     tensors: Sequence[FacedTensors],
     roots: Sequence[str],
     found: Mapping[str, NestedCoupling],
-    contexts: Contexts,
+    families: Families,
 ) -> list[FacedTensors]:
     """Returns the tensors that describe a family, with what stands beside it coupled, its own families open."""
-    own = {root, *(key for faced in tensors for key in faced.groups if root in contexts.get(key, ()))}
+    own = {root, *(key for faced in tensors for key in faced.groups if root in families.contexts.get(key, ()))}
     seen = []
     for faced in tensors:
         if root not in faced.groups:
@@ -231,7 +183,7 @@ def _seen_by(
     return seen
 
 
-def _left_apart(faced: FacedTensors, found: Mapping[str, NestedCoupling], contexts: Contexts) -> float:
+def _left_apart(faced: FacedTensors, found: Mapping[str, NestedCoupling], families: Families) -> float:
     """Returns the squared distance of two tensors under couplings of all their groups."""
     if not faced.groups:
         ours, theirs = squarable(at_least_single(faced.ours), at_least_single(faced.theirs))
@@ -239,10 +191,10 @@ def _left_apart(faced: FacedTensors, found: Mapping[str, NestedCoupling], contex
     root = next(key for key in faced.groups if key in found)
     nested = found[root]
     if not nested.inside:
-        return _left_apart(faced.moved(root, nested.coupling), found, contexts)
+        return _left_apart(faced.moved(root, nested.coupling), found, families)
     total = 0.0
     plan = nested.coupling.transport_plan()
     for j, k in plan.nonzero().tolist():
         share = float(plan[j, k]) * plan.shape[0]
-        total += share * _left_apart(faced.cut(root, j, k), {**found, **nested.inside[j, k]}, contexts)
+        total += share * _left_apart(faced.cut(root, j, k), {**found, **nested.inside[j, k]}, families)
     return total

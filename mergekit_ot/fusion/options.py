@@ -55,6 +55,8 @@ class FusionOptions:
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
+        untie: Whether weights that a solver made separate stay so: a head that was the embedding becomes a tensor of
+            its own, which needs an architecture without the tie.
         restarts: How often to align, each time with another seed; the least objective is kept.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         trace_seconds: Seconds after which tracing is stopped; None means the default.
@@ -89,6 +91,10 @@ class FusionOptions:
         "Sweep on from the solver's couplings, neurons seen by all their weights, until nothing gains.",
         "",
         ("fuse", "barrier"),
+    )
+    untie: bool = choice(
+        False,
+        "Leave a head that was tied to the embedding a tensor of its own, where the solver made it one.",
     )
     restarts: Annotated[int, Ge(1), Le(MOST_RESTARTS)] = choice(
         1, "Align so often, each time with another seed; keep the best. Default: 1.", "", ("fuse", "barrier")

@@ -13,6 +13,7 @@ from mergekit_ot.errors import blaming
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison, compare_repair
 from mergekit_ot.fusion.moving import transport_values
+from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.written import ResultCheck
 from mergekit_ot.progress import Notify, Progress
@@ -108,11 +109,24 @@ class AlignedModels:
         target: The architecture of the fused model.
         sources: In the user's order.
         alignment: The couplings.
+        normal: How the sources' states were rewritten into their normal forms; None where they were not.
+        originals: The sources as they were given, where they were rewritten.
     """
 
     target: SourceModel
     sources: tuple[SourceModel, ...]
     alignment: Alignment
+    normal: NormalStates | None = None
+    originals: tuple[SourceModel, ...] = ()
+
+    @property
+    def given(self) -> tuple[SourceModel, ...]:
+        """The sources as they were given."""
+        return self.originals if self.normal is not None else self.sources
+
+    def rewritten(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns a state of a source as it was given in the form in which it was aligned."""
+        return state if self.normal is None else self.normal.store(state)
 
 
 def repair_context(

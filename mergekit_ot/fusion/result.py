@@ -87,8 +87,9 @@ class FusionResult:
         return self.networks is None or self.networks.is_traced
 
     def aligned_state(self, source: int) -> dict[str, Tensor]:
-        """Returns the state of a source in the fused model's neuron order (and sizes)."""
-        return aligned_state(self.sources[source], self.target, self.alignment, source)
+        """Returns the state of a source in the fused model's neuron order (and sizes); in normal form, if it was."""
+        models = self.models
+        return aligned_state(models.sources[source], models.target, self.alignment, source)
 
     def checked_state(self, source: int, model: SourceModel | None = None) -> dict[str, Tensor]:
         """Returns `aligned_state`, checked as whatever is written is.
@@ -108,8 +109,11 @@ class FusionResult:
 
     @property
     def models(self) -> AlignedModels:
-        """The networks and their alignment."""
-        return AlignedModels(self.target, self.sources, self.alignment)
+        """The networks and their alignment, in the form in which they were aligned."""
+        traced = self.networks.traced if self.networks is not None and self.networks.is_traced else None
+        if traced is None or traced.normal is None:
+            return AlignedModels(self.target, self.sources, self.alignment)
+        return AlignedModels(traced.target, traced.sources, self.alignment, traced.normal, traced.originals)
 
     def repair_context(
         self,

@@ -35,6 +35,8 @@ class FusionInputs:
         target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
         example_inputs: Inputs to trace the models with; the first batch of `data` where there are none.
         data: Calibration batches, of inputs or (inputs, targets); targets are never read.
+        may_rewrite: Whether a solver may align the networks in their normal forms, which compute the same with other
+            weights; otherwise every source keeps its own.
 
     Example:
         Two networks to be fused into the sizes of the second:
@@ -49,6 +51,7 @@ class FusionInputs:
     target: int | nn.Module | SourceModel = 0
     example_inputs: Tensor | tuple[object, ...] | None = None
     data: Iterable[Any] | None = None
+    may_rewrite: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class FusionMethods:
     refinement: AbstractBarycenterSolver | None = None
     symmetries: tuple[AbstractSymmetry, ...] = ()
 
+    @property
+    def solvers(self) -> tuple[AbstractBarycenterSolver, ...]:
+        """The solver, and the one that refines what it found."""
+        return tuple(solver for solver in (self.solver, self.refinement) if solver is not None)
+
+    @property
+    def uses_rotations(self) -> bool:
+        """Whether a solver aligns networks in their normal form."""
+        return any(solver.uses_rotations for solver in self.solvers)
+
 
 @dataclass(frozen=True)
 class FusionSetup:
@@ -87,6 +100,7 @@ class FusionSetup:
         observers: Told about every step.
         notes: What the user should know about the sources and the calibration data.
         needs_no_graph: Whether the fusion can be made without a graph.
+        data: The calibration data as they were given, for what only some networks need.
     """
 
     networks: FusedNetworks
@@ -100,6 +114,7 @@ class FusionSetup:
     held_out: tuple[tuple[Tensor, ...], ...] = ()
     notes: tuple[str, ...] = ()
     needs_no_graph: bool = False
+    data: Iterable[Any] | None = None
 
     @property
     def models(self) -> TracedModels:

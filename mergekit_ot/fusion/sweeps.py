@@ -15,7 +15,8 @@ from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
-from mergekit_ot.fusion.task import GroupCouplings, StepSolution, StepTask, StepTensors
+from mergekit_ot.fusion.streams import StreamResponses, is_anchored, rotated_streams
+from mergekit_ot.fusion.task import GroupCouplings, StepSolution, StepTask, StepTensors, run_task
 from mergekit_ot.fusion.tensors import SourceTensors
 from mergekit_ot.fusion.weight_rows import agreement, agreement_found
 from mergekit_ot.graph.ir import ModelGraph
@@ -88,6 +89,7 @@ class AlignmentRun:
         self.changed = False
         self._outlines: dict[int, ModelGraph] = {}
         self._visits: dict[int, _Visit] = {}
+        self._kept_steps: set[int] = set()
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
@@ -96,7 +98,9 @@ class AlignmentRun:
         is_refinement = bool(self.alignment.couplings)
         for sweep in range(max(self.plan.max_sweeps, 1)):
             self.changed = False
-            scope = Scope.INCIDENT if sweep > 0 or is_refinement else self.solver.scope
+            # A rotated stream is aligned first, and stands on both sides of what is inside its blocks.
+            sees_all = sweep > 0 or is_refinement or bool(self.alignment.rotations)
+            scope = Scope.INCIDENT if sees_all else self.solver.scope
             self._sweep(sweep, self._order(shuffle), scope)
             if sweep == 0 and not is_refinement and self._tries_nothing():
                 self._start_better()
@@ -108,9 +112,23 @@ class AlignmentRun:
         """Sets every group to the identity, where the solver starts there and nothing is aligned yet."""
         starts_there = self.plan.start is Start.IDENTITY and not self._tries_nothing()
         if starts_there and not self.alignment.couplings and self._same_sizes():
-            self.alignment = self._identities()
+            started = self._started_streams()
+            self.alignment = self._identities().with_couplings(started)
         elif self.plan.max_sweeps == 0:
             self._refuse_identity()
+
+    def _started_streams(self) -> dict[str, GroupCouplings]:
+        """Returns couplings of rotated streams: from what anchors them, or from their activations, to be kept."""
+        steps = {step.groups[0]: step for step in self.plan.steps}
+        streams = [key for key in rotated_streams(self.alignment) if key in steps]
+        loose = [key for key in streams if not is_anchored(key, self.alignment, self.material.tensors)]
+        found: dict[str, GroupCouplings] = {}
+        found |= StreamResponses(self.setup).couplings(loose, self.alignment, self.solver, self.seed)
+        self._kept_steps = {steps[key].number for key in found}
+        for key in streams:
+            if key not in found:
+                found |= run_task(self._task(steps[key].number, Scope.INCIDENT)).couplings
+        return found
 
     def _start_better(self) -> None:
         """Goes back to the identity where the first sweep, which started from nothing, leaves more apart than that."""
@@ -137,7 +155,7 @@ class AlignmentRun:
         return self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
 
     def _order(self, shuffle: random.Random) -> list[int]:
-        order = [step.number for step in self.plan.steps]
+        order = [step.number for step in self.plan.steps if step.number not in self._kept_steps]
         # Before anything is aligned, a group can only be described once what lies behind it is.
         if self.solver.is_order_random and self.alignment.couplings:
             shuffle.shuffle(order)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
@@ -84,12 +85,16 @@ class TracedModels:
         graphs: One per source.
         target: The architecture whose sizes the fused model takes.
         target_graph: Its graph.
+        normal: How the states were rewritten into their normal forms; None where they are as they were given.
+        originals: The sources as they were given, where they were rewritten.
     """
 
     sources: tuple[SourceModel, ...]
     graphs: tuple[ModelGraph, ...]
     target: SourceModel
     target_graph: ModelGraph
+    normal: NormalStates | None = None
+    originals: tuple[SourceModel, ...] = ()
 
     def sizes(self, key: str) -> list[int]:
         """Returns the number of neurons of a group in every source, and in the target last."""

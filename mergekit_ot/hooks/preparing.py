@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,14 @@ def prepare(
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
         tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
-        return trace_all(sources, target, tracer)
+        traced_models = trace_all(sources, target, tracer)
+        if not methods.uses_rotations:
+            return traced_models
+        # Most solvers do not ask for it, and what proves a normal form takes time to import.
+        from mergekit_ot.fusion.normalising import in_normal_form
+
+        trace = functools.partial(trace_model, example_inputs=examples, manager=manager, **traced)
+        return in_normal_form(traced_models, examples, trace, inputs.may_rewrite)
 
     setup = FusionSetup(
         networks=FusedNetworks(sources, goal, trace_networks),
@@ -98,6 +106,7 @@ def prepare(
         observers=(manager.observe_step,),
         held_out=data.held_out,
         notes=(*notes, *data.notes),
+        data=inputs.data,
         needs_no_graph=needs_no_graph(sources, target, methods, options, weights),
     )
     if not setup.needs_no_graph:

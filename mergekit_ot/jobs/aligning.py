@@ -90,7 +90,8 @@ def run_align(
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     written = []
     for source, output in zip(sources[1:], outputs, strict=True):
-        result = align_pair(sources[0], source, recipe, inputs, data, manager, progress)
+        # A file is to hold the reference's own form: what only a normal form allows is left out.
+        result = align_pair(sources[0], source, recipe, inputs, data, manager, progress, may_rewrite=False)
         check_reference_order(sources[0], result, recipe.solver)
         for warning in result.warnings:
             # A model that is only reordered needs no repair.
@@ -144,8 +145,21 @@ def align_pair(
     manager: PluginManager,
     progress: Progress | None = None,
     dry_run: bool = False,
+    *,
+    may_rewrite: bool = True,
 ) -> FusionResult:
     """Returns the fusion of two models in which every neuron of one corresponds to one of the other.
+
+    Args:
+        reference: The model whose neurons stay.
+        other: The one that is aligned to it.
+        recipe: The solver, and all that goes with it.
+        inputs: To trace them with.
+        data: Calibration data, or none.
+        manager: Whose solvers are used.
+        progress: Told about each step.
+        dry_run: Whether to stop before anything is solved.
+        may_rewrite: Whether both may be aligned in their normal forms.
 
     Raises:
         ArchitectureError: Neurons have no one-to-one correspondence: widths differ, or the plan is soft.
@@ -161,7 +175,7 @@ def align_pair(
     # The recipe may hold more than two models, and nothing is averaged or mended here.
     options = replace(recipe, model_weights=None, repair=NO_REPAIR)
     result = fuse_with(
-        FusionInputs(models, example_inputs=inputs, data=data),
+        FusionInputs(models, example_inputs=inputs, data=data, may_rewrite=may_rewrite),
         options,
         manager=manager,
         progress=progress,
@@ -183,7 +197,7 @@ def check_reference_order(reference: ReadSource, result: FusionResult, solver: s
         ArchitectureError: The solver reordered the reference.
     """
     kept = result.aligned_state(0)
-    for name, tensor in reference.state.items():
+    for name, tensor in result.models.rewritten(reference.state).items():
         if not _same(kept[name], tensor):
             raise ArchitectureError(
                 f"Solver '{solver}' reordered the reference itself ('{name}'), so there is no common order to write. "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.calibration import CalibrationData, split_calibration
@@ -61,13 +61,14 @@ def run_barrier(
     paths = _paths(request, pair)
     # Whether there is a plane is known before anything is evaluated, which may take hours.
     drawn = request.pictures
-    frame = None if drawn.plane is None else _frame(pair, paths)
+    frame = None if drawn.plane is None else _frame(paths)
     connectivity = _connectivity(request, pair, paths)
     if drawn.curves is not None:
         plot_barrier(connectivity.curves(), drawn.curves, overwrite=recipe.overwrite)
     if drawn.plane is None or frame is None:
         return connectivity
-    surface = _surface(request, pair, frame)
+    make = pair.first.make if paths.aligned is None else paths.aligned.make
+    surface = _surface(request, pair, frame, make())
     plot_plane(surface, drawn.plane, overwrite=recipe.overwrite)
     return replace(connectivity, plane=surface)
 
@@ -100,6 +101,7 @@ class _Path:
     """The ends of a path that is evaluated, and what repairs the points between them."""
 
     ends: tuple[State, State]
+    make: Callable[[], nn.Module]
     repair: Repair | None = None
 
 
@@ -109,6 +111,7 @@ class _Paths:
 
     naive: _Path
     aligned: _Path | None = None
+    unaligned: _Path | None = None
     naive_repaired: _Path | None = None
     aligned_repaired: _Path | None = None
 
@@ -156,24 +159,50 @@ def _read(request: _Request) -> _Pair:
 def _paths(request: _Request, pair: _Pair) -> _Paths:
     """Aligns and repairs as asked, and returns the paths to evaluate."""
     recipe = request.recipe
-    naive = _Path(pair.states)
+    naive = _Path(pair.states, pair.first.make)
     repair = None if recipe.repair == NO_REPAIR else build(request.manager, "repair", recipe.repair)
     if not request.align and repair is None:
         return _Paths(naive)
     result, data = _traced(request, pair)
-    aligned = None
-    if request.align:
-        ends = tuple(_like(pair.states[0], result.aligned_state(number)) for number in (0, 1))
-        aligned = _Path((ends[0], ends[1]))
+    paths = _Paths(naive, _aligned(result, pair) if request.align else None, unaligned=_rewritten(result, pair))
     if repair is None:
-        return _Paths(naive, aligned)
-    unaligned = replace(result, alignment=replace(result.alignment, couplings={}))
-    return _Paths(
-        naive,
-        aligned,
-        naive_repaired=_repaired(request, naive, repair, unaligned, data),
-        aligned_repaired=None if aligned is None else _repaired(request, aligned, repair, result, data),
+        return paths
+    in_place = result
+    if result.models.normal is not None:
+        # As the files are, which is not the form in which they were aligned.
+        in_place = _planned(request, pair, data)
+    in_place = replace(in_place, alignment=replace(in_place.alignment, couplings={}))
+    return replace(
+        paths,
+        naive_repaired=_repaired(request, naive, repair, in_place, data),
+        aligned_repaired=paths.aligned and _repaired(request, paths.aligned, repair, result, data),
     )
+
+
+def _aligned(result: FusionResult, pair: _Pair) -> _Path:
+    """Returns the path between the aligned models."""
+    first, second = (_like(pair.states[0], result.aligned_state(number)) for number in (0, 1))
+    return _Path((first, second), result.models.target.architecture.built)
+
+
+def _rewritten(result: FusionResult, pair: _Pair) -> _Path:
+    """Returns the path between the models in the form in which they are aligned, without the alignment."""
+    first, second = (dict(result.models.rewritten(state)) for state in pair.states)
+    return _Path((first, second), result.models.target.architecture.built)
+
+
+def _example_inputs(request: _Request, pair: _Pair, data: CalibrationData) -> tuple[Tensor, ...]:
+    if data.batches:
+        return data.batches[0]
+    return example_inputs_of(pair.first, request.recipe.input_shape, pair.test, request.notify)[0]
+
+
+def _planned(request: _Request, pair: _Pair, data: CalibrationData) -> FusionResult:
+    """Returns the two models traced and not aligned, each in the form of its file."""
+    recipe, manager = request.recipe, request.manager
+    inputs = _example_inputs(request, pair, data)
+    given = resolve_data(recipe.data or "", manager, TRAIN)
+    return align_pair(pair.first, pair.second, recipe, inputs, given, manager, dry_run=True, may_rewrite=False)
 
 
 def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, CalibrationData]:
@@ -185,11 +214,7 @@ def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, CalibrationDa
         data = split_calibration(calibration, recipe.calibration_size)
         for note in data.notes:
             request.notify(note)
-    inputs = (
-        data.batches[0]
-        if data.batches
-        else example_inputs_of(pair.first, recipe.input_shape, pair.test, request.notify)[0]
-    )
+    inputs = _example_inputs(request, pair, data)
     # Only planned, two models keep every neuron where it is, and are traced all the same.
     result = align_pair(
         pair.first,
@@ -224,7 +249,7 @@ def _repaired(
 
     A point that the repair takes farther from the sources together is left as it is.
     """
-    template = template_of(result.target, result.sources)
+    template = template_of(result.models.target, result.models.sources)
 
     def repaired(state: State, t: float) -> State:
         context = result.repair_context(state, (1 - t, t), data.batches, aligned=path.ends)
@@ -237,16 +262,16 @@ def _repaired(
     return replace(path, repair=repaired)
 
 
-def _frame(pair: _Pair, paths: _Paths) -> PlaneFrame | None:
-    if paths.aligned is None:
+def _frame(paths: _Paths) -> PlaneFrame | None:
+    if paths.aligned is None or paths.unaligned is None:
         return None
-    return plane_frame(pair.first.make(), *pair.states, paths.aligned.ends[1])
+    return plane_frame(paths.aligned.make(), *paths.unaligned.ends, paths.aligned.ends[1])
 
 
 def _connectivity(request: _Request, pair: _Pair, paths: _Paths) -> Connectivity:
     def curve(path: _Path) -> BarrierCurve:
         return barrier(
-            pair.first.make(),
+            path.make(),
             *path.ends,
             pair.test,
             request.points,
@@ -266,10 +291,10 @@ def _connectivity(request: _Request, pair: _Pair, paths: _Paths) -> Connectivity
     )
 
 
-def _surface(request: _Request, pair: _Pair, frame: PlaneFrame) -> LossPlane:
+def _surface(request: _Request, pair: _Pair, frame: PlaneFrame, model: nn.Module) -> LossPlane:
     """Evaluates the plane, and tells where variances had to be raised."""
     points, device = request.pictures.plane_points, request.recipe.device
-    surface = score_plane(frame, pair.first.make(), pair.test, points, device=device, progress=request.progress)
+    surface = score_plane(frame, model, pair.test, points, device=device, progress=request.progress)
     if surface["clamped"]:
         request.notify(
             f"At {surface['clamped']} of {points**2} points of the plane, running variances of "

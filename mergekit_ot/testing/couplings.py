@@ -65,6 +65,15 @@ class _Dense:
         mass = self.plan.sum(0 if reads else 1, keepdim=True)
         return (self.signed if is_signed else self.plan) / torch.where(mass > 0, mass, 1.0)
 
+    def directed(self, reads: bool) -> Tensor:
+        """Returns the map ``[target, source]`` of numbers that follow a neuron's direction."""
+        return self.coupling.linear_map(reads, self.like)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether neurons are mixed without a loss: what they make goes by a map of its own, and not by the plan."""
+        return self.coupling.is_exact and not self.coupling.is_permutation
+
     def values(self, *shape: int) -> Tensor:
         """Returns Gaussian numbers."""
         return torch.randn(*shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
@@ -108,6 +117,15 @@ def _signs_are_signs(dense: _Dense) -> str:
     return _differs("its size", dense.signed.abs(), dense.plan)
 
 
+def _directions_follow_the_signed_plan(dense: _Dense) -> str:
+    """What follows a neuron's direction moves by the signed plan; where neurons are mixed, by a map of its own."""
+    if dense.is_map:
+        return ""
+    pairs = ((reads, dense.directed(reads), dense.weights(reads, True)) for reads in (False, True))
+    details = (_differs(f"the linear map (reads={reads})", found, expected) for reads, found, expected in pairs)
+    return next((detail for detail in details if detail), "")
+
+
 def _maps_are_stochastic(dense: _Dense) -> str:
     """What arrives at a fused neuron, and what leaves a source neuron, is shared out to one."""
     average, split = dense.coupling.average_map(dense.like), dense.coupling.split_map(dense.like)
@@ -146,9 +164,8 @@ def _values_follow_the_maps(dense: _Dense) -> str:
     values = dense.values(2, dense.coupling.source_size, 3)
     before, odd = values.clone(), dense.coins(2, 1, 3)
     for reads in (False, True):
-        even, negated = (
-            torch.einsum("jk,akb->ajb", dense.weights(reads, is_signed), values) for is_signed in (False, True)
-        )
+        maps = dense.weights(reads, False), dense.directed(reads)
+        even, negated = (torch.einsum("jk,akb->ajb", each, values) for each in maps)
         for is_odd, expected in ((False, even), (True, negated), (odd, torch.where(odd, negated, even))):
             detail = _differs(f"a value (reads={reads})", dense.coupling.move(values, 1, reads, is_odd), expected)
             if detail:
@@ -164,11 +181,11 @@ def _measures_follow_the_maps(dense: _Dense) -> str:
     coupling, size = dense.coupling, dense.coupling.source_size
     signs = Signs(dense.coins(5), dense.coins(6)[:3], dense.coins(6)[3:])
     support, structure = dense.values(size, 5), dense.values(3, size, size)
-    columns = [
-        dense.weights(False, is_odd) @ column for column, is_odd in zip(support.T, signs.columns.tolist(), strict=True)
-    ]
+    makers = dense.weights(False, False), dense.directed(False)
+    readers = dense.weights(True, False), dense.directed(True)
+    columns = [makers[is_odd] @ column for column, is_odd in zip(support.T, signs.columns.tolist(), strict=True)]
     matrices = [
-        dense.weights(False, row) @ matrix @ dense.weights(True, reader).T
+        makers[row] @ matrix @ readers[reader].T
         for matrix, row, reader in zip(structure, signs.rows.tolist(), signs.readers.tolist(), strict=True)
     ]
     plain = dense.weights(False, False)
@@ -202,10 +219,16 @@ def _source_order_keeps_who_meets_whom(dense: _Dense) -> str:
     if dense.coupling.is_permutation and not ordered[0].is_identity:
         return "a permutation is not the identity in its own order"
     for before, after in zip(couplings, ordered, strict=True):
-        kept = dense.signed.T @ before.signed_plan(dense.like)
-        if _differs("", ordered[0].signed_plan(dense.like).T @ after.signed_plan(dense.like), kept):
+        if _differs("", _meeting(ordered[0], after, dense), _meeting(dense.coupling, before, dense)):
             return "neurons met others"
     return ""
+
+
+def _meeting(one: Coupling, other: Coupling, dense: _Dense) -> Tensor:
+    """Returns how the neurons of two sources meet: by the plans, or by the maps where neurons are mixed."""
+    if dense.is_map:
+        return one.linear_map(True, dense.like).T @ other.linear_map(False, dense.like)
+    return one.signed_plan(dense.like).T @ other.signed_plan(dense.like)
 
 
 def _exact_couplings_keep_functions(dense: _Dense) -> str:
@@ -214,7 +237,7 @@ def _exact_couplings_keep_functions(dense: _Dense) -> str:
     if coupling.is_identity != (dense.size == size and not _differs("", dense.signed * size, torch.eye(size).double())):
         # A plan that happens to be the identity need not know it.
         return "is_identity is wrong" if coupling.is_permutation or coupling.is_identity else ""
-    there_and_back = coupling.split_map(dense.like, True) @ coupling.average_map(dense.like, True)
+    there_and_back = dense.directed(True).T @ dense.directed(False)
     return _differs("what is read", there_and_back, torch.eye(size).double()) if coupling.is_exact else ""
 
 
@@ -236,6 +259,7 @@ _CLAUSES = (
     _plan_is_a_plan,
     _signs_are_signs,
     _maps_are_stochastic,
+    _directions_follow_the_signed_plan,
     _presence_and_partners_are_those_of_the_plan,
     _entries_are_those_of_the_maps,
     _values_follow_the_maps,

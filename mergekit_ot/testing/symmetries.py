@@ -90,7 +90,7 @@ class _Case:
     @cached_property
     def found(self) -> Mapping[str, Places]:
         """What the symmetry finds by itself, whether it asked for a proof or not."""
-        return self.symmetry.find(self.graph, PlantedProof(self.make, self.inputs, self.seed))
+        return self.symmetry.find(self.graph, PlantedProof(self.make, self.inputs, self.seed, self.graph))
 
     def draw(self, seed: int) -> Tensor:
         """Returns an element."""

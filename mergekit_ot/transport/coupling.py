@@ -1,7 +1,7 @@
 """Couplings: how the neurons of the fused group correspond to those of one source.
 
-`Coupling` says what can be asked of any of them. A final class per kind, `Permutation` and `Plan`, knows how it is
-stored, and nobody else does: a new kind is one more final class, and no caller changes.
+`Coupling` says what can be asked of any of them. A final class per kind, `Permutation`, `Plan` and `InvertibleMap`,
+knows how it is stored, and nobody else does: a new kind is one more final class, and no caller changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mergekit_ot.transport.measure import Signs
 class Coupling(abc.ABC):
     """How the neurons of the fused group correspond to the neurons of one source, and how numbers follow.
 
-    Abstract: a `Permutation` or a `Plan`.
+    Abstract: a `Permutation`, a `Plan` or an `InvertibleMap`.
 
     Example:
         >>> from mergekit_ot import Permutation, Plan
@@ -39,7 +39,8 @@ class Coupling(abc.ABC):
         if cls is Coupling:
             raise SolverError(
                 "A Coupling is abstract: what it holds depends on its kind. Write Permutation(index, sign) where every "
-                "fused neuron is one neuron of the source, or Plan(matrix, sign) for a transport plan."
+                "fused neuron is one neuron of the source, Plan(matrix, sign) for a transport plan, or "
+                "InvertibleMap(matrix) for a rotation."
             )
         return super().__new__(cls)
 
@@ -126,8 +127,8 @@ class Coupling(abc.ABC):
             values: Hold the source's neurons on `axis`.
             axis: Which axis.
             reads: Whether the axis reads neurons; otherwise it owns them.
-            is_odd: Whether the numbers change sign with a neuron; a mask that broadcasts against the result, where
-                only some do.
+            is_odd: Whether the numbers follow a neuron's direction (its sign, a map), and not its place alone; a mask
+                that broadcasts against the result, where only some do.
         """
 
     @abc.abstractmethod
@@ -160,6 +161,15 @@ class Coupling(abc.ABC):
 
         As they are where this one does not tell the order.
         """
+
+    def linear_map(self, reads: bool, like: Tensor | None = None) -> Float[Tensor, "m n"]:
+        """Returns the matrix by which numbers move that follow a neuron's direction: the maps below, signs included.
+
+        Args:
+            reads: Whether it is that of axes that read neurons.
+            like: Gives dtype and device.
+        """
+        return self.split_map(like, True).T if reads else self.average_map(like, True)
 
     @final
     def average_map(self, like: Tensor | None = None, is_signed: bool = False) -> Float[Tensor, "m n"]:

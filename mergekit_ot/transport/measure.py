@@ -12,15 +12,25 @@ from mergekit_ot.transport.support import AbstractDeferredSupport, weighed
 
 _MASS_TOLERANCE = 1e-3
 
+SIGN = "sign"
+ORTHOGONAL, FIXED_MEAN = "orthogonal", "orthogonal with fixed mean"
+ROTARY = "rotary"
+# Symmetries whose elements are orthogonal matrices.
+ROTATIONS = (ORTHOGONAL, FIXED_MEAN, ROTARY)
+
 
 @dataclass(frozen=True)
 class Signs:
-    """Which numbers of a measure change sign when a neuron is negated without changing the network's function.
+    """Which numbers of a measure follow a neuron's direction, where the network allows more than another order.
+
+    Where neurons may be negated without changing the function, these are the numbers that change sign; where they may
+    be rotated, those that rotate with them.
 
     Attributes:
         columns: Per column of the support. Shape ``[d]``.
         rows: Per structure matrix, whether its rows do. Shape ``[s]``.
         readers: Per structure matrix, whether its columns do. Shape ``[s]``.
+        symmetry: Name of the symmetry: ``sign``, or one of `mergekit_ot.ROTATIONS`.
 
     Example:
         >>> yes = torch.ones(1, dtype=torch.bool)
@@ -31,6 +41,12 @@ class Signs:
     columns: Bool[Tensor, " d"]
     rows: Bool[Tensor, " s"]
     readers: Bool[Tensor, " s"]
+    symmetry: str = SIGN
+
+    @property
+    def may_rotate(self) -> bool:
+        """Whether neurons may be replaced by rotations of them, and not only be negated."""
+        return self.symmetry in ROTATIONS
 
 
 @dataclass(frozen=True)

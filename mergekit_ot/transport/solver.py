@@ -80,6 +80,8 @@ class AbstractBarycenterSolver(abc.ABC):
         wants_structure: Whether groups that do not refer to themselves get a structure too (distances
             between a neuron's weight vector and the others').
         uses_signs: Whether the solver negates neurons where a measure's `Signs` say that it may.
+        uses_rotations: Whether it rotates them, too: sources are then aligned in their normal forms, in which residual
+            streams behind norms and the inner spaces of heads may be rotated.
         is_order_random: Whether each sweep visits the groups in a new random order (seeded).
         is_settled: Whether a solve from its own couplings would find them again, so that a group is not visited again
             before something around it has changed.
@@ -115,6 +117,7 @@ class AbstractBarycenterSolver(abc.ABC):
     start: Start = Start.NOTHING
     wants_structure: bool = False
     uses_signs: bool = False
+    uses_rotations: bool = False
     tries_nothing: bool = False
     is_order_random: bool = False
     is_settled: bool = False

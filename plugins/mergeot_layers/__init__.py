@@ -30,4 +30,10 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
 @hookimpl
 def mergeot_symmetries() -> Mapping[str, str]:
     """Return what layers allow to be done to their neurons: another order, and behind odd functions other signs."""
-    return {"order": "mergekit_ot:Order", "sign": "mergekit_ot:Sign"}
+    return {
+        "order": "mergekit_ot:Order",
+        "sign": "mergekit_ot:Sign",
+        "orthogonal": "mergekit_ot:Orthogonal",
+        "orthogonal with fixed mean": "mergekit_ot:OrthogonalWithFixedMean",
+        "rotary": "mergekit_ot:RotaryPlanes",
+    }

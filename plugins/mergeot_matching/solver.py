@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -31,6 +31,7 @@ from mergekit_ot import (
     Start,
     Status,
     couple,
+    couple_rows,
     fused_measure,
     ground_cost,
     in_order_of,
@@ -38,7 +39,6 @@ from mergekit_ot import (
     rounding_error,
     support_barycenter,
     transport_cost,
-    uniform_mass,
 )
 
 # So many times the rounding of an objective is far from it.
@@ -54,9 +54,17 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
 
     Attributes:
         max_steps: Rounds of coordinate ascent at most.
+        symmetry: What neurons may be besides reordered: nothing (``permutation``), negated (``sign``), or rotated as
+            well (``all``), each where the network computes the same.
     """
 
     max_steps: Annotated[int, Ge(1), Le(1_000_000)] = 100
+    symmetry: Literal["permutation", "sign", "all"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "uses_signs", self.symmetry != "permutation")  # the class is frozen
+        object.__setattr__(self, "uses_rotations", self.symmetry == "all")
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns couplings under which the sources are aligned; an ascent from those in force is a candidate.
@@ -67,11 +75,12 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         first = problem.first_fitting(
             f"'{self.name}' starts at a source of that size. Choose another target, or the solver 'wb'."
         )
-        if problem.is_assignment and len(problem.measures) == 2:
+        is_plain = all(measure.signs is None for measure in problem.measures)
+        if is_plain and problem.is_assignment and len(problem.measures) == 2:
             return _matched_pair(problem)
-        if problem.is_assignment:
+        if is_plain and problem.is_assignment:
             return self._ascended(problem)
-        aligned = _coupled_with(problem, problem.measures[first].support)
+        aligned = _coupled_with(problem, first)
         best = self._ascend(problem, aligned)
         if problem.initial is not None:
             in_force = self._ascend(problem, problem.initial)
@@ -98,7 +107,8 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         best = support_barycenter(problem, couplings)
         for _ in range(self.max_steps):
             current = list(best.couplings)
-            for place in range(len(current)):
+            # Exact couplings are relative to the first source, which need not move.
+            for place in range(int(_are_exact(current)), len(current)):
                 current[place] = _realigned(problem, current, place)
             step = support_barycenter(problem, current, best.stats["objective"])
             if not step.cost < best.cost - rounding_error(problem):
@@ -158,20 +168,27 @@ def _matched_pair(problem: BarycenterProblem) -> Solution:
     return Solution(couplings, objective=objective, reference=0)
 
 
-def _coupled_with(problem: BarycenterProblem, support: Float[Tensor, "m d"]) -> tuple[Coupling, ...]:
+def _coupled_with(problem: BarycenterProblem, first: int) -> tuple[Coupling, ...]:
+    """Returns couplings of all sources with one of them, which itself stays as it is."""
+    reference = problem.measures[first]
     return tuple(
-        couple(ground_cost(support, measure.support), uniform_mass(problem.size, measure.mass), measure.mass)
-        for measure in problem.measures
+        Permutation.identity(problem.size, reference.mass.device)
+        if place == first and reference.is_uniform
+        else couple_rows(reference.support, measure, None if problem.initial is None else problem.initial[place])
+        for place, measure in enumerate(problem.measures)
     )
 
 
+def _are_exact(couplings: Sequence[Coupling]) -> bool:
+    return all(coupling.is_exact for coupling in couplings)
+
+
 def _realigned(problem: BarycenterProblem, couplings: Sequence[Coupling], place: int) -> Coupling:
-    """Returns the best coupling of one source with the mean of all."""
-    measure = problem.measures[place]
+    """Returns the best coupling of one source with the mean of the others; of soft ones, with the mean of all."""
+    others = [other for other, weight in enumerate(problem.model_weights) if other != place and weight > 0]
     # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
-    target = _mean(problem, couplings, range(len(couplings)))
-    mass = uniform_mass(problem.size, measure.mass)
-    return couple(ground_cost(target, measure.support), mass, measure.mass, couplings[place])
+    places = others if others and _are_exact(couplings) else range(len(couplings))
+    return couple_rows(_mean(problem, couplings, places), problem.measures[place], couplings[place])
 
 
 def _with_weightless(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> tuple[Coupling, ...]:

@@ -10,7 +10,7 @@ from draws import Draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_ot import Coupling, Permutation, Plan, SolverError
+from mergekit_ot import Coupling, InvertibleMap, Permutation, Plan, SolverError
 from mergekit_ot.errors import PluginError
 from mergekit_ot.testing import check_coupling
 
@@ -37,6 +37,36 @@ def test_plans_keep_the_contract(rows: int, columns: int, is_signed: bool, is_pa
     if is_partial:
         plan[: rows // 2] = 0.0
     check_coupling(Plan(plan / plan.sum(), draw.sign(rows, columns) if is_signed else None), seed)
+
+
+@LAW
+@given(SIZES, SEEDS)
+def test_rotations_keep_the_contract(size: int, seed: int) -> None:
+    matrix = torch.linalg.qr(Draw(seed).gaussian(size, size)).Q
+    check_coupling(InvertibleMap(matrix), seed)
+
+
+@LAW
+@given(SIZES, SEEDS)
+def test_invertible_maps_keep_the_contract(size: int, seed: int) -> None:
+    draw = Draw(seed)
+    left, right = (torch.linalg.qr(draw.gaussian(size, size)).Q for _ in range(2))
+    stretch = 0.5 + torch.rand(size, generator=draw.generator, dtype=torch.float64)
+    matrix = left @ torch.diag(stretch) @ right
+    check_coupling(InvertibleMap(matrix, torch.linalg.inv(matrix).T), seed)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "flaw"),
+    [
+        (InvertibleMap(2 * torch.eye(3)), "not the inverse"),
+        (InvertibleMap(torch.ones(2, 3)), "not a square matrix"),
+        (InvertibleMap(torch.eye(3), torch.eye(2)), "map of the readers has shape"),
+        (InvertibleMap(torch.tensor([[1.0, 1.0], [0.0, 1.0]])), "not the inverse"),
+    ],
+)
+def test_what_is_no_invertible_map_is_told(coupling: InvertibleMap, flaw: str) -> None:
+    assert flaw in coupling.flaw()
 
 
 def rolled(name: str) -> Any:

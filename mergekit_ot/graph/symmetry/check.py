@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import layout_size, leaf_groups
+from mergekit_ot.graph.normal_form.form import NormalForm
 from mergekit_ot.graph.pinning import pinned, with_families
 from mergekit_ot.graph.symmetry.cases import OtherCase, other_cases, recorded_sentence
 from mergekit_ot.graph.symmetry.planted import (
@@ -26,6 +27,7 @@ from mergekit_ot.graph.symmetry.planted import (
     planted_error,
 )
 from mergekit_ot.graph.symmetry.proof import Comparison, Proof
+from mergekit_ot.graph.symmetry.rotary import with_rotary_groups
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 
 
@@ -45,6 +47,7 @@ class CheckReport:
         culprits: Groups that had to be pinned because the function changed with them.
         graph: The graph, with the culprits pinned.
         symmetries: Name of a symmetry → group → where its elements act, for the groups at which it holds.
+        refusals: Sentences on what keeps gains and biases out of the normal form in which neurons may be rotated.
     """
 
     groups: int
@@ -59,6 +62,7 @@ class CheckReport:
     culprits: tuple[str, ...]
     graph: ModelGraph
     symmetries: Mapping[str, Mapping[str, Places]]
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,18 +104,23 @@ def check(
         trials: How often random elements are planted in all groups together.
     """
     first = Proof(make, inputs, seed)
-    planted = PlantedProof(make, inputs, seed)
+    planted = PlantedProof(make, inputs, seed, graph)
     program = graph.program
     runs = _runs(first, graph)
     verdicts = []
     # What the trace claims comes first: what is refuted there is pinned for all others.
-    for symmetry in sorted(symmetries, key=lambda each: not each.is_traced):
-        verdict = judge(symmetry, graph, find_proven(symmetry, graph, planted), runs, trials)
-        if symmetry.is_traced:
-            graph = _without_culprits(graph, verdict.culprits)
-        verdicts.append(verdict)
+    for symmetry in (each for each in symmetries if each.is_traced):
+        verdicts.append(judge(symmetry, graph, find_proven(symmetry, graph, planted), runs, trials))
+        graph = _without_culprits(graph, verdicts[-1].culprits)
+    named = with_rotary_groups(graph)
+    for symmetry in (each for each in symmetries if not each.is_traced):
+        places = find_proven(symmetry, named, planted)
+        # A normal form is looked for where a symmetry that holds in it alone was guessed at all.
+        seen = runs.rewritten(planted.normal_form) if symmetry.in_normal_form and places else runs
+        verdicts.append(judge(symmetry, named, places, seen, trials))
     told = "" if program is None else recorded_sentence(program, first)
-    return _report(graph, verdicts, first, told)
+    report = _report(graph, verdicts, first, told, named)
+    return replace(report, refusals=planted.known_refusals)
 
 
 def without_refuted(
@@ -134,7 +143,7 @@ def without_refuted(
     runs = _runs(Proof(make, inputs, seed), graph)
     for symmetry in symmetries:
         if symmetry.is_traced and graph.free_groups:
-            places = dict(symmetry.find(graph, PlantedProof(make, inputs, seed)))
+            places = dict(symmetry.find(graph, PlantedProof(make, inputs, seed, graph)))
             graph = _without_culprits(graph, _refuted(symmetry, graph, places, runs, 1))
     return graph
 
@@ -162,6 +171,10 @@ class Runs:
 
     draws: Sequence[Proof]
     cases: Sequence[OtherCase] = ()
+
+    def rewritten(self, form: NormalForm) -> Runs:
+        """Returns runs at the same draws with their states in normal form."""
+        return Runs([draw.of(form.of_state(draw.state)) for draw in self.draws])
 
     @property
     def is_repeatable(self) -> bool:
@@ -224,7 +237,7 @@ def _largest(errors: Iterable[float | None]) -> float | None:
     return max((error for error in errors if error is not None), default=None)
 
 
-def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: str = "") -> CheckReport:
+def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: str, named: ModelGraph) -> CheckReport:
     traced = [verdict for verdict in verdicts if verdict.symmetry.is_traced]
     certified = set().union(*[verdict.certified for verdict in traced])
     culprits = tuple(itertools.chain.from_iterable(verdict.culprits for verdict in traced))
@@ -237,7 +250,7 @@ def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: s
         pinned=sum(axes),
         max_error=error,
         preserved=None if error is None else error <= draw.tolerance,
-        rows=tuple(_rows(graph, certified, culprits)),
+        rows=tuple(_rows(named, certified, culprits, verdicts)),
         pins=graph.pin_sentences(),
         warnings=(*graph.diagnostics.sentences, *_run_sentences(draw), *([told] if told else [])),
         culprits=culprits,
@@ -246,9 +259,12 @@ def _report(graph: ModelGraph, verdicts: Sequence[Verdict], draw: Proof, told: s
     )
 
 
-def _rows(graph: ModelGraph, certified: set[str], culprits: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(
+    graph: ModelGraph, certified: set[str], culprits: Sequence[str], verdicts: Sequence[Verdict]
+) -> Iterator[dict[str, Any]]:
     for key, group in graph.groups.items():
-        if group.is_free or key in culprits:
+        held = [verdict.symmetry.name for verdict in verdicts if key in verdict.places]
+        if group.is_free or key in culprits or held:
             yield {
                 "name": key,
                 "size": group.size,
@@ -256,6 +272,7 @@ def _rows(graph: ModelGraph, certified: set[str], culprits: Sequence[str]) -> It
                 "members": len({slot.parameter for slot in group.members}),
                 "status": "certified" if key in certified else ("pinned" if group.pin else "not certified"),
                 "flags": sorted(group.flags),
+                "symmetries": held,
             }
 
 

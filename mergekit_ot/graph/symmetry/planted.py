@@ -11,6 +11,8 @@ from torch import nn
 
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Choice, Fixed, Neurons
+from mergekit_ot.graph.normal_form.find import find_normal_form
+from mergekit_ot.graph.normal_form.form import NormalForm
 from mergekit_ot.graph.symmetry.proof import Comparison, Proof
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 from mergekit_ot.graph.symmetry.transformation import Transformation
@@ -23,10 +25,19 @@ class PlantedProof(AbstractProof):
         make: Gives a fresh instance each time.
         inputs: Inputs of the shapes that the model takes.
         seed: Seed of the random weights, inputs and elements.
+        graph: The model's graph, in which a normal form is looked for; there is none where it is left out.
+        form: The normal form in which states are, where it is known.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], inputs: tuple[object, ...], seed: int = 0) -> None:
-        self._make, self._inputs, self._seed = make, inputs, seed
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        inputs: tuple[object, ...],
+        seed: int = 0,
+        graph: ModelGraph | None = None,
+        form: NormalForm | None = None,
+    ) -> None:
+        self._make, self._inputs, self._seed, self._graph, self._form = make, inputs, seed, graph, form
         self._known: dict[tuple[object, ...], bool] = {}
 
     @cached_property
@@ -39,29 +50,65 @@ class PlantedProof(AbstractProof):
             # nothing.
             return ()
 
+    @cached_property
+    def normal_form(self) -> NormalForm:
+        """The normal form of the model's states, found when it is first asked for."""
+        if self._form is not None:
+            return self._form
+        if self._graph is None:
+            return super().normal_form
+        return find_normal_form(self._graph, self._make, self._inputs, self._seed)
+
+    @property
+    def known_refusals(self) -> tuple[str, ...]:
+        """Why the normal form leaves out some gains and biases, where it was looked for; a sentence each."""
+        form = vars(self).get("normal_form")
+        return () if form is None else tuple(f"'{each.parameter}': {each.reason}" for each in form.refusals)
+
+    @cached_property
+    def _normal_draws(self) -> tuple[Proof, ...]:
+        """The draws with their states in normal form."""
+        if not self.normal_form.rewrites:
+            return self._draws
+        return tuple(draw.of(self.normal_form.of_state(draw.state)) for draw in self._draws)
+
+    def draws_of(self, symmetry: AbstractSymmetry) -> tuple[Proof, ...]:
+        """Returns the draws at which a symmetry may hold."""
+        return self._normal_draws if symmetry.in_normal_form else self._draws
+
     def is_proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, key: str, places: Places) -> bool:
         """Whether random elements at these places keep the function, and at the readers alone change it."""
         question = (symmetry.name, key, *sorted(places.items()))
         if question not in self._known:
-            self._known[question] = self._holds(symmetry, graph, {key: places}) and self._can_fail(
-                symmetry, graph, {key: places}
-            )
+            guess = {key: places}
+            self._known[question] = self._holds(symmetry, graph, guess) and self._can_fail(symmetry, graph, guess)
         return self._known[question]
 
+    def proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, guesses: Mapping[str, Places]) -> dict[str, Places]:
+        """Returns the groups at which a guess is proven; where all hold together, none is run alone for that."""
+        if len(guesses) > 1 and self._holds(symmetry, graph, guesses):
+            return {key: places for key, places in guesses.items() if self._can_fail(symmetry, graph, {key: places})}
+        return super().proven(symmetry, graph, guesses)
+
     def _holds(self, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]) -> bool:
-        changes = (planted_change(draw, symmetry, graph, places) for draw in self._draws)
-        pairs = zip(changes, self._draws, strict=True)
-        return bool(self._draws) and all(change <= draw.tolerance for change, draw in pairs)
+        draws = self.draws_of(symmetry)
+        return bool(draws) and all(planted_change(draw, symmetry, graph, places) <= draw.tolerance for draw in draws)
 
     def _can_fail(self, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]) -> bool:
-        """Whether an element at the readers alone changes the function: dead neurons prove nothing."""
-        readers = {key: _readers(graph, key, where) for key, where in places.items()}
-        return any(planted_change(draw, symmetry, graph, readers) > draw.threshold for draw in self._draws)
+        """Whether an element at a part of the places alone changes the function: dead neurons prove nothing."""
+        part = {key: _part(graph, key, where) for key, where in places.items()}
+        draws = self.draws_of(symmetry)
+        return any(planted_change(draw, symmetry, graph, part) > draw.threshold for draw in draws)
 
 
-def _readers(graph: ModelGraph, key: str, places: Places) -> Places:
+def _part(graph: ModelGraph, key: str, places: Places) -> Places:
+    """Returns the places that read neurons; of a family that none does (of queries and keys), those of one maker."""
     slots = graph.groups[key].places
-    return {place: powers for place, powers in places.items() if slots[place].is_reader}
+    readers = {place: powers for place, powers in places.items() if slots[place].is_reader}
+    if readers or not graph.groups[key].context:
+        return readers
+    acting = [place for place, powers in places.items() if any(powers)]
+    return {place: powers for place, powers in places.items() if place[0] == acting[0][0]} if acting else {}
 
 
 def find_proven(symmetry: AbstractSymmetry, graph: ModelGraph, proof: AbstractProof) -> dict[str, Places]:

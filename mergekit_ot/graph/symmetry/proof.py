@@ -115,6 +115,10 @@ class Proof:
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
             return None
 
+    def of(self, state: State) -> Proof:
+        """Returns the proof with another state, at the same inputs."""
+        return Proof(self.make, self.inputs, 1, state)
+
     def again(self) -> Proof:
         """Returns the proof with other random weights and inputs: what one input does not show, another may."""
         return Proof(self.make, self.inputs, 2)

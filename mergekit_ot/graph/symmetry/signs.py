@@ -9,7 +9,7 @@ readers alone must change it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -21,11 +21,13 @@ from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Blocks, Factors, Fixed, Neurons
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 
-# Operations that let a sign through. A network without any has no sign symmetry worth the search; where there is one,
-# the proof decides.
-_ODD = ("tanh", "lstm", "gru", "asinh", "atan", "erf.", "sin.", "softsign", "hardtanh")
+# Operations that let a sign through, products and norms included. A network without any has no sign symmetry worth the
+# search; where there is one, the proof decides.
+_ODD = ("tanh", "lstm", "gru", "asinh", "atan", "erf.", "sin.", "softsign", "hardtanh", "aten.mul.Tensor", "rms_norm")
 # More gates than any recurrent cell has: a longer fixed part of an axis is something else (positions of a flatten).
 _MOST_GATES = 4
+# Neurons that are products are made by two maps, and change sign with one of them.
+_FACTORS = 2
 
 
 class Sign(AbstractSymmetry):
@@ -70,7 +72,7 @@ class Sign(AbstractSymmetry):
 
 
 def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
-    """Yields what may change sign: all readers, and of the makers every set of gates, or all but the vectors."""
+    """Yields what may change sign: all readers, and of the makers every set of gates, some vectors, or one of two."""
     slots = graph.groups[key].places
     readers = {place: (1,) for place, slot in slots.items() if slot.is_reader}
     makers = {place: _gates(graph.layouts[place[0]][place[1]], key) for place in slots if place not in readers}
@@ -78,10 +80,49 @@ def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
     for chosen in itertools.islice(_subsets(count), 1, None):
         yield readers | {place: chosen if gates == count else (1,) for place, gates in makers.items()}
     if count == 1:
-        # A vector that scales (the gain of a norm) keeps its sign where the neuron changes it.
-        without = {place: (int(len(graph.layouts[place[0]]) > 1),) for place in makers}
-        if len(set(without.values())) == 2:
-            yield readers | without
+        yield from ({**readers, **guess} for guess in _partial_guesses(graph, list(makers)))
+
+
+def _partial_guesses(graph: ModelGraph, makers: Sequence[tuple[str, int]]) -> Iterator[Places]:
+    """Yields sets of makers that leave out some: vectors, the gains of norms, or all but one of two factors."""
+    vectors = {name for name, _ in makers if len(graph.layouts[name]) == 1}
+    matrices = {name for name, _ in makers} - vectors
+    gains = {name for name in vectors if _is_gain(graph, name)}
+    left_out = [vectors, gains]
+    if len(matrices) == _FACTORS:
+        # The gate of a product keeps its sign, with what is added to it.
+        beside = {name: {name, *_added_to(graph, name)} for name in matrices}
+        left_out += [beside[name] | gains for name in sorted(matrices)]
+    tried: list[Collection[str]] = [set()]
+    for names in left_out:
+        if names not in tried and not names.issuperset(name for name, _ in makers):
+            tried.append(names)
+            yield {place: (int(place[0] not in names),) for place in makers}
+
+
+def _is_gain(graph: ModelGraph, name: str) -> bool:
+    """Whether a vector multiplies: in a product, or as the first of the two vectors of a norm."""
+    node = _placeholder(name)
+    for user in graph.operations.successors(node) if node in graph.operations else ():
+        operation = str(graph.operations.nodes[user].get("operation", ""))
+        first = [each for each in graph.operations.predecessors(user) if each.startswith("p_")][:1]
+        if "aten.mul" in operation or ("norm" in operation and first == [node]):
+            return True
+    return False
+
+
+def _added_to(graph: ModelGraph, name: str) -> set[str]:
+    """Returns the vectors that an operation reads together with a matrix: its bias."""
+    node, operations = _placeholder(name), graph.operations
+    if node not in operations:
+        return set()
+    beside = {each for user in operations.successors(node) for each in operations.predecessors(user)}
+    return {each for each in graph.layouts if len(graph.layouts[each]) == 1 and _placeholder(each) in beside}
+
+
+def _placeholder(name: str) -> str:
+    """Returns under which name a parameter stands in the captured program."""
+    return "p_" + name.replace(".", "_")
 
 
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergekit_ot.graph.blocks import Block
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.normal_form.form import NormalForm
 
 # (parameter, axis) -> the power with which an element acts on the numbers there: 1 as it is, -1 as its dual (what
 # reads neurons undoes what is done to them), 0 not at all. One power, or one per gate where the axis holds gates.
@@ -47,6 +48,21 @@ class AbstractProof(ABC):
             places: Where the elements act, and with which power.
         """
 
+    def proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, guesses: Mapping[str, Places]) -> dict[str, Places]:
+        """Returns the groups at which a guess is proven, of one guess per group.
+
+        Args:
+            symmetry: Whose elements act.
+            graph: The model's graph.
+            guesses: Group → where the elements act, and with which power.
+        """
+        return {key: places for key, places in guesses.items() if self.is_proven(symmetry, graph, key, places)}
+
+    @property
+    def normal_form(self) -> NormalForm:
+        """The normal form of the model's states: rewritten states compute the same, with neutral gains."""
+        return NormalForm((), (), {}, frozenset())
+
 
 class AbstractSymmetry(ABC):
     """Something that may be done to the neurons of a group: an order, signs, scales.
@@ -59,6 +75,7 @@ class AbstractSymmetry(ABC):
         name: Name under which it is registered and reported.
         is_traced: Whether the trace itself claims it for every free group (the order of neurons), so that a group for
             which the proof refutes it is pinned. Other symmetries only hold where each group is proven.
+        in_normal_form: Whether it holds for states in their normal form only.
 
     Example:
         All neurons of a group change sign together:
@@ -82,6 +99,7 @@ class AbstractSymmetry(ABC):
 
     name: ClassVar[str]
     is_traced: ClassVar[bool] = False
+    in_normal_form: ClassVar[bool] = False
 
     @abstractmethod
     def find(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:

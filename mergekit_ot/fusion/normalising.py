@@ -1,0 +1,98 @@
+"""Networks in their normal forms: what a solver that rotates neurons aligns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import final
+
+from torch import nn
+
+from mergekit_ot.fusion.architecture import KnownArchitecture
+from mergekit_ot.fusion.normal_states import NormalStates
+from mergekit_ot.fusion.source import SourceModel
+from mergekit_ot.fusion.tracing import TracedModels
+from mergekit_ot.fusion.tying import tying_fold
+from mergekit_ot.graph.capture.untying import untied
+from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.normal_form.find import find_normal_form
+from mergekit_ot.graph.normal_form.form import NormalForm
+from mergekit_ot.graph.symmetry.rotary import with_rotary_groups
+from mergekit_ot.graph.symmetry.rotations import may_rotate
+
+Trace = Callable[[nn.Module], ModelGraph]
+
+
+def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trace, may_rewrite: bool) -> TracedModels:
+    """Returns the networks with their states in normal form, and with names for the planes that positions turn.
+
+    Where an embedding is also the head that reads a norm, the two are made separate parameters, so that the norm's gain
+    can go into the head.
+
+    Args:
+        models: The networks, traced.
+        inputs: What they were traced with.
+        trace: Gives the graph of a fresh module.
+        may_rewrite: Whether states may be rewritten at all; otherwise only the names are given.
+    """
+    target, graph = models.target, models.target_graph
+    if not may_rotate(graph):
+        return models
+    form = find_normal_form(graph, target.make, inputs) if may_rewrite else NormalForm((), (), {}, frozenset())
+    aliases: dict[str, str] = {}
+    if may_rewrite and graph.aliases:
+        make = untied(target.make, graph.aliases)
+        apart = trace(make())
+        form_apart = find_normal_form(apart, make, inputs)
+        if _is_worth_untying(form, form_apart, graph.aliases):
+            form, aliases = form_apart, dict(graph.aliases)
+    states = NormalStates(form, aliases)
+    known = _Known(states, trace)
+    sources = tuple(known.source(source) for source in models.sources)
+    graphs = tuple(known.graph(*pair) for pair in zip(models.sources, models.graphs, strict=True))
+    return replace(
+        models,
+        sources=sources if states.is_telling else models.sources,
+        graphs=graphs,
+        target=known.source(target) if states.is_telling else target,
+        target_graph=known.graph(target, graph),
+        normal=states if states.is_telling else None,
+        originals=models.sources,
+    )
+
+
+def _is_worth_untying(form: NormalForm, apart: NormalForm, aliases: Mapping[str, str]) -> bool:
+    """Whether more is neutral once the weights are apart, and each head can be tied again by the norm before it."""
+    gained = {name for names in apart.neutral.values() for name in names}
+    gained -= {name for names in form.neutral.values() for name in names}
+    states = NormalStates(apart, aliases)
+    return bool(gained) and all(tying_fold(states, alias) is not None for alias in aliases)
+
+
+@final
+class _Known:
+    """Networks in normal form; those that shared an architecture or a graph share the new one."""
+
+    def __init__(self, states: NormalStates, trace: Trace) -> None:
+        self.states, self.trace = states, trace
+        self.architectures: dict[int, KnownArchitecture] = {}
+        self.graphs: dict[int, ModelGraph] = {}
+
+    def source(self, source: SourceModel) -> SourceModel:
+        """Returns a network with its state in normal form."""
+        return SourceModel(source.name, self._architecture(source), self.states.store(source.state))
+
+    def graph(self, source: SourceModel, graph: ModelGraph) -> ModelGraph:
+        """Returns the graph of a network in normal form."""
+        if id(graph) not in self.graphs:
+            found = self.trace(self._architecture(source)()) if self.states.aliases else graph
+            self.graphs[id(graph)] = with_rotary_groups(found)
+        return self.graphs[id(graph)]
+
+    def _architecture(self, source: SourceModel) -> KnownArchitecture:
+        if not self.states.aliases:
+            return source.architecture
+        known = source.architecture
+        if id(known) not in self.architectures:
+            self.architectures[id(known)] = KnownArchitecture(untied(known.built, self.states.aliases))
+        return self.architectures[id(known)]
