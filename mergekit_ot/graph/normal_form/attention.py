@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from mergekit_ot.graph.capture.program import named_arguments, operation_name, shape_of
 from mergekit_ot.graph.normal_form.maps import LinearMap, ProgramView
 from mergekit_ot.graph.normal_form.rewrites import MoveBias, Reader, Refusal
-from mergekit_ot.graph.normal_form.tracking import IDENTITIES, VIEWS, along, is_movement, moved, numbered
+from mergekit_ot.graph.normal_form.tracking import IDENTITIES, VIEWS, along, is_movement, moved, neurons_in, numbered
 
 _FUSED = frozenset(("aten.scaled_dot_product_attention",))
 _SOFTMAX = frozenset(("aten.softmax", "aten._softmax", "aten._safe_softmax"))
@@ -113,9 +113,9 @@ def _read(view: ProgramView, user: fx.Node, node: fx.Node, tracked: dict[fx.Node
     """Enters in the flow what an operation does with tracked numbers."""
     neurons = tracked[node]
     if not isinstance(neurons, Tensor):
-        flow.other |= {int(n) for piece in neurons for n in piece.unique()}  # type: ignore[union-attr]
+        flow.other |= set[int]().union(*map(neurons_in, neurons))  # type: ignore[arg-type]
         return
-    entries = {int(n) for n in neurons.unique()}
+    entries = neurons_in(neurons)
     roles = _roles(user, node)
     if roles == ["key"] and along_keys(user, neurons) and _reaches_softmax(view, user):
         flow.keys |= entries

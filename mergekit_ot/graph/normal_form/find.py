@@ -14,9 +14,8 @@ from mergekit_ot.graph.normal_form.form import NormalForm
 from mergekit_ot.graph.normal_form.maps import ProgramView
 from mergekit_ot.graph.normal_form.norms import find_norms
 from mergekit_ot.graph.normal_form.rewrites import AbstractRewrite, Centre, Fold, MoveBias, Refusal
-from mergekit_ot.graph.symmetry.proof import Proof
-
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+from mergekit_ot.graph.symmetry.cases import REFUSED, OtherCase
+from mergekit_ot.graph.symmetry.proof import Comparison, Proof, longer
 
 
 def find_normal_form(
@@ -86,25 +85,25 @@ class _RewriteProof:
         self.refusals: list[Refusal] = []
         self._graph = graph
         self._why = ""
-        self._draws: list[Proof] = []
+        self._draws: list[Comparison] = []
         try:
-            first = Proof(make, inputs, seed)
-            # What holds at the traced shape only is no rewrite; a model that takes no other is looked at once more.
-            self._draws = [first, *(first.at_other_shapes() or [first.again()])]
-        except _FAILURES as error:
+            proof = Proof(make, inputs, seed)
+            self._draws = [proof, _at_other_shape(proof)]
+        except REFUSED as error:
             self._why = f"The model cannot be run with random weights, so nothing is proven: {error}"
-        if any(not draw.is_repeatable for draw in self._draws):
-            self._draws, self._why = [], "Two runs of the model with the same weights differ, so nothing is proven."
+        else:
+            if not proof.is_repeatable:
+                self._draws, self._why = [], "Two runs of the model with the same weights differ, so nothing is proven."
 
     def holds(self, rewrites: Sequence[AbstractRewrite]) -> bool:
         """Whether these rewrites together keep the function."""
         form = NormalForm(tuple(rewrites), (), {}, frozenset())
         try:
             return bool(self._draws) and all(self._keeps(draw, form) for draw in self._draws)
-        except _FAILURES:
+        except REFUSED:
             return False
 
-    def _keeps(self, draw: Proof, form: NormalForm) -> bool:
+    def _keeps(self, draw: Comparison, form: NormalForm) -> bool:
         return draw.change(form.of_state(self._tied(draw.state))) <= draw.tolerance
 
     def _tied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,6 +120,21 @@ class _RewriteProof:
             return kept
         middle = len(more) // 2
         return self.kept(self.kept(kept, more[:middle]), more[middle:])
+
+
+def _at_other_shape(proof: Proof) -> Comparison:
+    """Returns runs on inputs that are longer along the first axis that allows it; of a larger batch if none does.
+
+    What holds at the traced shape only (where nothing has to be padded, say) is no rewrite.
+    """
+    rank = min((x.ndim for x in proof.inputs if isinstance(x, Tensor)), default=0)
+    for axis in (*range(1, rank), 0):
+        inputs = [longer(x, axis, is_doubled=axis > 0) if isinstance(x, Tensor) else x for x in proof.inputs]
+        try:
+            return OtherCase("at another shape", proof, inputs)
+        except REFUSED:
+            continue
+    return proof
 
 
 _UNPROVEN = "The rewrite that the data flow suggests changes the function when the model is run with random weights."

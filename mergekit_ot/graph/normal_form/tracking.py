@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -112,7 +112,25 @@ def _indexed(node: fx.Node, tracked: Tracked) -> Tensor | None:
 
 
 def _is_constant(neurons: Tensor, axis: int) -> bool:
-    return bool((neurons == neurons.narrow(axis, 0, 1)).all())
+    return neurons.stride(axis) == 0 or bool((neurons == neurons.narrow(axis, 0, 1)).all())
+
+
+def neurons_in(neurons: Float[Tensor, ...]) -> set[int]:
+    """Returns the neurons that stand in a value.
+
+    Example:
+        >>> sorted(neurons_in(numbered((2, 3), 1, start=4)))
+        [4, 5, 6]
+    """
+    return {int(neuron) for neuron in _without_copies(neurons, range(neurons.ndim)).unique()}
+
+
+def _without_copies(neurons: Tensor, axes: Iterable[int]) -> Tensor:
+    """Returns the first place along those of these axes on which memory holds one number for all."""
+    for axis in axes:
+        if neurons.stride(axis) == 0 and neurons.shape[axis]:
+            neurons = neurons.narrow(axis, 0, 1)
+    return neurons
 
 
 def stripped(value: object) -> object:
@@ -144,6 +162,7 @@ def along(neurons: Float[Tensor, ...], axis: int) -> Float[Tensor, " n"] | None:
     if not neurons.numel():
         return None
     rows = neurons.movedim(axis, -1)
+    rows = _without_copies(rows, range(rows.ndim - 1))
     first = rows[(0,) * (rows.ndim - 1)]
     return first if bool((rows == first).all()) else None
 

@@ -109,7 +109,7 @@ class Proof:
         return [] if batch is None else [batch]
 
     def _longer_by(self, axis: int, is_doubled: bool) -> Proof | None:
-        inputs = tuple(_longer(x, axis, is_doubled) if isinstance(x, Tensor) else x for x in self.inputs)
+        inputs = tuple(longer(x, axis, is_doubled) if isinstance(x, Tensor) else x for x in self.inputs)
         try:
             return Proof(self.make, inputs, 1, self.state)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
@@ -213,7 +213,7 @@ def distance(outputs: Sequence[Tensor], others: Sequence[Tensor], scale: float) 
     return found if found == found else float("inf")
 
 
-def _longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:
+def longer(tensor: Tensor, axis: int, is_doubled: bool) -> Tensor:
     """Returns the tensor with more entries along an axis, the same as its last: two, or twice as many and two."""
     more = tensor.shape[axis] + 2 if is_doubled else 2
     last = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
