@@ -96,7 +96,8 @@ class FusionRun:
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
         if self.is_tied_again and self.models.normal is not None:
-            self.fused = tied_again(self.fused, self.models.normal)
+            originals = [source.state for source in self.models.originals]
+            self.fused = tied_again(self.fused, self.models.normal, originals, self.setup.model_weights)
         if self.is_kept and self.writer is not None:
             write_all(self.fused, self.writer)
             self.fused = FittedStore(self.writer.reopened(), self.fused)

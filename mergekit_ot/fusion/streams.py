@@ -16,6 +16,7 @@ import torch
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.calibration import calibration_batches
 from mergekit_ot.fusion.group_view import GroupView
+from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.tensors import ReadsParameters
@@ -28,10 +29,15 @@ from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope
 _SAMPLES = 500
 
 
-def rotated_streams(alignment: Alignment) -> Iterator[str]:
-    """Yields the groups that may be rotated and are no families: residual streams."""
-    groups = alignment.target.groups
-    yield from (key for key in alignment.rotations if not groups[key].context)
+def rotated_streams(alignment: Alignment, normal: NormalStates | None) -> Iterator[str]:
+    """Yields the groups that may be rotated and on which norms stand: residual streams.
+
+    Args:
+        alignment: Tells what may be rotated.
+        normal: How states were rewritten; None where they were not, and no stream may be rotated.
+    """
+    normed = {} if normal is None else normal.form.neutral
+    yield from (key for key in alignment.rotations if key in normed)
 
 
 def is_anchored(key: str, alignment: Alignment, tensors: ReadsParameters) -> bool:

@@ -120,7 +120,7 @@ class AlignmentRun:
     def _started_streams(self) -> dict[str, GroupCouplings]:
         """Returns couplings of rotated streams: from what anchors them, or from their activations, to be kept."""
         steps = {step.groups[0]: step for step in self.plan.steps}
-        streams = [key for key in rotated_streams(self.alignment) if key in steps]
+        streams = [key for key in rotated_streams(self.alignment, self.setup.models.normal) if key in steps]
         loose = [key for key in streams if not is_anchored(key, self.alignment, self.material.tensors)]
         found: dict[str, GroupCouplings] = {}
         found |= StreamResponses(self.setup).couplings(loose, self.alignment, self.solver, self.seed)

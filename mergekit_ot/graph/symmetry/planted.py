@@ -96,16 +96,23 @@ class PlantedProof(AbstractProof):
 
     def _can_fail(self, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]) -> bool:
         """Whether an element at a part of the places alone changes the function: dead neurons prove nothing."""
-        part = {key: _part(graph, key, where) for key, where in places.items()}
+        part = {key: _part(graph, key, where, symmetry.in_normal_form) for key, where in places.items()}
         draws = self.draws_of(symmetry)
         return any(planted_change(draw, symmetry, graph, part) > draw.threshold for draw in draws)
 
 
-def _part(graph: ModelGraph, key: str, places: Places) -> Places:
-    """Returns the places that read neurons; of a family that none does (of queries and keys), those of one maker."""
+def _part(graph: ModelGraph, key: str, places: Places, is_directed: bool) -> Places:
+    """Returns the places that read neurons; where none does (those of queries and keys), the places of one maker.
+
+    Args:
+        graph: The model's graph.
+        key: The group.
+        places: Where elements act.
+        is_directed: Whether neurons without readers count at all: not where only their signs are asked for.
+    """
     slots = graph.groups[key].places
     readers = {place: powers for place, powers in places.items() if slots[place].is_reader}
-    if readers or not graph.groups[key].context:
+    if readers or not is_directed:
         return readers
     acting = [place for place, powers in places.items() if any(powers)]
     return {place: powers for place, powers in places.items() if place[0] == acting[0][0]} if acting else {}

@@ -11,7 +11,7 @@ Where it may hold is guessed from the places of a group, and then proven as ever
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mergekit_ot.graph.blocks import Block
 from mergekit_ot.graph.ir import ModelGraph, NeuronGroup
+from mergekit_ot.graph.layouts import leaf_groups
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 
 # Operations that compare queries with keys; without one there are no heads whose inner space may rotate.
@@ -74,6 +75,11 @@ class Orthogonal(AbstractRotation):
         """Returns the streams behind norms, and the families inside heads."""
         return {**_streams(graph, proof), **_inner_spaces(graph)}
 
+    def find(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:
+        """Returns the groups at which a guess is proven, those of attention with a single head included."""
+        found = super().find(graph, proof)
+        return {**found, **proof.proven(self, graph, _lone_spaces(graph, {*found, *proof.normal_form.neutral}))}
+
     def draw(self, size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
         """Returns a random orthogonal matrix."""
         return random_rotation(size, generator)
@@ -120,8 +126,8 @@ class RotaryPlanes(AbstractRotation):
 
     def guesses(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:
         """Returns the pinned groups of halves (`with_rotary_groups`)."""
-        pinned = {group.key: group for group in graph.pinned_groups.values() if group.context and group.size % 2 == 0}
-        return {key: _everywhere(group) for key, group in pinned.items() if _stands_whole(graph, group)}
+        pinned = {group.key: group for group in graph.pinned_groups.values() if group.size % 2 == 0}
+        return {key: _everywhere(group) for key, group in pinned.items() if _is_named(graph, group)}
 
     def draw(self, size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
         """Returns a random rotation of each plane."""
@@ -168,6 +174,26 @@ def _inner_spaces(graph: ModelGraph) -> dict[str, Places]:
     }
 
 
+def _lone_spaces(graph: ModelGraph, known: Collection[str]) -> dict[str, Places]:
+    """Returns what may be the inner space of a single head: where queries meet keys, nothing reads a group of theirs.
+
+    Args:
+        graph: The model's graph.
+        known: Groups that are something else.
+    """
+    plain = {key: group for key, group in graph.free_groups.items() if not group.context and key not in known}
+    turned = [group for group in graph.pinned_groups.values() if not group.context and _is_named(graph, group)]
+    is_met = any(not any(slot.is_reader for slot in group.members) for group in (*plain.values(), *turned))
+    if not is_met or not _has_any(graph, _SOFTMAX):
+        return {}
+    outer = {key for group in graph.groups.values() for key in group.context}
+    return {
+        key: _everywhere(group)
+        for key, group in plain.items()
+        if key not in outer and not _holds_buffers(graph, group)
+    }
+
+
 def may_rotate(graph: ModelGraph) -> bool:
     """Whether a network has operations without which nothing in it may rotate: norms along neurons, or attention."""
     return _has_any(graph, (*_NORMS, *_SOFTMAX))
@@ -186,6 +212,6 @@ def _everywhere(group: NeuronGroup) -> Places:
     return dict.fromkeys(group.places, (1,))
 
 
-def _stands_whole(graph: ModelGraph, group: NeuronGroup) -> bool:
-    """Whether a pinned group has a name in the layouts, so that something can be done to it."""
-    return all((slot.parameter, slot.axis, group.key) in graph.roles for slot in group.members)
+def _is_named(graph: ModelGraph, group: NeuronGroup) -> bool:
+    """Whether a pinned group has its name in the layouts, so that something can be done to it."""
+    return all(group.key in leaf_groups(graph.layouts[slot.parameter][slot.axis]) for slot in group.members)
