@@ -48,10 +48,11 @@ class KeptProducts:
 
     products: dict[tuple[str, int, str, int, int], _Product] = field(default_factory=dict)
     norms: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    squares: dict[tuple[int, str, int | None], float] = field(default_factory=dict)
 
     def copy(self) -> KeptProducts:
         """Returns one that can be added to while this one stays as it is."""
-        return KeptProducts(dict(self.products), dict(self.norms))
+        return KeptProducts(dict(self.products), dict(self.norms), dict(self.squares))
 
 
 @dataclass(frozen=True)
