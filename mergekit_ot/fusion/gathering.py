@@ -52,8 +52,8 @@ def gathered(
         if set(cluster) & moving.keys() <= still:
             continue
         at = [order.index(place) for place in cluster]
-        index = sources.known(cluster, contexts, [view.shape[each] for each in at])
-        view = _taken(view, at, index.to(view.device))
+        index = sources.known(cluster, contexts, [view.shape[each] for each in at]).to(view.device)
+        view = _taken(view, at, index)
     return view
 
 
@@ -120,10 +120,11 @@ class _Sources:
             contexts: Dimension that moves → those of them that index it.
             sizes: Neurons along each.
         """
-        index = torch.zeros([1] * len(cluster), dtype=torch.long)
+        device = self.block.view.device
+        index = torch.zeros([1] * len(cluster), dtype=torch.long, device=device)
         for place, size in zip(cluster, sizes, strict=True):
             along = [each for each in cluster if each == place or each in contexts.get(place, ())]
-            values = self.of(place, along) if place in contexts else torch.arange(size)
+            values = self.of(place, along).to(device) if place in contexts else torch.arange(size, device=device)
             index = index * size + values.reshape(
                 [values.shape[along.index(each)] if each in along else 1 for each in cluster]
             )
