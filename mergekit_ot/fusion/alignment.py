@@ -47,6 +47,11 @@ class FamilyCoupling:
         return torch.stack(rows).reshape(*lengths, -1)
 
     @functools.cached_property
+    def indices(self) -> dict[object, tuple[tuple[object, ...], Tensor]]:
+        """Where neurons stand in tensors, as far as it was asked for: by the groups beside, with their couplings."""
+        return {}
+
+    @functools.cached_property
     def is_identity(self) -> bool:
         """Whether every member couples each neuron with the one at the same place, at pairs of the same index."""
         return all(

@@ -85,10 +85,10 @@ def faced_blocks(
         places = [(place, _held_at(block, place, view.group, families)) for place in places_of(block, view.group)]
         usable = [(place, held) for place, held in places if _is_usable(view, source, name, block, (place, *held))]
         if usable:
-            moved = [
-                share * transport_block(other, name, alignment, number)
-                for (number, share), (_, other) in zip(others.items(), found[1:], strict=True)
-            ]
+            moved = []
+            for (number, share), (_, other) in zip(others.items(), found[1:], strict=True):
+                values = transport_block(other, name, alignment, number)
+                moved.append(values if share == 1 else share * values)
             ours = sum(moved[1:], moved[0])
             for place, held in usable:
                 yield FacedBlock(view, source, name, block, ours, place, held)

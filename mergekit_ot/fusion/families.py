@@ -243,8 +243,11 @@ def coupled_pairs(alignment: Alignment, context: tuple[str, ...], source: int) -
         extended = []
         for pairs in combinations:
             coupling = alignment.coupling(outer, source, tuple(pairs[key] for key in deeper))
-            plan = coupling.transport_plan()
-            extended += [{**pairs, outer: (j, k)} for j, k in plan.nonzero().tolist()]
+            if coupling.is_permutation:
+                related = list(enumerate(coupling.partners().tolist()))
+            else:
+                related = coupling.transport_plan().nonzero().tolist()
+            extended += [{**pairs, outer: (j, k)} for j, k in related]
         combinations = extended
     return [_in_order(pairs, context) for pairs in combinations]
 

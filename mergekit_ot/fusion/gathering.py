@@ -45,22 +45,34 @@ def gathered(
         contexts[place] = [context_place(block.dimensions, place, each) for each in outer]
         if not set(contexts[place]) <= groups.keys() or any(groups[each] is None for each in contexts[place]):
             return None
-    is_cut = any(cuts[place] for place in moving)
-    if not is_cut and all(alignment.couplings[key][source].is_identity for key in moving.values()):
-        return view
     sources = _Sources(block, groups, cuts, alignment, source)
-    order, index = list(groups), []
-    # What stays in place is copied in runs, behind what moves.
-    led = {place for outer in contexts.values() for place in outer} | moving.keys()
-    ahead = [place for place in order if place in led]
-    for place in ahead:
-        along = sorted([*contexts.get(place, []), place], key=ahead.index)
-        values = sources.of(place, along) if place in moving else torch.arange(view.shape[order.index(place)])
-        lengths = iter(values.shape)
-        index.append(values.reshape([next(lengths) if each in along else 1 for each in ahead]).to(view.device))
-    ways = [*ahead, *(place for place in order if place not in led)]
-    moved = view.permute([order.index(place) for place in ways])[tuple(index)]
-    return moved.permute([ways.index(place) for place in order])
+    still = {place for place, key in moving.items() if not cuts[place] and alignment.couplings[key][source].is_identity}
+    order = list(groups)
+    for cluster in _clusters(order, contexts):
+        if set(cluster) & moving.keys() <= still:
+            continue
+        at = [order.index(place) for place in cluster]
+        index = sources.known(cluster, contexts, [view.shape[each] for each in at]).to(view.device)
+        view = _taken(view, at, index)
+    return view
+
+
+def _clusters(order: Sequence[int], contexts: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    """Returns the dimensions that move together, each with those that index it, in their order."""
+    clusters: list[set[int]] = []
+    for place, outer in contexts.items():
+        joined = {place, *outer}.union(*(each for each in clusters if each & {place, *outer}))
+        clusters = [*(each for each in clusters if not each & joined), joined]
+    return [sorted(cluster, key=order.index) for cluster in clusters]
+
+
+def _taken(view: Tensor, at: Sequence[int], index: Int[Tensor, ...]) -> Tensor:
+    """Returns a view with some dimensions in the order of an index into all of them together."""
+    first = at[0]
+    together = list(range(first, first + len(at)))
+    ahead = view if list(at) == together else view.movedim(list(at), together)
+    taken = ahead.flatten(first, together[-1]).index_select(first, index.flatten()).unflatten(first, index.shape)
+    return taken if ahead is view else taken.movedim(together, list(at))
 
 
 class _Sources:
@@ -76,6 +88,47 @@ class _Sources:
     ) -> None:
         self.block, self.groups, self.cuts, self.alignment, self.source = block, groups, cuts, alignment, source
         self.sizes = {place: alignment.target.groups[key].size for place, key in groups.items() if key is not None}
+
+    def known(
+        self, cluster: Sequence[int], contexts: Mapping[int, Sequence[int]], sizes: Sequence[int]
+    ) -> Int[Tensor, ...]:
+        """Returns what `together` does; other tensors with the same neurons may have asked for it before."""
+        held = tuple(
+            self.alignment.couplings[self.groups[place] or ""][self.source] for place in cluster if place in contexts
+        )
+        families = [found for found in held if isinstance(found, FamilyCoupling)]
+        if not families and len(cluster) == 1:
+            return self.partners(cluster[0], {})
+        if not families or any(self.cuts[place] for place in cluster):
+            return self.together(cluster, contexts, sizes)
+        places = tuple(
+            (self.groups[place], *(cluster.index(each) for each in contexts.get(place, ()))) for place in cluster
+        )
+        before = families[-1].indices.get(places)
+        if before is None or any(new is not old for new, old in zip(held, before[0], strict=True)):
+            before = held, self.together(cluster, contexts, sizes)
+            families[-1].indices[places] = before
+        return before[1]
+
+    def together(
+        self, cluster: Sequence[int], contexts: Mapping[int, Sequence[int]], sizes: Sequence[int]
+    ) -> Int[Tensor, ...]:
+        """Returns where each fused combination of neurons stands among all of the source, along several dimensions.
+
+        Args:
+            cluster: The dimensions.
+            contexts: Dimension that moves → those of them that index it.
+            sizes: Neurons along each.
+        """
+        device = self.block.view.device
+        index = torch.zeros([1] * len(cluster), dtype=torch.long, device=device)
+        for place, size in zip(cluster, sizes, strict=True):
+            along = [each for each in cluster if each == place or each in contexts.get(place, ())]
+            values = self.of(place, along).to(device) if place in contexts else torch.arange(size, device=device)
+            index = index * size + values.reshape(
+                [values.shape[along.index(each)] if each in along else 1 for each in cluster]
+            )
+        return index
 
     def of(self, place: int, along: Sequence[int]) -> Int[Tensor, ...]:
         """Returns the neurons of the source, with a dimension for each of `along`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment, Pairs
 from mergekit_ot.fusion.gathering import gathered
-from mergekit_ot.graph.blocks import Block, context_place, gate_dimension, paired_blocks, spread_along
+from mergekit_ot.graph.blocks import Block, blocks_of, context_place, gate_dimension, paired_blocks, spread_along
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import IN, Fixed, layout_size
 
@@ -47,6 +47,8 @@ def transport_block(
         keep: Dimensions to leave in the source's own order.
         fixed: Dimension → (fused index, source index) at which it is cut; it is gone from the result.
     """
+    if not fixed and _stays(block, alignment, source, keep):
+        return block.view
     parts = [
         _Part(
             None if place in keep else d.group,
@@ -65,6 +67,12 @@ def transport_block(
         view = view.select(places.index(place), pair[1])
         places.remove(place)
     return _transport(block, view, parts, places, alignment, source)
+
+
+def _stays(block: Block, alignment: Alignment, source: int, keep: frozenset[int]) -> bool:
+    """Whether all that moves in a block is coupled neuron by neuron."""
+    keys = {d.group for place, d in enumerate(block.dimensions) if d.group is not None and place not in keep}
+    return all(alignment.couplings[key][source].is_identity for key in keys if key in alignment.couplings)
 
 
 def _transport(
@@ -160,21 +168,21 @@ def transport_parameter(tensor: Tensor, name: str, alignment: Alignment, source:
 
     Whole numbers and masks, which buffers hold, are rounded where neurons are mixed.
     """
+    return _apart(moved_parameter(tensor, name, alignment, source), tensor)
+
+
+def moved_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int) -> Tensor:
+    """Returns what `transport_parameter` does, or a view of the source where nothing moves: not to be written to."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
-        moved = transport_parameter(tensor.double(), name, alignment, source)
+        moved = moved_parameter(tensor.double(), name, alignment, source)
         return moved > 0 if tensor.dtype is torch.bool else moved.round().to(tensor.dtype)
-    mine, fused = alignment.graphs[source].layouts[name], alignment.target.layouts[name]
-    result = torch.empty(fused_shape(alignment.target, name), dtype=tensor.dtype, device=tensor.device)
-    for old, new in paired_blocks(tensor, mine, result, fused):
-        moved = transport_block(old, name, alignment, source)
-        if _is_all_of(new.view, result):
-            return _apart(moved.reshape(result.shape), tensor)
-        new.view.copy_(moved)
+    blocks, shape = blocks_of(tensor, alignment.graphs[source].layouts[name]), fused_shape(alignment.target, name)
+    if len(blocks) == 1:
+        return transport_block(blocks[0], name, alignment, source).reshape(shape)
+    result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    for old, new in zip(blocks, blocks_of(result, alignment.target.layouts[name]), strict=True):
+        new.view.copy_(transport_block(old, name, alignment, source))
     return result
-
-
-def _is_all_of(view: Tensor, whole: Tensor) -> bool:
-    return view.numel() == whole.numel() and view.is_contiguous()
 
 
 def _apart(moved: Tensor, tensor: Tensor) -> Tensor:

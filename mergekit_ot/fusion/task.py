@@ -202,7 +202,8 @@ def _couple_alike(one: Alignment, other: Alignment) -> bool:
 def _spread(task: StepTask, alignment: Alignment) -> Spread | None:
     """Returns what couplings leave apart in the parameters of the step."""
     tensors = task.tensors
-    return spread_of(tensors, alignment, task.model_weights, task.solver.structure_weight, tensors.names)
+    weights, alpha = task.model_weights, task.solver.structure_weight
+    return spread_of(tensors, alignment, weights, alpha, tensors.names, task.kept.squares)
 
 
 def _solution(task: StepTask, alignment: Alignment, reports: Sequence[GroupReport]) -> StepSolution:

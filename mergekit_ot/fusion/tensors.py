@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.fusion.alignment import Alignment
-from mergekit_ot.fusion.moving import fused_shape, transport_parameter
+from mergekit_ot.fusion.moving import moved_parameter, transport_parameter
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.blocks import Block, blocks_of, group_places, spread_along
 from mergekit_ot.graph.layouts import IN, leaf_groups
@@ -144,6 +144,7 @@ def spread_of(
     model_weights: Sequence[float],
     structure_weight: float = 1.0,
     names: Iterable[str] | None = None,
+    squares: dict[tuple[int, str, int | None], float] | None = None,
 ) -> Spread | None:
     """Returns what couplings leave apart in some parameters, None where some neurons are kept apart.
 
@@ -153,24 +154,27 @@ def spread_of(
         model_weights: One per source.
         structure_weight: Weight of parameters in which a group refers to itself (``alpha``).
         names: The parameters; all that are no buffers, where none are given.
+        squares: (source, parameter, number of the block or None for all) → its squared norm, where it is known; it is
+            added to.
     """
-    apart, moment = 0.0, 0.0
+    squares = {} if squares is None else squares
+    counting = [source for source, weight in enumerate(model_weights) if weight > 0]
+    apart, moment, nothing = 0.0, 0.0, torch.empty(0)
     for name in alignment.target.layouts if names is None else names:
         if name in alignment.target.buffers:
             continue
-        if any(
-            presence_of(name, alignment, source, torch.empty(fused_shape(alignment.target, name))) is not None
-            for source in range(len(model_weights))
-        ):
+        if any(_presence_by_axis(name, alignment, source, nothing) for source in range(len(model_weights))):
             return None
-        squares = 0.0
-        for source, weight in enumerate(model_weights):
-            if weight > 0:
-                squares += weight * _moved_squares(tensors.read(source, name), name, alignment, source)
-        mean = mean_over_present(_moved(tensors, name, alignment, model_weights))
+        read = [(source, model_weights[source], tensors.read(source, name)) for source in counting]
+        total = sum(
+            weight * _moved_squares(tensor, name, alignment, source, squares) for source, weight, tensor in read
+        )
+        mean = mean_over_present(
+            Share(weight, moved_parameter(tensor, name, alignment, source)) for source, weight, tensor in read
+        )
         factor = structure_weight if _refers_to_itself(name, alignment) else 1.0
-        apart += (squares - _squared(mean)) * factor
-        moment += squares * factor
+        apart += (total - _squared(mean)) * factor
+        moment += total * factor
     return Spread(apart, moment)
 
 
@@ -192,18 +196,27 @@ def alignment_objective(
     return None if spread is None else spread.apart
 
 
-def _moved_squares(tensor: Tensor, name: str, alignment: Alignment, source: int) -> float:
+def _moved_squares(
+    tensor: Tensor, name: str, alignment: Alignment, source: int, squares: dict[tuple[int, str, int | None], float]
+) -> float:
     """Returns the squared norm of a source's parameter in the fused model's scale."""
     graph, fused = alignment.graphs[source], alignment.target.groups
+    held = {key for layout in graph.layouts[name] for key in leaf_groups(layout)}
+    if all(fused[key].size == graph.groups[key].size for key in held):
+        if (source, name, None) not in squares:
+            squares[source, name, None] = _squared(tensor)
+        return squares[source, name, None]
     total = 0.0
-    for block in blocks_of(tensor, graph.layouts[name]):
+    for number, block in enumerate(blocks_of(tensor, graph.layouts[name])):
         factor = 1.0
         for place, group in group_places(block):
             if group in alignment.couplings:
                 ratio = fused[group].size / graph.groups[group].size
                 is_reader = alignment.role(source, name, block.dimensions[place].axis, group) == IN
                 factor *= 1 / ratio if is_reader else ratio
-        total += factor * _squared(block.view)
+        if (source, name, number) not in squares:
+            squares[source, name, number] = _squared(block.view)
+        total += factor * squares[source, name, number]
     return total
 
 

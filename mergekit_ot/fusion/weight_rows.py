@@ -48,10 +48,11 @@ class KeptProducts:
 
     products: dict[tuple[str, int, str, int, int], _Product] = field(default_factory=dict)
     norms: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    squares: dict[tuple[int, str, int | None], float] = field(default_factory=dict)
 
     def copy(self) -> KeptProducts:
         """Returns one that can be added to while this one stays as it is."""
-        return KeptProducts(dict(self.products), dict(self.norms))
+        return KeptProducts(dict(self.products), dict(self.norms), dict(self.squares))
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,11 @@ class WeightRows(AbstractDeferredSupport):
         """Returns the sum of the products of all blocks, those kept where nothing beside them changed."""
         if not isinstance(other, WeightRows):
             return None
-        total = self._zeros(self.shape[0], other.shape[0])
+        total: Tensor | None = None
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
-            total.add_(self._product(other, ours, theirs), alpha=ours.factor * theirs.factor)
-        return total
+            product, factor = self._product(other, ours, theirs), ours.factor * theirs.factor
+            total = product * factor if total is None else total.add_(product, alpha=factor)
+        return self._zeros(self.shape[0], other.shape[0]) if total is None else total
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)

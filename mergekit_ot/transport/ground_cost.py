@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mergekit_ot.errors import SolverError
+from mergekit_ot.transport.assignment import Prices, assigned, is_no_worse
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, uniform_mass
 from mergekit_ot.transport.permutation import Permutation
@@ -26,13 +27,6 @@ _SIMPLEX_ITERATIONS = 50_000_000
 TRIED_SIZE = 4
 # The compiled solver's own start-up steps are not safe below three rows, and SciPy takes long to import.
 _FEWEST = ((1, 1), (2, 2))
-# Smaller assignments take less time than their preparation: than a level for each row, than a choice between two.
-_LEVELLED_FROM, _CHOSEN_FROM = 128, 256
-# How much of a row's least cost makes its level; and where the columns' means are taken off first.
-_LEVEL, _CENTRED_LEVEL = 0.5, 0.75
-# Levels are good where few columns (rows are as telling, and are read faster) ask for one that another asks for too:
-# where so many ask alone no others are looked at, and others are taken where so many times more do.
-_ALONE, _MORE = 0.65, 1.1
 
 
 def ground_cost(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
@@ -73,6 +67,7 @@ def couple(
     target_mass: Float[Tensor, " m"] | None = None,
     source_mass: Float[Tensor, " n"] | None = None,
     prefer: Coupling | None = None,
+    prices: Prices | None = None,
 ) -> Coupling:
     """Returns an exact optimal coupling: a permutation where sizes and masses are equal, a transport plan otherwise.
 
@@ -81,6 +76,7 @@ def couple(
         target_mass: Mass of each target neuron; None for uniform.
         source_mass: Mass of each source neuron; None for uniform.
         prefer: A permutation to keep where it is optimal up to rounding. Failing that, the identity is kept.
+        prices: Those of a similar cost, a permutation's; they become those of this one.
 
     Raises:
         SolverError: The cost is not finite; or the sizes differ and POT is not installed.
@@ -90,15 +86,22 @@ def couple(
         [1, 0]
     """
     # The sum settles almost every case in one pass; it may overflow by itself.
-    if not (bool(torch.isfinite(cost.sum())) or bool(torch.isfinite(cost).all())):
+    if prices is None and not (bool(torch.isfinite(cost.sum())) or bool(torch.isfinite(cost).all())):
         raise SolverError(Status.NONFINITE.value)
     if cost.shape[0] != cost.shape[1] or not (_is_uniform(target_mass) and _is_uniform(source_mass)):
         return Plan(_exact_plan(cost, target_mass, source_mass))
-    found = Permutation(torch.from_numpy(_assignment(_to_numpy(cost))).to(cost.device))
-    for kept in (prefer, Permutation.identity(cost.shape[0], cost.device)):
-        if kept is not None and kept.is_permutation and _is_no_worse(kept, found, cost):
-            return kept
-    return found
+    array = _to_numpy(cost)
+    found = _assignment(array, prices)
+    largest = None if prices is None else prices.largest
+    if (
+        prefer is not None
+        and prefer.is_permutation
+        and is_no_worse(_to_numpy(prefer.partners()), found, array, largest)
+    ):
+        return prefer
+    if is_no_worse(np.arange(len(found)), found, array, largest):
+        return Permutation.identity(len(found), cost.device)
+    return Permutation(torch.from_numpy(found).to(cost.device))
 
 
 @functools.cache
@@ -133,52 +136,23 @@ def _squared_norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return torch.linalg.vector_norm(rows, dim=1).square()
 
 
-def _assignment(cost: np.ndarray) -> np.ndarray:
+def _assignment(cost: np.ndarray, prices: Prices | None = None) -> np.ndarray:
     """Returns the column of each row; Jonker-Volgenant by lapx, Hungarian by SciPy where lapx is missing."""
     if cost.shape in _FEWEST:
         # Halves do not overflow where the costs themselves are near the largest number.
         halves = 0.5 * cost.astype(np.float64)
         is_turned = len(cost) == 2 and halves[0, 1] + halves[1, 0] < halves[0, 0] + halves[1, 1]
         return np.arange(len(cost), dtype=np.int64)[:: -1 if is_turned else 1].copy()
-    solver = _optional("lap")
-    if solver is None or cost.shape[0] < 3:
+    lap = _optional("lap")
+    if lap is None or cost.shape[0] < 3:
         from scipy.optimize import linear_sum_assignment
 
         return np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
-    columns, _ = solver.lapjvs(
-        _levelled(cost), return_cost=False, jvx_like=False, prefer_float32=cost.dtype == np.float32
-    )
-    return np.asarray(columns, dtype=np.int64)
 
+    def solve(levelled: np.ndarray) -> np.ndarray:
+        return np.asarray(lap.lapjvr(levelled, return_cost=False)[1], dtype=np.int64)
 
-def _levelled(cost: np.ndarray) -> np.ndarray:
-    """Returns a cost with the same optimal assignments that is solved faster: a level is taken off each row.
-
-    The search begins at the least cost of each column, so cheap rows are asked for by many; levels are the prices of
-    rows that it begins with. Half of the least cost is right where neurons lie among each other, as in few dimensions;
-    in many dimensions norms say most about a distance, and means take them off.
-    """
-    if cost.shape[0] < _LEVELLED_FROM:
-        return np.ascontiguousarray(cost)
-    levels = _LEVEL * cost.min(1)
-    if cost.shape[0] >= _CHOSEN_FROM:
-        alone = _asking_alone(cost - _LEVEL * cost.min(0))
-        if alone < _ALONE and _asking_alone(cost - _centred_levels(cost.T)) > _MORE * alone:
-            levels = _centred_levels(cost)
-    return np.ascontiguousarray(cost - levels[:, None])
-
-
-def _centred_levels(cost: np.ndarray) -> np.ndarray:
-    """Returns for each row its least cost beside the columns' means, and a part of its own mean."""
-    # Halved sums do not overflow where the costs themselves are near the largest number.
-    scale = 1.0 / cost.shape[0]
-    rows, columns = ((cost * scale).sum(axis) for axis in (1, 0))
-    return (1 - _CENTRED_LEVEL) * rows + _CENTRED_LEVEL * (cost - (columns - columns.mean())).min(1)
-
-
-def _asking_alone(cost: np.ndarray) -> float:
-    """Returns how many columns are the cheapest of some row, as a part of all."""
-    return np.count_nonzero(np.bincount(cost.argmin(1), minlength=cost.shape[1])) / cost.shape[1]
+    return assigned(solve, cost, prices)
 
 
 def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | None) -> Tensor:
@@ -204,26 +178,6 @@ def _exact_plan(cost: Tensor, target_mass: Tensor | None, source_mass: Tensor | 
     if log["warning"]:
         raise SolverError(f"The network simplex found no optimal plan: {log['warning']}. Look at the masses and costs.")
     return torch.from_numpy(plan / target.sum()).to(cost)
-
-
-def _is_no_worse(kept: Coupling, found: Coupling, cost: Tensor) -> bool:
-    """Whether a permutation costs no more than another, up to rounding.
-
-    Neurons that both couple alike play no part: of a few that are far larger than the others, the rounding alone would
-    make up for any difference.
-    """
-    rows = (kept.partners() != found.partners()).nonzero()[:, 0]
-    if not len(rows):
-        return True
-    columns = found.partners()[rows]
-    kept_cost, found_cost = (float(cost[rows, coupling.partners()[rows]].double().sum()) for coupling in (kept, found))
-    if kept_cost <= found_cost:
-        return True
-    largest = max(float(cost.max()), -float(cost.min()))
-    if kept_cost > found_cost + 4 * torch.finfo(cost.dtype).eps * largest * cost.shape[0]:
-        return False
-    slack = 4 * torch.finfo(cost.dtype).eps * float(cost[rows][:, columns].abs().mean()) * cost.shape[0]
-    return kept_cost <= found_cost + slack
 
 
 def _is_uniform(mass: Tensor | None) -> bool:

@@ -96,12 +96,10 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         """
         costs = PairCosts(problem)
         anchors = problem.counting[: self.starts or None]
-        starts = [costs.anchored_at(anchor) for anchor in anchors]
+        further = []
         if problem.initial is not None and all(coupling.is_permutation for coupling in problem.initial):
-            starts.append(list(problem.initial))
-        couplings, trace = min(
-            (costs.ascend(start, self.max_steps - 1) for start in starts), key=lambda found: found[1][-1]
-        )
+            further.append(problem.initial)
+        couplings, trace = costs.ascend_from_each(anchors, further, self.max_steps - 1)
         for place in set(range(len(couplings))) - set(problem.counting):
             couplings[place] = costs.realigned(place, couplings)
         status = Status.CONVERGED if len(trace) < self.max_steps else Status.MAX_STEPS

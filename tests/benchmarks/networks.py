@@ -86,6 +86,19 @@ def mnist_mlp() -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+def vgg16() -> nn.Module:
+    """Returns VGG16 with batch normalisation for images of 32 × 32 (arXiv:1409.1556), with one linear layer."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for stage, depth in enumerate((2, 2, 3, 3, 3)):
+        width = min(64 * 2**stage, 512)
+        for _ in range(depth):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 10))
+
+
 def resnet18() -> nn.Module:
     """Returns ResNet-18."""
     return ResNet(_Basic, (2, 2, 2, 2))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import mnist_mlp, resnet18
+from networks import mnist_mlp, resnet18, vgg16
 from orders import axes_of, objective
 
 from mergekit_ot import FusionInputs, FusionOptions, trace_model
@@ -28,7 +28,11 @@ PEER = Path(os.environ.get("MERGEOT_PEERS", "")) / "git-re-basin-pytorch"
 SEEDS = range(5)
 
 
-NETWORKS = {"mlp": (mnist_mlp, (2, 1, 28, 28)), "resnet18": (resnet18, (2, 3, 64, 64))}
+NETWORKS = {
+    "mlp": (mnist_mlp, (2, 1, 28, 28)),
+    "resnet18": (resnet18, (2, 3, 64, 64)),
+    "vgg16": (vgg16, (2, 3, 32, 32)),
+}
 
 
 @pytest.mark.skipif(not PEER.is_dir(), reason="MERGEOT_PEERS names no folder with git-re-basin-pytorch")
