@@ -139,7 +139,10 @@ class FusionRun:
         self.start = self.alignment
         if self.methods.measure.needs_data:
             self.grams = ResponseGrams(
-                self.models.graphs, [dict(source.state) for source in self.models.sources], sorted(self.groups)
+                self.models.graphs,
+                [dict(source.state) for source in self.models.sources],
+                sorted(self.groups),
+                len(setup.batches),
             )
             for inputs in setup.batches:
                 self.grams.add(inputs)
