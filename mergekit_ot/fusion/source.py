@@ -70,10 +70,10 @@ class SourceModel:
 
         Tied tensors that the state holds under one of their names stand in it under all of them.
         """
-        if self.state and filled_names(self.state, architecture.shapes, architecture.ties):
-            if misfit(self.state, architecture.shapes, architecture.ties) is None:
-                state = FittedStore(self.state, architecture.shapes, architecture.ties)
-                return SourceModel(self.name, architecture, FiniteStore(state, self.name, OF_A_MODEL))
+        held, ties = self.state, architecture.ties
+        if held and filled_names(held, architecture.shapes, ties) and misfit(held, architecture.shapes, ties) is None:
+            filled = FiniteStore(FittedStore(held, architecture.shapes, ties), self.name, OF_A_MODEL)
+            return SourceModel(self.name, architecture, filled)
         return self if architecture is self.make else SourceModel(self.name, architecture, self.state)
 
     def instance(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:

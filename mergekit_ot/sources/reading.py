@@ -42,7 +42,7 @@ class ReadSource:
     make: Architecture
     state: FiniteStore
     known: KnownArchitecture
-    names: FileNames = FileNames()
+    names: FileNames
 
     @property
     def name(self) -> str:
@@ -142,9 +142,7 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
 
 
-def fitted(
-    checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture
-) -> tuple[FittedStore, FileNames]:
+def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture) -> tuple[FittedStore, FileNames]:
     """Returns the state in the architecture's order and how the file's names differ, after checking that they agree.
 
     A tensor that the architecture has under several names may stand in the file under one of them. Where nothing is

@@ -1,4 +1,4 @@
-"""Names of a file beside those of its architecture: tied tensors that it leaves out, and constants that it has besides."""
+"""Names of a file beside those of its architecture: tied tensors that it leaves out, constants that it has besides."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def constant_kind(tensor: Tensor) -> str | None:
     on from 0; other ones, such as a vector of ones, may be a normalisation that was hardly trained.
 
     Example:
-        >>> constant_kind(torch.ones(1, 1, 4, 4).tril()), constant_kind(torch.tensor(-1e4)), constant_kind(torch.ones(4))
-        ('a mask', 'a single whole number', None)
+        >>> [constant_kind(each) for each in (torch.ones(1, 1, 4, 4).tril(), torch.tensor(-1e4), torch.ones(4))]
+        ['a mask', 'a single whole number', None]
     """
     if tensor.is_complex():
         return None
