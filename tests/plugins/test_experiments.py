@@ -64,7 +64,7 @@ def fusions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def fuse(models: Any, **options: Any) -> Any:
         seen.append(options["solver"])
-        return SimpleNamespace(model=lambda: models[0], seconds=0.5, aligned_sources_max_error=0.0)
+        return SimpleNamespace(model=lambda: models[0], seconds=0.5, aligned_sources_max_error=0.0, groups=())
 
     monkeypatch.setattr(runner, "fuse", fuse)
     return seen
