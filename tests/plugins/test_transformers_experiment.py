@@ -32,7 +32,7 @@ def _small() -> Design:
     design = TRANSFORMERS.designs[DIGITS]()
     settings = []
     for setting in design.settings:
-        shorter = [tuple(replace(each, epochs=1, batch=128) for each in one_set) for one_set in setting.sources]
+        shorter = [tuple(replace(each, epochs=1, batch=128) for each in setting.sources[0])]
         settings.append(replace(setting, sources=tuple(shorter)))
     return Design(tuple(settings), (Method("weight-matching"),))
 

@@ -35,6 +35,11 @@ _LEVELS, _IN_A_ROW = 17, 4
 class DataSet(Protocol):
     """What sources are trained on, scored on and calibrated with."""
 
+    @property
+    def source(self) -> str:
+        """Where it is from: what differs in this does not belong into one fusion."""
+        ...
+
     def training_images(self) -> Samples:
         """Returns the inputs to train on, and their targets."""
         ...
@@ -59,6 +64,11 @@ class SequenceSet:
 
     name: str
     of_part: Callable[[str, int, int], Samples]
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        return self.name
 
     def training_images(self) -> Samples:
         """Returns the sequences to train on, and their targets.
