@@ -201,6 +201,7 @@ def fuse(
     measure: str | None = None,
     data: Iterable[Any] | None = None,
     calibration_size: int = 2000,
+    calibration_tokens: int | None = None,
     repair: str = "none",
     device: str = "auto",
     seed: int = 0,
@@ -225,7 +226,8 @@ def fuse(
         target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
         measure: What a neuron is seen by; the solver's own choice by default.
         data: Calibration batches, of inputs or (inputs, targets); targets are never read.
-        calibration_size: Samples of `data` used at most.
+        calibration_size: Samples of `data` used at most; of a language model, a sample is a sequence.
+        calibration_tokens: Tokens of `data` used at most, in whole sequences; None sets no limit of tokens.
         repair: Name of a registered repair, or ``none``.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
@@ -256,6 +258,7 @@ def fuse(
         measure=measure,
         model_weights=model_weights,  # type: ignore[arg-type]
         calibration_size=calibration_size,
+        calibration_tokens=calibration_tokens,
         repair=repair,
         device=device,
         seed=seed,

@@ -32,6 +32,7 @@ _FIRST_KEYS += (
     "target",
     "data",
     "calibration_size",
+    "calibration_tokens",
     "repair",
     "refine",
     "restarts",

@@ -251,6 +251,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         target=1,
         data="d.npz",
         calibration_size=3,
+        calibration_tokens=12,
         repair="reset",
         refine=True,
         restarts=4,

@@ -246,14 +246,11 @@ def _few(members: Sequence[str]) -> str:
 
 def show_scores(paths: Sequence[str], scores: Sequence[Any], *, as_json: bool) -> None:
     """Prints what ``mergeot eval`` measured."""
-    rows = [
-        {"path": path, "loss": score.loss, "accuracy": score.accuracy, "count": score.count}
-        for path, score in zip(paths, scores, strict=True)
-    ]
+    rows = [{"path": path, **score.as_json()} for path, score in zip(paths, scores, strict=True)]
     if as_json:
         show_json({"models": rows})
         return
-    show_table([{**row, "accuracy": percent(row["accuracy"])} for row in rows], ("path", "loss", "accuracy", "count"))
+    show_table([{**row, "accuracy": percent(row["accuracy"])} for row in rows], tuple(rows[0]))
 
 
 def percent(value: float | None) -> str | None:
@@ -271,10 +268,10 @@ def show_barrier(connectivity: Any, pictures: Sequence[object], *, as_json: bool
         {"t": f"{t:.2f}", **{label: _scores_at(curve, index) for label, curve in curves.items()}}
         for index, t in enumerate(connectivity.naive["t"])
     ]
-    show_table(
-        rows,
-        title="Loss and accuracy on the path" if connectivity.naive["accuracy"] is not None else "Loss on the path",
-    )
+    title = "Loss and accuracy on the path" if connectivity.naive["accuracy"] is not None else "Loss on the path"
+    if "perplexity" in connectivity.naive:
+        title = "Loss, accuracy and perplexity on the path"
+    show_table(rows, title=title)
     for label, curve in curves.items():
         height = "" if curve["error_barrier"] is None else f", error barrier {curve['error_barrier']:.2f} points"
         note(f"{label}: loss barrier {shown(curve['loss_barrier'])}{height}")
@@ -283,8 +280,10 @@ def show_barrier(connectivity: Any, pictures: Sequence[object], *, as_json: bool
 
 
 def _scores_at(curve: Any, index: int) -> str:
-    loss = shown(curve["loss"][index])
-    return loss if curve["accuracy"] is None else f"{loss:>9}  {percent(curve['accuracy'][index]):>8}"
+    scores = shown(curve["loss"][index])
+    if curve["accuracy"] is not None:
+        scores = f"{scores:>9}  {percent(curve['accuracy'][index]):>8}"
+    return f"{scores}  {shown(curve['perplexity'][index]):>8}" if "perplexity" in curve else scores
 
 
 def show_plugins(manager: Any, *, as_json: bool) -> None:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mergekit_ot.graph.capture.module_state import tied_names
+from mergekit_ot.storage.fitting import Ties
+
 # A larger instance is built anew when it is needed, instead of being kept while neurons are coupled.
 _KEPT_BYTES = 128 << 20
 
@@ -60,6 +63,7 @@ class KnownArchitecture:
     def __init__(self, make: Callable[[], nn.Module], prototype: nn.Module | None = None) -> None:
         self._make, self._outline = make, prototype
         self._shapes: Mapping[str, Tensor] | None = None
+        self._ties: Ties | None = None
         self._unused: nn.Module | None = None
 
     def __call__(self) -> nn.Module:
@@ -88,6 +92,16 @@ class KnownArchitecture:
         if self._shapes is None:
             self._shapes = shapes_of(self.outline)
         return self._shapes
+
+    @property
+    def ties(self) -> Ties:
+        """Name → all names of the same tensor, for tensors that have several: a file may hold them under one only."""
+        if self._ties is None:
+            classes: dict[str, list[str]] = {}
+            for name, first in tied_names(self.outline).items():
+                classes.setdefault(first, [first]).append(name)
+            self._ties = {name: tuple(names) for names in classes.values() for name in names}
+        return self._ties
 
     @property
     def is_lazy(self) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergekit_ot.errors import ArchitectureError, DataError
-from mergekit_ot.fusion.samples import check_outliers, distinct, inputs_of, read_samples
+from mergekit_ot.fusion.samples import check_outliers, distinct, inputs_of, read_samples, tokens_note
 from mergekit_ot.graph.capture.inputs import as_inputs
 from mergekit_ot.scoring.inputs import check_inputs
 
@@ -94,7 +94,7 @@ def calibration(
         if not needs_batches:
             return CalibrationData(), _first_inputs(data)
         held = split_calibration(data, size) if is_judged else CalibrationData(calibration_inputs(data, size))
-        return held, held.batches[0]
+        return replace(held, notes=(*held.notes, *tokens_note(held.batches))), held.batches[0]
     if example_inputs is None:
         raise ArchitectureError(
             "A model is traced at example inputs, and none are known. "

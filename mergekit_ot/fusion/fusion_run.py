@@ -74,9 +74,8 @@ class FusionRun:
         self._plan_rotations()
         self.start = self.alignment
         if self.methods.measure.needs_data:
-            self.grams = ResponseGrams(
-                self.models.graphs, [dict(source.state) for source in self.models.sources], sorted(self.groups)
-            )
+            states = [dict(source.state) for source in self.models.sources]
+            self.grams = ResponseGrams(self.models.graphs, states, sorted(self.groups), len(setup.batches))
             for inputs in setup.batches:
                 self.grams.add(inputs)
         self._align()

@@ -17,6 +17,8 @@ from annotated_types import Ge, Gt, Le
 from mergekit_ot.errors import RecipeError
 
 NO_REPAIR = "none"
+# Samples of the calibration data at most, where nothing else is said.
+MOST_SAMPLES = 2000
 # More than anyone waits for.
 MOST_RESTARTS = 1000
 # More than any machine has cores.
@@ -50,7 +52,9 @@ class FusionOptions:
         solver_options: Its options by name.
         measure: What a neuron is seen by; None takes the solver's own choice.
         model_weights: One per source, non-negative, summing to one; None means equal weights.
-        calibration_size: Samples of the calibration data used at most.
+        calibration_size: Samples of the calibration data used at most; of a language model, a sample is a sequence.
+        calibration_tokens: Tokens of the calibration data used at most, in whole sequences; None sets no limit but
+            `calibration_size`. Where both are given, the one that takes fewer sequences counts.
         repair: Name of a registered repair, or ``none``.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
@@ -77,7 +81,13 @@ class FusionOptions:
     measure: str | None = choice(None, "What a neuron is seen by: weights, activations …", "NAME", _ALL)
     model_weights: tuple[float, ...] | None = choice(None, "One per model, summing to one. Default: equal.", "0.5,0.5")
     calibration_size: Annotated[int, Ge(1)] = choice(
-        2000, "Calibration inputs taken from --data. Default: 2000.", "", _ALL
+        MOST_SAMPLES,
+        "Calibration inputs taken from --data; of a language model, whole sequences. Default: 2000.",
+        "",
+        _ALL,
+    )
+    calibration_tokens: Annotated[int, Ge(1)] | None = choice(
+        None, "In place of it: as many sequences of --data as hold at most N tokens.", "N", _ALL
     )
     repair: str = choice(
         NO_REPAIR,

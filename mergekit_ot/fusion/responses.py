@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, fx
 
 from mergekit_ot.errors import DataError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Added to the diagonal of a Gram matrix, relative to its mean, so that a root always exists.
 _JITTER = 1e-9
+# Responses of a neuron to one value of the network that are looked at: so many per neuron of all sources, so many at
+# least, and one per sample. More of the places of a sequence or an image make every group dearer and tell no more.
+_PER_NEURON, _LEAST = 8, 4096
 # A neuron whose variance is below this fraction of the mean says nothing; it is not blown up to unit variance.
 _SILENT = 1e-8
 
@@ -52,29 +56,70 @@ def run_program(
     return recorder.kept
 
 
+class _Drawn:
+    """Which places of a batch are looked at: the same for all values with as many of them, and for all sources.
+
+    Args:
+        batch: Number of the batch.
+        samples: How many samples it has; at least so many places are taken.
+    """
+
+    def __init__(self, batch: int, samples: int) -> None:
+        self.batch, self.samples = batch, samples
+        self._places: dict[tuple[int, int], Int[Tensor, " place"]] = {}
+
+    def rows(self, view: Shaped[Tensor, ...], place: int, wanted: int) -> Shaped[Tensor, "n d"]:
+        """Returns one row per index of the dimension `place`: all that stands beside it, or as much as is wanted."""
+        wanted, there = max(wanted, self.samples), view.numel() // max(1, view.shape[place])
+        if there <= wanted:
+            return rows_along(view, place)
+        beside = view.movedim(place, 0)
+        chosen = torch.unravel_index(self._among(there, wanted).to(view.device), beside.shape[1:])
+        return beside[(slice(None), *chosen)]
+
+    def _among(self, there: int, wanted: int) -> Int[Tensor, " place"]:
+        if (there, wanted) not in self._places:
+            generator = torch.Generator().manual_seed(self.batch)
+            drawn = torch.randperm(there, generator=generator)[:wanted]
+            self._places[there, wanted] = drawn.sort().values
+        return self._places[there, wanted]
+
+
 class ResponseGrams:
     """Inner products between the responses of all neurons of all sources, summed over calibration batches.
 
-    Only these matrices are kept, never the responses: for a group of n neurons in N sources ``[N n, N n]``.
+    Only these matrices are kept, never the responses: for a group of n neurons in N sources ``[N n, N n]``. Of the
+    places of a sequence or an image, as many are drawn as tell the neurons apart: the same in every source, and the
+    same in every run.
 
     Args:
         graphs: Graph of each source, traced at the calibration batch's shape.
         states: State of each source.
         groups: The groups to observe.
+        batches: How many batches will be added; each has its share of the places.
     """
 
     def __init__(
-        self, graphs: Sequence[ModelGraph], states: Sequence[Mapping[str, Tensor]], groups: Iterable[str]
+        self,
+        graphs: Sequence[ModelGraph],
+        states: Sequence[Mapping[str, Tensor]],
+        groups: Iterable[str],
+        batches: int = 1,
     ) -> None:
-        self.graphs, self.states = graphs, states
+        self.graphs, self.states, self.batches = graphs, states, batches
         self.groups = list(groups)
+        self._added = 0
         self.grams: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.columns: dict[str, int] = {}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Adds one batch of inputs."""
-        seen = [self._responses(graph, state, inputs) for graph, state in zip(self.graphs, self.states, strict=True)]
+        drawn = _Drawn(self._added, len(inputs[0]))
+        self._added += 1
+        seen = [
+            self._responses(graph, state, inputs, drawn) for graph, state in zip(self.graphs, self.states, strict=True)
+        ]
         for group in self.groups:
             parts = [responses[group] for responses in seen if group in responses]
             if len(parts) != len(self.graphs):
@@ -84,7 +129,14 @@ class ResponseGrams:
             self.sums[group] = self.sums.get(group, 0) + rows.sum(1)
             self.columns[group] = self.columns.get(group, 0) + rows.shape[1]
 
-    def _responses(self, graph: ModelGraph, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _share(self, group: str) -> int:
+        """Returns how many responses of a group to one value of the network are looked at in a batch."""
+        neurons = sum(graph.groups[group].size for graph in self.graphs)
+        return -(-max(_LEAST, _PER_NEURON * neurons) // self.batches)
+
+    def _responses(
+        self, graph: ModelGraph, state: Mapping[str, Tensor], inputs: Sequence[Tensor], drawn: _Drawn
+    ) -> dict[str, Tensor]:
         values = run_program(graph.program, state, inputs, set(graph.values))
         rows: dict[str, list[Tensor]] = {}
         for name, value in values.items():
@@ -92,7 +144,7 @@ class ResponseGrams:
                 for place, key in group_places(block):
                     group = graph.free_groups.get(key)
                     if group is not None and not group.context:
-                        rows.setdefault(key, []).append(rows_along(block.view, place))
+                        rows.setdefault(key, []).append(drawn.rows(block.view, place, self._share(key)))
         return {key: torch.cat(columns, 1) for key, columns in rows.items()}
 
     def of(self, groups: Iterable[str]) -> GroupResponses:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import DataError
+from mergekit_ot.fusion.options import MOST_SAMPLES, FusionOptions
 from mergekit_ot.scoring.inputs import check_inputs
 
 _WHAT = "calibration data"
@@ -21,6 +23,60 @@ _USUAL = 0.9
 # Samples of which the middle is the median; a few tell where the data are.
 _FOR_THE_MIDDLE = 15
 _TOGETHER = 100
+
+
+def with_limit(data: Iterable[Any], options: FusionOptions) -> tuple[Iterable[Any], int]:
+    """Returns calibration data, and how many of their samples are taken at most.
+
+    Args:
+        data: Batches of inputs, or of (inputs, targets); the first is read where tokens are counted.
+        options: How many samples or tokens are asked for.
+
+    Raises:
+        DataError: Tokens are counted, and the first sample holds none, or more than may be taken.
+    """
+    tokens, size = options.calibration_tokens, options.calibration_size
+    if tokens is None:
+        return data, size
+    batches = iter(data)
+    first = next(batches, None)
+    again = itertools.chain([first], batches) if batches is data and first is not None else data
+    each = 0 if first is None else tokens_per_sample(inputs_of(first))
+    if not each:
+        raise DataError(
+            f"calibration_tokens is {tokens:,}, and the calibration data hold no tokens: no input is a sequence of "
+            "whole numbers. Say how many inputs to take, with calibration_size (--calibration-size)."
+        )
+    if tokens < each:
+        raise DataError(
+            f"calibration_tokens is {tokens:,}, and one sequence of the calibration data holds {each:,} tokens. Whole "
+            f"sequences are taken, and two are needed at least: give {2 * each:,} or more, better some thousand."
+        )
+    sequences = tokens // each
+    return again, sequences if size == MOST_SAMPLES else min(size, sequences)
+
+
+def tokens_per_sample(inputs: Sequence[Tensor]) -> int:
+    """Returns how many tokens a sample holds: the length of the first input that is sequences of whole numbers, or 0.
+
+    Example:
+        >>> tokens_per_sample([torch.zeros(4, 3, 8, 8), torch.zeros(4, 12).long()])
+        12
+    """
+    sequences = (part for part in inputs if part.ndim == 2 and not part.is_floating_point() and not part.is_complex())
+    return next((part.shape[1] for part in sequences if part.dtype is not torch.bool), 0)
+
+
+def tokens_note(batches: Sequence[Sequence[Tensor]]) -> tuple[str, ...]:
+    """Returns a sentence on how much calibration data there are, where they are tokens."""
+    each = tokens_per_sample(batches[0]) if batches else 0
+    count = sum(len(inputs[0]) for inputs in batches)
+    if not each:
+        return ()
+    return (
+        f"Calibrated on {count:,} sequences of {each:,} tokens, {count * each:,} tokens in all (--calibration-size "
+        "counts sequences, --calibration-tokens tokens).",
+    )
 
 
 def read_samples(data: Iterable[Any], most: int) -> tuple[Tensor, ...]:

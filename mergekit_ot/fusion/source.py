@@ -12,7 +12,7 @@ from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.graph.capture.copying import copied, making_shaped, uninitialised_names
 from mergekit_ot.storage.finite import OF_A_MODEL, FiniteStore
-from mergekit_ot.storage.fitting import Misfit, misfit
+from mergekit_ot.storage.fitting import FittedStore, Misfit, filled_names, misfit
 from mergekit_ot.storage.store import TensorStore, as_store
 
 
@@ -66,7 +66,14 @@ class SourceModel:
         return cls(name, KnownArchitecture(lambda: copied(model), prototype=model), model.state_dict())
 
     def of_known(self, architecture: KnownArchitecture) -> SourceModel:
-        """Returns the source with an architecture of which more may be known: the one that `make` builds."""
+        """Returns the source with an architecture of which more may be known: the one that `make` builds.
+
+        Tied tensors that the state holds under one of their names stand in it under all of them.
+        """
+        held, ties = self.state, architecture.ties
+        if held and filled_names(held, architecture.shapes, ties) and misfit(held, architecture.shapes, ties) is None:
+            filled = FiniteStore(FittedStore(held, architecture.shapes, ties), self.name, OF_A_MODEL)
+            return SourceModel(self.name, architecture, filled)
         return self if architecture is self.make else SourceModel(self.name, architecture, self.state)
 
     def instance(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -104,7 +111,7 @@ class SourceModel:
         Raises:
             ArchitectureError: Names the first key that is missing, unexpected or of another shape.
         """
-        difference = misfit(state, self.architecture.shapes)
+        difference = misfit(state, self.architecture.shapes, self.architecture.ties)
         # What holds no weights is told with its number type, where the sources' types are compared.
         if difference is not None and difference.retyped is None:
             raise ArchitectureError(

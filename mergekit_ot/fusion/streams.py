@@ -78,9 +78,11 @@ class StreamResponses:
         models = setup.models
         if not keys or setup.data is None or not isinstance(setup.inputs[0], torch.Tensor):
             return found
-        grams = ResponseGrams(models.graphs, [dict(source.state) for source in models.sources], list(keys))
         size = min(_SAMPLES, setup.options.calibration_size)
-        for inputs in calibration_batches(setup.data, size, len(setup.inputs[0])):
+        batches = list(calibration_batches(setup.data, size, len(setup.inputs[0])))
+        states = [dict(source.state) for source in models.sources]
+        grams = ResponseGrams(models.graphs, states, list(keys), len(batches))
+        for inputs in batches:
             grams.add(inputs)
         for key in keys:
             rows = grams.rows(key)

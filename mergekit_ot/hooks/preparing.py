@@ -13,6 +13,7 @@ from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
+from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.setup import (
     FusionInputs,
     FusionMethods,
@@ -150,9 +151,11 @@ def _data(
         raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
     # A repair that needs no data is judged all the same, where there are some.
     is_judged = methods.repair is not None and inputs.data is not None
-    size, given = options.calibration_size, inputs.example_inputs
+    data, size, given = inputs.data, options.calibration_size, inputs.example_inputs
     try:
-        held, examples = calibration(inputs.data, size, bool(who) or is_judged, given, is_judged=is_judged)
+        if data is not None and (who or is_judged):
+            data, size = with_limit(data, options)
+        held, examples = calibration(data, size, bool(who) or is_judged, given, is_judged=is_judged)
     except DataError as error:
         if who:
             raise

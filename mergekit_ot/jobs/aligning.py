@@ -102,7 +102,7 @@ def run_align(
         make, digest = source.make, source.checkpoint.sha256
         with made_folder(folder):
             save_checkpoint(
-                aligned,
+                source.of_file(aligned),
                 output,
                 architecture=make.name if make.is_registered else None,
                 arguments=make.arguments if make.is_registered else None,

@@ -12,6 +12,7 @@ from mergekit_ot.fusion.calibration import CalibrationData, split_calibration
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AbstractRepair, repaired_unless_worse
 from mergekit_ot.fusion.result import FusionResult
+from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.written import template_of
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build
@@ -211,7 +212,7 @@ def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, CalibrationDa
     calibration = resolve_data(recipe.data or "", request.manager, TRAIN)
     data = CalibrationData()
     if recipe.repair != NO_REPAIR:
-        data = split_calibration(calibration, recipe.calibration_size)
+        data = split_calibration(*with_limit(calibration, recipe))
         for note in data.notes:
             request.notify(note)
     inputs = _example_inputs(request, pair, data)

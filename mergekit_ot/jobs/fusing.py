@@ -73,8 +73,10 @@ def run_fuse(
     if dry_run:
         _check_plan(recipe, result, manager)
         return FusionOutcome(None, recipe.solver, result)
+    # Under the names of the file whose sizes it has, so that it is read wherever that one is.
+    state = sources[recipe.target].of_file(result.state) if isinstance(recipe.target, int) else result.state
     save_checkpoint(
-        result.state,
+        state,
         output,
         architecture=fused_as.name if fused_as.is_registered else None,
         arguments=fused_as.arguments if fused_as.is_registered else None,

@@ -106,7 +106,7 @@ class Report:
             "symmetries": self.symmetries,
             "sources": [vars(file) for file in self.sources],
             "fused": {key: value for key, value in vars(self.fused).items() if key != "weight"},
-            "scores": [{"name": name, **vars(score)} for name, score in [*own, *self.scores.rows]],
+            "scores": [{"name": name, **score.as_json()} for name, score in [*own, *self.scores.rows]],
             "path": dict(self.scores.curves),
             "not_measured": self.not_measured,
             "command": self.command,

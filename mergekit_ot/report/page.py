@@ -136,7 +136,10 @@ def _settings(report: Report) -> list[tuple[str, object]]:
     shape = "the checkpoint's or the data's" if recipe.input_shape is None else ",".join(map(str, recipe.input_shape))
     calibration = "none"
     if recipe.data is not None:
-        calibration = f"{recipe.data} (for calibration at most {recipe.calibration_size:,} inputs, without targets)"
+        most = f"{recipe.calibration_size:,} inputs"
+        if recipe.calibration_tokens is not None:
+            most = f"{recipe.calibration_tokens:,} tokens"
+        calibration = f"{recipe.data} (for calibration at most {most}, without targets)"
     chosen: dict[str, object] = {
         "solver": recipe.solver,
         "solver_options": options or "its defaults",
@@ -153,7 +156,7 @@ def _settings(report: Report) -> list[tuple[str, object]]:
         "seed": recipe.seed,
     }
     names = {"refine": "refinement"}
-    shown = {**chosen, **_unusual(recipe, {*chosen, "calibration_size"})}
+    shown = {**chosen, **_unusual(recipe, {*chosen, "calibration_size", "calibration_tokens"})}
     return [(names.get(name, name.replace("_", " ")), value) for name, value in shown.items()]
 
 

@@ -215,6 +215,7 @@ def mean_score(scores: Sequence[Evaluation], model_weights: Sequence[float]) -> 
         math.fsum(weight * score.loss for weight, score in pairs if weight > 0),
         math.fsum(accuracies) if len(accuracies) == len(pairs) else None,
         scores[0].count,
+        all(score.is_of_tokens for score in scores),
     )
 
 

@@ -100,6 +100,7 @@ def _scored_models(report: Report) -> list[_Scored]:
 
 def _score_table(models: Sequence[_Scored], mean: Evaluation | None, caption: str, is_classes: bool) -> Markup:
     heads = ["model", "loss", *(["accuracy", "vs mean"] if is_classes else [])]
+    heads += ["perplexity"] * models[0].score.is_of_tokens
     titles = [tag("th", head, scope="col", class_="number" if place else None) for place, head in enumerate(heads)]
     rows = [_row(model, mean, is_classes) for model in models]
     return tag("table", tag("caption", caption), tag("thead", tag("tr", *titles)), tag("tbody", *rows))
@@ -114,6 +115,8 @@ def _row(model: _Scored, mean: Evaluation | None, is_classes: bool) -> Markup:
             tag("td", percent(score.accuracy), class_="number"),
             tag("td", "" if gap is None else f"{gap:+.2f}".replace("-", "−"), class_="number"),
         ]
+    if score.is_of_tokens:
+        cells.append(tag("td", number_text(score.perplexity), class_="number"))
     return tag("tr", *cells, class_=model.kind)
 
 

@@ -126,11 +126,14 @@ def _score_lines(report: Report) -> list[str]:
     own = list(zip([file.name for file in report.sources], report.scores.sources, strict=False))
     if not own:
         return []
-    rows = [
-        f"| {as_markdown(name)} | {number_text(score.loss)} | {percent(score.accuracy)} |"
-        for name, score in [*own, *report.scores.rows]
-    ]
-    return ["", "| model | loss | accuracy |", "|---|---|---|", *rows]
+    heads, rows = ["model", "loss", "accuracy"], []
+    has_tokens = own[0][1].is_of_tokens
+    heads += ["perplexity"] * has_tokens
+    for name, score in [*own, *report.scores.rows]:
+        cells = [as_markdown(name), number_text(score.loss), percent(score.accuracy)]
+        cells += [number_text(score.perplexity)] * has_tokens
+        rows.append(f"| {' | '.join(cells)} |")
+    return ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
 
 
 def _group_lines(report: Report) -> list[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, overload
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,6 +15,7 @@ from mergekit_ot.errors import ArchitectureError, DataError
 from mergekit_ot.progress import Progress
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.scoring.inputs import check_inputs
+from mergekit_ot.scoring.tally import Evaluation, Tally
 from mergekit_ot.threads import multiplications_of_run, threads_for
 
 State = Mapping[str, Tensor]
@@ -25,58 +24,6 @@ Data = Iterable[Any] | Callable[[], Iterable[Any]]
 # States that share a pass over the data: at most so many, so that progress is seen, with at most so many entries.
 _STATES_AT_ONCE = 32
 _ENTRIES_AT_ONCE = 500_000_000
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model scores on data.
-
-    Attributes:
-        loss: Mean cross-entropy (the same for logits and log-softmax outputs); mean squared error for float targets.
-        accuracy: Percent of targets that are the most likely class; None for float targets.
-        count: Number of targets.
-
-    Example:
-        >>> evaluate(nn.Identity(), [(torch.zeros(4, 2), torch.zeros(4, 2))])
-        Evaluation(loss=0.0, accuracy=None, count=4)
-    """
-
-    loss: float
-    accuracy: float | None
-    count: int
-
-
-@dataclass
-class _Tally:
-    loss: float = 0.0
-    correct: int = 0
-    count: int = 0
-    is_classification: bool = True
-
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
-        if targets.is_floating_point():
-            self.is_classification = False
-            if outputs.shape != targets.shape and outputs.numel() == targets.numel():
-                outputs = outputs.reshape(targets.shape)
-            if outputs.shape != targets.shape:
-                raise DataError(
-                    f"Outputs have shape {tuple(outputs.shape)}, float targets {tuple(targets.shape)}: for a squared "
-                    "error they must agree. Class targets must be integers."
-                )
-            count = targets.shape[0] if targets.dim() else 1
-            self.loss += (outputs.double() - targets.double()).square().mean().item() * count
-            self.count += count
-            return
-        logits, classes = _flat_classes(outputs, targets.long())
-        self.loss += nn.functional.cross_entropy(logits.double(), classes, reduction="sum").item()
-        self.correct += int((logits.argmax(1) == classes).sum())
-        self.count += classes.numel()
-
-    def result(self) -> Evaluation:
-        if self.count == 0:
-            raise DataError("The data has no batches: nothing was evaluated.")
-        accuracy = 100 * self.correct / self.count if self.is_classification else None
-        return Evaluation(self.loss / self.count, accuracy, self.count)
 
 
 @overload
@@ -116,7 +63,7 @@ def evaluate(
 
 def _evaluate_all(models: list[nn.Module], data: Data, device: str) -> tuple[Evaluation, ...]:
     place = choose_device(device)
-    tallies = [_Tally() for _ in models]
+    tallies = [Tally() for _ in models]
     with _evaluating(models, place), torch.no_grad():
         for inputs, targets in _checked(data):
             moved, goal = _to(inputs, place), targets.to(place)
@@ -196,7 +143,7 @@ def score_states(
     with _evaluating([model], place), torch.no_grad():
         while group := list(islice(waiting, together)):
             moved = [_state_to(state, place) for state in group]
-            tallies = [_Tally() for _ in moved]
+            tallies = [Tally() for _ in moved]
             for number, (inputs, targets) in enumerate(_checked(data), 1):
                 there, wanted = _to(inputs, place), targets.to(place)
                 for state, tally in zip(moved, tallies, strict=True):
@@ -234,26 +181,6 @@ def run_model(model: nn.Module, inputs: Any, state: State | None = None) -> Tens
     if not isinstance(outputs, Tensor):
         raise ArchitectureError(f"{type(model).__name__} returned a {type(outputs).__name__}, not a tensor of outputs.")
     return outputs
-
-
-def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n classes"], Tensor]:
-    """Returns one row of logits per target: classes stand on the last axis or, as in torch's losses, on axis 1."""
-    if outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape:
-        logits = outputs.reshape(-1, outputs.shape[-1])
-    elif outputs.dim() == targets.dim() + 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape):
-        logits = outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
-    else:
-        raise DataError(
-            f"Outputs have shape {tuple(outputs.shape)}, class targets {tuple(targets.shape)}: "
-            "expected one row of logits per target."
-        )
-    classes = targets.reshape(-1)
-    wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
-    if wrong.numel():
-        raise DataError(
-            f"Target {int(wrong[0])} is no class of a model with {logits.shape[1]} outputs. Check the data's labels."
-        )
-    return logits, classes
 
 
 def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:

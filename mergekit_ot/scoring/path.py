@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class BarrierCurve(TypedDict):
         accuracy: In percent, at each t; None for float targets.
         loss_barrier: ``max_t [L(t) - (1 - t) L(0) - t L(1)]``.
         error_barrier: The same for the error, in percent points; None for float targets.
+        perplexity: The exponential of the loss, at each t; there for targets that are tokens only.
     """
 
     t: list[float]
@@ -32,6 +33,7 @@ class BarrierCurve(TypedDict):
     accuracy: list[float] | None
     loss_barrier: float
     error_barrier: float | None
+    perplexity: NotRequired[list[float]]
 
 
 def interpolate(state_a: State, state_b: State, t: float) -> dict[str, Tensor]:
@@ -111,13 +113,17 @@ def barrier(
     scores = score_states(model, states, data, device, count=points, progress=progress, task="points on the path")
     losses = [score.loss for score in scores]
     accuracies = [score.accuracy for score in scores if score.accuracy is not None]
-    return BarrierCurve(
+    curve = BarrierCurve(
         t=steps,
         loss=losses,
         accuracy=accuracies or None,
         loss_barrier=_height(steps, losses),
         error_barrier=_height(steps, [100 - accuracy for accuracy in accuracies]) if accuracies else None,
     )
+    perplexities = [score.perplexity for score in scores if score.perplexity is not None]
+    if perplexities:
+        curve["perplexity"] = perplexities
+    return curve
 
 
 def _path(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.file_names import FileNames, constants_among
 from mergekit_ot.storage.finite import FiniteStore
 from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
 from mergekit_ot.storage.limits import shortened
@@ -34,17 +35,23 @@ class ReadSource:
         state: The checkpoint's state in the architecture's order, completed by counters that its file lacks; a tensor
             that is not finite is refused when it is first read.
         known: The architecture with its names and shapes, one object for all sources that have it.
+        names: How the file's names differ from those of the architecture.
     """
 
     checkpoint: Checkpoint
     make: Architecture
     state: FiniteStore
     known: KnownArchitecture
+    names: FileNames
 
     @property
     def name(self) -> str:
         """The file name, as the user gave it."""
         return str(self.checkpoint.path)
+
+    def of_file(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns a state of the architecture as the file has it: a tied tensor once, with the file's constants."""
+        return self.names.of_file(state, self.checkpoint.state)
 
     def module(self) -> nn.Module:
         """Returns a fresh module that holds the state."""
@@ -91,8 +98,10 @@ def read_sources(
         # One object per architecture: it is then traced once for all its checkpoints.
         twin = next((other for other in sources if other.make == make), None)
         make, known = (make, KnownArchitecture(make)) if twin is None else (twin.make, twin.known)
-        state = fitted(checkpoint, make, known)
-        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path)), known))
+        state, names = fitted(checkpoint, make, known)
+        for sentence in names.sentences:
+            notify(f"{checkpoint.path}: {sentence}")
+        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path)), known, names))
     return sources
 
 
@@ -133,8 +142,11 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
 
 
-def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture) -> FittedStore:
-    """Returns the state in the architecture's order, after checking that names and shapes agree.
+def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture) -> tuple[FittedStore, FileNames]:
+    """Returns the state in the architecture's order and how the file's names differ, after checking that they agree.
+
+    A tensor that the architecture has under several names may stand in the file under one of them. Where nothing is
+    missing, constants that the architecture does not have are left out: masks, positions, counters.
 
     Raises:
         ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
@@ -147,13 +159,18 @@ def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture)
         raise ArchitectureError(
             f"The architecture that '{checkpoint.path}' carries cannot be built. {failure}"
         ) from failure
-    difference = misfit(checkpoint.state, expected)
+    store = checkpoint.state
+    difference, constants = misfit(store, expected, known.ties), {}
+    if difference is not None and difference.unexpected and not difference.missing:
+        constants = constants_among(store, difference.unexpected) or {}
+        difference = misfit(store, expected, known.ties, constants)
     if difference is not None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not fit architecture '{make.name}'{_difference_text(difference)} "
             "Check --arch and its arguments."
         )
-    return FittedStore(checkpoint.state, expected)
+    state = FittedStore(store, expected, known.ties)
+    return state, FileNames(state.filled, constants)
 
 
 def _difference_text(difference: Misfit) -> str:

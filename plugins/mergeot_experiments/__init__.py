@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 @hookimpl
 def mergeot_architectures() -> Mapping[str, str]:
     """Return the networks of this package by name."""
-    return {"rows": "mergeot_experiments.sources.networks:rows"}
+    families = ("bert", "gpt2", "llama", "t5", "vit", "whisper")
+    small = {f"small-{family}": f"mergeot_experiments.sources.transformers:{family}" for family in families}
+    return {"rows": "mergeot_experiments.sources.networks:rows", **small}
 
 
 @hookimpl

@@ -24,6 +24,7 @@ from mergeot_experiments.results.tables import Summary, make_table
 from mergeot_experiments.running.runner import Order
 from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
 from mergeot_experiments.sources.data import IMAGE_SETS, image_set, special_part
+from mergeot_experiments.sources.sequences import data_set
 from mergeot_experiments.sources.training import Training, trained
 
 from mergekit_ot import PluginManager, default_manager, evaluate, hookimpl, resolve_architecture
@@ -64,7 +65,7 @@ def fusions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def fuse(models: Any, **options: Any) -> Any:
         seen.append(options["solver"])
-        return SimpleNamespace(model=lambda: models[0], seconds=0.5, aligned_sources_max_error=0.0)
+        return SimpleNamespace(model=lambda: models[0], seconds=0.5, aligned_sources_max_error=0.0, groups=())
 
     monkeypatch.setattr(runner, "fuse", fuse)
     return seen
@@ -377,7 +378,7 @@ def test_designs_are_sound(name: str) -> None:
             for one_set in setting.sources:
                 assert len({training.key for training in one_set}) == len(one_set)
                 assert len({training.seed for training in one_set}) == len(one_set)
-                assert len({image_set(training.data).source for training in one_set}) == 1
+                assert len({data_set(training.data).source for training in one_set}) == 1
             networks = [(one.architecture, one.arguments) for one in setting.sources[0]]
             if setting.target is not None:
                 networks.append((setting.target.architecture, setting.target.arguments))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from mergeot_experiments.sources.training import Training
 
 QUICK, FULL, DIGITS = "quick", "full", "digits"
+ACCURACY, LOSS = "accuracy", "loss"
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,11 @@ class Experiment:
         summary: A sentence for the list.
         designs: Gives the design for each scale: ``quick``, ``full``, and ``digits`` (which takes the place of
             ``quick`` where no data folder is named).
+        metric: What its tables show: ``accuracy`` in percent, or ``loss``, with the number of neuron groups beside it.
     """
 
     name: str
     title: str
     summary: str
     designs: Mapping[str, Callable[[], Design]]
+    metric: str = ACCURACY

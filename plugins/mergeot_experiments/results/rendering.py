@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergeot_experiments.catalogue.descriptions import DIGITS
+from mergeot_experiments.catalogue.descriptions import DIGITS, LOSS
 from mergeot_experiments.results.tables import ResultTable, Row
 
 _HEAD = """\
@@ -70,7 +70,8 @@ def _scale(table: ResultTable) -> str:
 
 def _cells(table: ResultTable) -> tuple[list[str], list[list[str]]]:
     has_blocks = any(row.block for row in table.rows)
-    head = [*(["sources"] if has_blocks else []), "network", *table.columns, "s", "command"]
+    head = [*(["sources"] if has_blocks else []), "network", *table.columns]
+    head += [*(["groups"] if table.experiment.metric == LOSS else []), "s", "command"]
     return head, [_line(row, table, has_blocks) for row in table.rows]
 
 
@@ -80,6 +81,7 @@ def _line(row: Row, table: ResultTable, has_blocks: bool) -> list[str]:
         *([row.block] if has_blocks else []),
         row.name if row.is_current else f"{row.name} †",
         *("–" if summary is None else summary.text(table.repetitions) for summary in summaries),
+        *(["" if row.groups is None else str(row.groups)] if table.experiment.metric == LOSS else []),
         "" if row.seconds is None else f"{row.seconds:.1f}",
         f"`{row.command}`",
     ]
@@ -95,7 +97,8 @@ def show(table: ResultTable) -> None:
     from rich.text import Text
 
     head, lines = _cells(table)
-    title = f"{table.experiment.title} ({_scale(table)}): accuracy in percent, {_sets(table)}"
+    measure = "loss" if table.experiment.metric == LOSS else "accuracy in percent"
+    title = f"{table.experiment.title} ({_scale(table)}): {measure}, {_sets(table)}"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in head[:-1]:
         grid.add_column(Text(name), justify="left" if name in ("sources", "network") else "right", no_wrap=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergekit_ot import MergeotError, PluginManager
-from mergeot_experiments.catalogue.descriptions import FULL, Design, Experiment, Method, Setting
+from mergeot_experiments.catalogue.descriptions import ACCURACY, FULL, Design, Experiment, Method, Setting
 from mergeot_experiments.running.store import Cell, Store, code_version, content_of, newest, sources_of
 
 _MEAN, _ENSEMBLE = "sources, mean", "ensemble"
@@ -62,6 +62,7 @@ class Row:
         summaries: Column → accuracies.
         seconds: Mean time of a fusion.
         is_current: Whether the code that measured it is the installed one.
+        groups: Neuron groups of the fused network, where they were counted.
     """
 
     block: str
@@ -71,6 +72,7 @@ class Row:
     summaries: Mapping[str, Summary]
     seconds: float | None
     is_current: bool
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ class ResultTable:
             "scale": self.scale,
             "sets": self.repetitions,
             "sources": list(self.sources),
-            "rows": [_row_as_json(row) for row in self.rows],
+            "rows": [_row_as_json(row, self.experiment.metric) for row in self.rows],
         }
 
 
-def _row_as_json(row: Row) -> dict[str, Any]:
+def _row_as_json(row: Row, metric: str) -> dict[str, Any]:
     method = {"solver": None} if row.method is None else asdict(row.method)
     return {
         "block": row.block,
@@ -121,7 +123,8 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "command": row.command,
         "seconds": row.seconds,
         "is_current": row.is_current,
-        "accuracy": {column: summary.as_json() for column, summary in row.summaries.items()},
+        metric: {column: summary.as_json() for column, summary in row.summaries.items()},
+        **({} if metric == ACCURACY else {"groups": row.groups}),
     }
 
 
@@ -143,7 +146,7 @@ def make_table(
     cells: list[Cell] = []
     for block in dict.fromkeys(setting.row for setting in design.settings):
         settings = [setting for setting in design.settings if setting.row == block]
-        maker = _Rows(experiment.name, scale, design, settings, sets, store, manager)
+        maker = _Rows(experiment, scale, design, settings, sets, store, manager)
         for row, measured in maker.all(chosen.methods):
             rows.append(row)
             cells += measured
@@ -163,7 +166,7 @@ def _trainings(design: Design) -> tuple[str, ...]:
 class _Rows:
     """Makes the rows of one block, each with the cells it was made of."""
 
-    experiment: str
+    experiment: Experiment
     scale: str
     design: Design
     settings: Sequence[Setting]
@@ -198,7 +201,9 @@ class _Rows:
         for name in names:
             summaries: dict[str, Summary] = {}
             for setting in self.settings:
-                accuracies = [_of_sources(cell, name, setting) for cell in cells[setting.column]]
+                accuracies = [
+                    _of_sources(cell, name, setting, self.experiment.metric) for cell in cells[setting.column]
+                ]
                 if accuracies:
                     summaries[setting.column] = Summary.of(accuracies)
             yield Row(self.settings[0].row, name, None, self._command(None), summaries, None, True), used
@@ -213,11 +218,19 @@ class _Rows:
         for column, stored in cells.items():
             measured = [cell for cell in stored if cell.version == version]
             if measured:
-                summaries[column] = Summary.of([_number(cell, "accuracy") for cell in measured])
+                summaries[column] = Summary.of([_number(cell, self.experiment.metric) for cell in measured])
                 used += measured
         seconds = statistics.fmean(_number(cell, "seconds") for cell in used) if used else None
+        counts = [count for cell in used if isinstance(count := cell.result.get("groups"), int)]
         row = Row(
-            self.settings[0].row, method.name, method, self._command(method), summaries, seconds, version == current
+            self.settings[0].row,
+            method.name,
+            method,
+            self._command(method),
+            summaries,
+            seconds,
+            version == current,
+            max(counts, default=None),
         )
         return row, used
 
@@ -235,7 +248,7 @@ class _Rows:
         return [cell.method for cell in self._stored(setting, content_of) if cell.method]
 
     def _command(self, method: Method | None) -> str:
-        words = ["mergeot", "experiments", "run", self.experiment]
+        words = ["mergeot", "experiments", "run", self.experiment.name]
         if self.scale == FULL:
             words.append("--full")
         if method is not None:
@@ -255,10 +268,11 @@ def _shown_version(cells: Sequence[Cell], current: str) -> str:
     return latest.version if latest is not None else current
 
 
-def _of_sources(cell: Cell, name: str, setting: Setting) -> float:
-    each: Any = cell.result["each"]
+def _of_sources(cell: Cell, name: str, setting: Setting, metric: str) -> float:
+    suffix = "" if metric == ACCURACY else f"_{metric}"
+    each: Any = cell.result[f"each{suffix}"]
     if name == _ENSEMBLE:
-        return _number(cell, "ensemble")
+        return _number(cell, f"ensemble{suffix}")
     if name == _MEAN:
         return statistics.fmean(each)
     # The roles of a setting say in which order its sources stand.

@@ -6,16 +6,17 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mergekit_ot import DataError, PluginManager, RecipeError, SolverError, evaluate, fuse, resolve_architecture
-from mergeot_experiments.catalogue.descriptions import Design, Experiment, Method, Setting
+from mergeot_experiments.catalogue.descriptions import ACCURACY, Design, Experiment, Method, Setting
 from mergeot_experiments.running.progress import Estimate, ProgressLine
 from mergeot_experiments.running.store import SOURCES_VERSION, Store, code_version, content_of, sources_of
-from mergeot_experiments.sources.data import Images, image_set
+from mergeot_experiments.sources.sequences import Samples, data_set, rows_of
 from mergeot_experiments.sources.training import Training, trained
 
 
@@ -117,7 +118,7 @@ def run(order: Order, store: Store, manager: PluginManager, line: ProgressLine) 
             line.stay(f"{estimate.step()} {task.name}: not possible")
             continue
         store.put(task.content, task.method, task.version, result)
-        line.stay(f"{estimate.step()} {task.name}: {_shown(result)}")
+        line.stay(f"{estimate.step()} {task.name}: {_shown(result, order.experiment.metric)}")
     line.clear()
     return tuple(refused.values())
 
@@ -163,18 +164,18 @@ class _Networks:
     def model(self, training: Training) -> nn.Module:
         """Returns the network of a training."""
         if training.key not in self._models:
-            self._models[training.key] = trained(training, image_set(training.data).training_images, self._line.pass_by)
+            self._models[training.key] = trained(training, data_set(training.data).training_images, self._line.pass_by)
         return self._models[training.key]
 
     @functools.cache  # noqa: B019 - lives as long as a run
-    def test(self, data: str) -> Sequence[Images]:
+    def test(self, data: str) -> Sequence[Samples]:
         """Returns the test images that belong to training data."""
-        return image_set(data).test_batches()
+        return data_set(data).test_batches()
 
     @functools.cache  # noqa: B019 - lives as long as a run
-    def calibration(self, data: str) -> Sequence[Images]:
+    def calibration(self, data: str) -> Sequence[Samples]:
         """Returns the calibration images that belong to training data."""
-        return image_set(data).calibration_batches()
+        return data_set(data).calibration_batches()
 
 
 class _Ensemble(nn.Module):
@@ -184,8 +185,8 @@ class _Ensemble(nn.Module):
         super().__init__()
         self.models, self.weights = nn.ModuleList(models), tuple(weights)
 
-    def forward(self, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch output"]:
-        probabilities = [w * model(inputs).softmax(1) for w, model in zip(self.weights, self.models, strict=True)]
+    def forward(self, *inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ... output"]:
+        probabilities = [w * model(*inputs).softmax(-1) for w, model in zip(self.weights, self.models, strict=True)]
         return torch.stack(probabilities).sum(0).log()
 
 
@@ -197,7 +198,12 @@ def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[s
     if task.method is None:
         weights = setting.model_weights or [1 / len(models)] * len(models)
         *each, ensemble = evaluate([*models, _Ensemble(models, weights)], test)
-        return {"each": [score.accuracy for score in each], "ensemble": ensemble.accuracy}
+        return {
+            "each": [score.accuracy for score in each],
+            "ensemble": ensemble.accuracy,
+            "each_loss": [score.loss for score in each],
+            "ensemble_loss": ensemble.loss,
+        }
     target, method = setting.target, task.method
     goal = 0 if target is None else resolve_architecture(target.architecture, manager, target.arguments)()
     calibration = networks.calibration(trainings[0].data)
@@ -209,7 +215,7 @@ def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[s
             refine=method.refine,
             restarts=method.restarts,
             measure=method.measure,
-            example_inputs=test[0][0][:2],
+            example_inputs=rows_of(test[0][0], slice(2)),
             model_weights=setting.model_weights,
             target=goal,
             data=calibration,
@@ -226,10 +232,14 @@ def _measure(task: _Task, networks: _Networks, manager: PluginManager) -> dict[s
         "loss": score.loss,
         "seconds": fused.seconds,
         "aligned_sources_max_error": fused.aligned_sources_max_error,
+        "groups": len(fused.groups),
     }
 
 
-def _shown(result: dict[str, object]) -> str:
+def _shown(result: dict[str, Any], metric: str) -> str:
+    suffix = "" if metric == ACCURACY else "_loss"
+    unit = " %" if metric == ACCURACY else ""
     if "each" in result:
-        return ", ".join(f"{accuracy:.2f}" for accuracy in result["each"]) + f"; ensemble {result['ensemble']:.2f} %"  # type: ignore[attr-defined]
-    return f"{result['accuracy']:.2f} % ({result['seconds']:.1f} s)"
+        each = ", ".join(f"{value:.2f}" for value in result[f"each{suffix}"])
+        return f"{each}; ensemble {result[f'ensemble{suffix}']:.2f}{unit}"
+    return f"{result[metric]:.2f}{unit} ({result['seconds']:.1f} s)"

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_ot import Notify, RecipeError, load_checkpoint, resolve_architecture, save_checkpoint
 from mergekit_ot.errors import unknown_name
+from mergeot_experiments.sources.sequences import Inputs, Samples, rows_of
 
 # Raised whenever the same description would no longer give the same network.
 _VERSION = 1
@@ -30,7 +31,6 @@ _SCHEDULES = ("steps", "cosine")
 _LATER = {"schedule": "steps", "augment": 0, "precision": "float32", "start": "default"}
 # Rows that are moved together when images are augmented.
 _MOVED_AT_ONCE = 16
-Images = tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mergeot"
 
 
-def trained(training: Training, images: Callable[[], Images], notify: Notify) -> nn.Module:
+def trained(training: Training, images: Callable[[], Samples], notify: Notify) -> nn.Module:
     """Returns the network in evaluation mode, from the cache or trained now.
 
     Args:
@@ -138,14 +138,14 @@ def trained(training: Training, images: Callable[[], Images], notify: Notify) ->
         path,
         architecture=training.architecture,
         arguments=dict(training.arguments),
-        input_shape=tuple(inputs.shape[1:]),
+        input_shape=tuple((inputs[0] if isinstance(inputs, tuple) else inputs).shape[1:]),
         provenance={"training": asdict(training)},
     )
     return model
 
 
 def _train(
-    make: Callable[[], nn.Module], training: Training, inputs: Tensor, targets: Tensor, notify: Notify
+    make: Callable[[], nn.Module], training: Training, inputs: Inputs, targets: Tensor, notify: Notify
 ) -> nn.Module:
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
@@ -154,14 +154,18 @@ def _train(
         if training.start == "he":
             _start_as_he(model)
         optimizer = _optimizer(training, model)
-        schedule = _schedule(training, optimizer, len(inputs) // training.batch)
+        schedule = _schedule(training, optimizer, len(targets) // training.batch)
         for epoch in range(training.epochs):
-            for rows in _batches(len(inputs), training.batch):
-                images = inputs[rows] if not training.augment else augmented(inputs[rows], training.augment)
+            for rows in _batches(len(targets), training.batch):
+                chosen = rows_of(inputs, rows)
+                if isinstance(chosen, Tensor):
+                    chosen = (augmented(chosen, training.augment) if training.augment else chosen,)
                 optimizer.zero_grad()
                 with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
-                    outputs = model(images)
-                nn.functional.cross_entropy(outputs.float(), targets[rows]).backward()
+                    outputs = model(*chosen)
+                # Of a sequence, every place counts as a sample.
+                outputs = outputs.float().reshape(-1, outputs.shape[-1])
+                nn.functional.cross_entropy(outputs, targets[rows].reshape(-1)).backward()
                 optimizer.step()
                 schedule.step()
             seconds = time.monotonic() - started

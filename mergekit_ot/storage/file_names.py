@@ -1,0 +1,126 @@
+"""Names of a file beside those of its architecture: tied tensors that it leaves out, constants that it has besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from mergekit_ot.storage.limits import shortened
+from mergekit_ot.storage.store import TensorStore
+
+# How much the ratio of frequencies that follow each other may vary, by rounding.
+_RATIO_TOLERANCE = 1e-2
+_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """How the names of a file differ from those of the architecture that it fits.
+
+    Attributes:
+        filled: Name that the file leaves out → name under which it has the same tensor.
+        constants: Name that the architecture does not have → what stands there: no weights.
+
+    Example:
+        >>> names = FileNames({"head.weight": "embedding.weight"})
+        >>> list(names.of_file({"embedding.weight": torch.ones(2), "head.weight": torch.ones(2)}))
+        ['embedding.weight']
+    """
+
+    filled: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sentences(self) -> Iterator[str]:
+        """What is taken from where, and what is left out."""
+        if self.filled:
+            pairs = [f"'{shortened(name)}' is '{shortened(held)}'" for name, held in self.filled.items()]
+            yield f"tied weights stand in the file once: {_listed(pairs)}"
+        if self.constants:
+            kinds = [f"'{shortened(name)}' ({kind})" for name, kind in self.constants.items()]
+            yield (
+                "not in the architecture, and no weights, so that nothing is computed from them and they stay as they "
+                f"are: {_listed(kinds)}"
+            )
+
+    def of_file(self, state: Mapping[str, Tensor], file: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """Returns a state of the architecture under the names of the file.
+
+        Args:
+            state: Name → tensor.
+            file: Gives the constants; without it they are left out.
+        """
+        if not self.filled and not self.constants:
+            return state
+        kept = {name: tensor for name, tensor in state.items() if name not in self.filled}
+        return kept | {name: file[name] for name in self.constants if file is not None}
+
+
+def constants_among(store: TensorStore, names: Sequence[str]) -> dict[str, str] | None:
+    """Returns name → what stands there, where no tensor of the given names can be trained weights; None where one can.
+
+    Args:
+        store: Gives the tensors.
+        names: Which are looked at.
+    """
+    kinds = {}
+    for name in names:
+        kind = constant_kind(store.read(name))
+        if kind is None:
+            return None
+        kinds[name] = kind
+    return kinds
+
+
+def constant_kind(tensor: Tensor) -> str | None:
+    """Returns what a tensor is that holds no trained weights: whole numbers, a mask, positions, frequencies; or None.
+
+    Whole numbers of a floating-point type count where they are a single one, a triangle of ones and zeros, or counted
+    on from 0; other ones, such as a vector of ones, may be a normalisation that was hardly trained.
+
+    Example:
+        >>> [constant_kind(each) for each in (torch.ones(1, 1, 4, 4).tril(), torch.tensor(-1e4), torch.ones(4))]
+        ['a mask', 'a single whole number', None]
+    """
+    if tensor.is_complex():
+        return None
+    if not tensor.is_floating_point():
+        return "whole numbers"
+    if tensor.numel() == 1:
+        return "a single whole number" if _is_whole(float(tensor)) else None
+    numbers = tensor.double()
+    if _is_triangle(numbers):
+        return "a mask"
+    row = numbers.reshape(-1)
+    if torch.equal(row, torch.arange(len(row), dtype=row.dtype)):
+        return "positions"
+    return "frequencies" if _are_frequencies(row) else None
+
+
+def _is_whole(number: float) -> bool:
+    return number in (float("inf"), -float("inf")) or number == int(number) if number == number else False
+
+
+def _is_triangle(numbers: Shaped[Tensor, ...]) -> bool:
+    square = numbers.squeeze()
+    if square.ndim != 2 or square.shape[0] != square.shape[1]:
+        return False
+    ones = torch.ones_like(square)
+    return torch.equal(square, ones.tril()) or torch.equal(square, ones.triu(1))
+
+
+def _are_frequencies(row: Shaped[Tensor, " n"]) -> bool:
+    """Whether numbers start at one and fall by one factor, as those of rotary positions do."""
+    if len(row) < 3 or float(row[0]) != 1 or bool((row <= 0).any()):
+        return False
+    ratios = row[1:] / row[:-1]
+    return bool((ratios < 1).all()) and float(ratios.max() / ratios.min()) - 1 < _RATIO_TOLERANCE
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
