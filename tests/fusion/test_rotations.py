@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_sweep_never_ends_farther_apart(name: str) -> None:
         return found
 
     objectives = [objective(sweeps) for sweeps in (1, 2, 3, 20)]
-    assert all(after <= before * (1 + 1e-9) for before, after in zip(objectives, objectives[1:], strict=False))
+    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(objectives))
     assert objectives[-1] < objectives[0]
 
 

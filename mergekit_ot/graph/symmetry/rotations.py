@@ -188,9 +188,7 @@ def _lone_spaces(graph: ModelGraph, known: Collection[str]) -> dict[str, Places]
         return {}
     outer = {key for group in graph.groups.values() for key in group.context}
     return {
-        key: _everywhere(group)
-        for key, group in plain.items()
-        if key not in outer and not _holds_buffers(graph, group)
+        key: _everywhere(group) for key, group in plain.items() if key not in outer and not _holds_buffers(graph, group)
     }
 
 
