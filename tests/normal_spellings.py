@@ -64,15 +64,17 @@ class SpelledRms(nn.Module):
 
 
 class SpelledLayerNorm(nn.Module):
-    """LayerNorm by hand."""
+    """LayerNorm by hand, with a cast."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gain, self.shift = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x - x.mean(-1, keepdim=True)
-        return y / torch.sqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5) * self.gain + self.shift
+        y = x.to(torch.float64)
+        y = y - y.mean(-1, keepdim=True)
+        y = y / torch.sqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)
+        return y.to(x.dtype) * self.gain + self.shift
 
 
 class Convolved(nn.Module):
