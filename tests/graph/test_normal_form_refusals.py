@@ -136,6 +136,19 @@ class SharedReader(nn.Module):
         return self.head(self.n1(x)) + self.head(self.n2(x)).relu()
 
 
+class ReadStream(nn.Module):
+    """A stream that a map reads as it is, beside the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.head, self.other = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.norm(x)) + self.other(x)
+
+
 class Outside(nn.Module):
     """The norm is what the model returns."""
 
@@ -190,6 +203,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[object, ...], dict[str, 
     "bias without a place": (BiasedRms, ROWS, {"gain": "'head.weight'", "shift": "no bias"}),
     "zeros around": (Padded, ROWS, {"norm.weight": "zeros", "norm.bias": "zeros"}),
     "one map of two norms": (SharedReader, ROWS, {"n1.weight": "'head.weight'", "n2.weight": "'head.weight'"}),
+    "a stream that is read as it is": (ReadStream, ROWS, {"embed.weight": "not through a LayerNorm"}),
     "an output": (Outside, ROWS, {"norm.weight": "output"}),
     "rotary": (rotary, TOKENS, {"blocks.0.attention.k.bias": "rotary"}),
     "capped scores": (Capped, ROWS, {"v.bias": "'o.weight'"}),
