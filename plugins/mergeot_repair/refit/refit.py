@@ -19,6 +19,7 @@ from mergeot_repair.refit.regression import Solution, Sums, joined
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
+from mergeot_repair.streams.refit import StreamRefit
 
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
 _CONTROL_SHARE = 10
@@ -74,7 +75,9 @@ class _Refit:
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
-        self.selection = Selection(context, self.maps, self.used)
+        self.streams = StreamRefit(context, self.maps, self.used, self.state, self.targets.streams)
+        self.streams.batches = batches
+        self.selection = Selection(context, self.maps, self.used, self.streams.groups)
         self.recurrent = {
             linear_map.node: RecurrentRefit(context, linear_map, source_runs, self.selection)
             for linear_map in self.maps
@@ -89,13 +92,18 @@ class _Refit:
             self.selection.choose(self._products())
             if self.context.note is not None:
                 self.context.note(self.selection.described())
+        if self.streams.streams:
+            self.streams.prepare(self.runs, self.source_runs)
         for number, linear_map in enumerate(maps, start=1):
-            if linear_map.kind == RECURRENT:
+            if self.streams.owns(linear_map):
+                self.streams.fit(linear_map, self.selection)
+            elif linear_map.kind == RECURRENT:
                 self.recurrent[linear_map.node].fit(self.state, self.runs)
             else:
                 self._fit(linear_map)
             if self.context.progress is not None:
                 self.context.progress(number, len(maps), f"refit {linear_map.weight}")
+        self.streams.finish()
         return self.state
 
     def _widths(self) -> dict[str, int]:
@@ -121,7 +129,8 @@ class _Refit:
                     continue
                 if linear_map.weight in products:
                     self._add_products(linear_map, number, products[linear_map.weight])
-                self.targets.keep(linear_map, number)
+                if not self.streams.owns(linear_map):
+                    self.targets.keep(linear_map, number)
             for of_source in self.source_runs:
                 of_source[number].release()
             if self.context.progress is not None:
