@@ -19,6 +19,7 @@ from mergeot_repair.refit.regression import Solution, Sums, joined
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
+from mergeot_repair.streams.finding import Stream, StreamFinder
 from mergeot_repair.streams.refit import StreamRefit
 
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
@@ -52,8 +53,9 @@ class RefitRepair(AbstractRepair):
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
-            check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
-            return _Refit(context).run()
+            streams = StreamFinder(context, MapFinder(context.program).find()).find()
+            check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
+            return _Refit(context, streams).run()
 
 
 class _Refit:
@@ -61,10 +63,11 @@ class _Refit:
 
     Args:
         context: Of the repair.
+        streams: The residual streams behind norms of the fused model.
         share: One in so many of the samples that a fit takes is taken.
     """
 
-    def __init__(self, context: RepairContext, share: int = 1) -> None:
+    def __init__(self, context: RepairContext, streams: Sequence[Stream] = (), share: int = 1) -> None:
         self.context = context
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
@@ -75,8 +78,8 @@ class _Refit:
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
-        self.streams = StreamRefit(context, self.maps, self.used, self.state, self.targets.streams)
-        self.streams.batches = batches
+        self.streams = StreamRefit(context, streams, self.used, self.state, self.targets.streams)
+        self.batches = batches
         self.selection = Selection(context, self.maps, self.used, self.streams.groups)
         self.recurrent = {
             linear_map.node: RecurrentRefit(context, linear_map, source_runs, self.selection)
@@ -92,8 +95,7 @@ class _Refit:
             self.selection.choose(self._products())
             if self.context.note is not None:
                 self.context.note(self.selection.described())
-        if self.streams.streams:
-            self.streams.prepare(self.runs, self.source_runs)
+        self.streams.prepare(self.batches, self.runs, self.source_runs)
         for number, linear_map in enumerate(maps, start=1):
             if self.streams.owns(linear_map):
                 self.streams.fit(linear_map, self.selection)

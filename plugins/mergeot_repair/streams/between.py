@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot import RepairSource
+from mergekit_ot import RepairContext, RepairSource
 from mergeot_repair.programs.running import HeldBytes, StagedRun
-from mergeot_repair.streams.branches import Branch, rows_of_units
+from mergeot_repair.streams.branches import Branch, Rows
 from mergeot_repair.streams.reading import Map
+
+# What rounding in single precision may change, relative to the largest number.
+_TOLERANCE = 1e-4
 
 
 class Between:
-    """A branch of one source, run on what the fused network reads.
+    """A branch of a source, run on what the fused network reads.
 
     Args:
         branch: The branch.
@@ -26,73 +29,119 @@ class Between:
     def __init__(self, branch: Branch, source: RepairSource, maps: Mapping[str, Map]) -> None:
         self.branch, self.source, self.maps = branch, source, maps
         graph = source.alignment.graphs[source.number]
-        self.graph = graph
-        self.readers = {
-            reader.weight: rows_of_units(graph.layouts[reader.weight][0], branch.group, branch.values)
-            for reader in branch.readers
-        }
-        columns = rows_of_units(graph.layouts[branch.writer.weight][1], branch.group, branch.values)
-        assert columns is not None
-        self.columns = columns.patterns if branch.values is None else columns.values
+        self.rows: dict[str, Rows] = {reader.weight: branch.rows(graph, reader) for reader in branch.readers}
+        self.columns = branch.columns(graph)
 
     @property
     def units(self) -> int:
         """How many heads or neurons there are."""
         return len(self.columns)
 
-    def made(self, inputs: tuple[Tensor, ...], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what the readers make of what the fused network reads."""
+    def value_rows(self) -> Float[Tensor, "head value number"]:
+        """Returns the rows that make the values of the source's own heads."""
+        weight = self.branch.value_reader.weight
+        return self.maps[weight].weight[self.rows[weight].values]
+
+    def neurons(self, inputs: tuple[Tensor, ...], read: Mapping[str, Tensor]) -> Float[Tensor, "place neuron"]:
+        """Returns what the neurons hold.
+
+        Args:
+            inputs: The batch.
+            read: Operation → what the fused network reads there.
+        """
+        return self._run(inputs, self._results(read))[:, self.columns[:, 0]]
+
+    def patterns(
+        self, inputs: tuple[Tensor, ...], read: Mapping[str, Tensor], basis: Float[Tensor, "number fused"]
+    ) -> Float[Tensor, "place head query number"]:
+        """Returns what each head's attention mixes of what the fused network reads where values are made.
+
+        Attention is linear in its values, and mixes each of a head's alike: values are given numbers of what is read,
+        as many at a time as a head has values.
+
+        Args:
+            inputs: The batch.
+            read: Operation → what the fused network reads there.
+            basis: Which combinations of these numbers are mixed.
+        """
+        reader = self.branch.value_reader
+        results = self._results(read)
+        index = self.rows[reader.weight].values
+        width = index.shape[1]
+        numbers = read[reader.source] @ basis.T.to(read[reader.source].dtype)
+        chunks = []
+        for chunk in numbers.split(width, -1):
+            given = {**results, reader.output: with_values(results[reader.output], index, chunk)}
+            mixed = self._run(inputs, given)[:, self.columns].unflatten(-1, (-1, width))
+            chunks.append(mixed[..., : chunk.shape[-1]])
+        return torch.cat(chunks, -1)
+
+    def _results(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what the source's readers make of what the fused network reads."""
         results = {}
         for reader in self.branch.readers:
-            linear = self.maps[reader.weight]
-            value = read[reader.source]
+            linear, value = self.maps[reader.weight], read[reader.source]
             results[reader.output] = value @ linear.weight.T.to(value.dtype) + linear.shift.to(value.dtype)
         return results
 
-    def run(self, inputs: tuple[Tensor, ...], made: Mapping[str, Tensor]) -> Float[Tensor, "place column"]:
-        """Returns what the writer reads where the readers make this."""
+    def _run(self, inputs: tuple[Tensor, ...], results: Mapping[str, Tensor]) -> Float[Tensor, "place column"]:
         run = StagedRun(self.source.program, self.source.state, inputs, HeldBytes())
-        for name, value in made.items():
-            run.values[run.nodes[name]] = value
-        end = self.branch.writer.source
-        value = made[end] if end in made else run.values_of([end])[end]
-        return value.flatten(0, -2)
-
-    def value_rows(self) -> Float[Tensor, "head value number"]:
-        """Returns the rows that make the values of the source's own heads."""
-        weight = next(r.weight for r in self.branch.readers if self._values_of(r.weight).shape[1])
-        return self.maps[weight].weight[self._values_of(weight)]
-
-    def neurons(self, inputs: tuple[Tensor, ...], read: Mapping[str, Tensor]) -> Float[Tensor, "place neuron"]:
-        """Returns what the neurons hold."""
-        return self.run(inputs, self.made(inputs, read))[:, self.columns[:, 0]]
-
-    def patterns(
-        self, inputs: tuple[Tensor, ...], read: Mapping[str, Tensor]
-    ) -> Float[Tensor, "place head query number"]:
-        """Returns what each head's attention mixes of the numbers that the fused network reads where values are made."""
-        made = self.made(inputs, read)
-        reader = next(r for r in self.branch.readers if self._values_of(r.weight).shape[1])
-        index = self._values_of(reader.weight)
-        width = index.shape[1]
-        numbers = read[reader.source]
-        chunks = []
-        for start in range(0, numbers.shape[-1], width):
-            chunk = numbers[..., start : start + width]
-            value = made[reader.output].clone()
-            value[..., index] = 0
-            value[..., index[:, : chunk.shape[-1]]] = chunk[..., None, :].expand(*chunk.shape[:-1], *index[:, : chunk.shape[-1]].shape)
-            mixed = self.run(inputs, {**made, reader.output: value})[:, self.columns]
-            chunks.append(mixed.unflatten(-1, (-1, width))[..., : chunk.shape[-1]])
-        return torch.cat(chunks, -1)
-
-    def _values_of(self, weight: str) -> Tensor:
-        rows = self.readers[weight]
-        assert rows is not None
-        return rows.values
+        return _result_of(run, self.branch, results)
 
 
-def check_patterns(run: Callable[[Tensor], Tensor]) -> bool:
-    """Whether what a function makes is linear."""
-    first, second = torch.randn(2), torch.randn(2)
-    return bool(torch.allclose(run(first) + run(second), run(first + second)))
+def with_values(result: Tensor, index: Int[Tensor, "head value"], numbers: Tensor) -> Tensor:
+    """Returns what a reader makes with the same numbers as values of every head, and zeros for values that are left.
+
+    Args:
+        result: What the reader makes.
+        index: Where the values of each head stand in it.
+        numbers: At most as many per place as a head has values.
+    """
+    changed = result.clone()
+    changed[..., index] = 0
+    given = index[:, : numbers.shape[-1]]
+    changed[..., given] = numbers[..., None, :].expand(*numbers.shape[:-1], *given.shape).to(changed.dtype)
+    return changed
+
+
+def mixes_values(branch: Branch, context: RepairContext) -> bool:
+    """Whether a branch is attention: linear in its values, each mixed by its own head's pattern alone."""
+    graph = context.sources[0].alignment.target
+    reader = branch.value_reader
+    index, columns = branch.rows(graph, reader).values, branch.columns(graph)
+    heads, width = index.shape
+    inputs = next(iter(context.batches))
+    nodes = {node.name: node for node in context.program.graph.nodes}
+    generator = torch.Generator().manual_seed(0)
+    results = {
+        other.output: torch.randn(nodes[other.output].meta["val"].shape, generator=generator)
+        for other in branch.readers
+    }
+    numbers = torch.randn(2, *results[reader.output].shape[:-1], 1, generator=generator)
+
+    def mixed(values: Tensor) -> Tensor:
+        run = StagedRun(context.program, context.fused, inputs, HeldBytes())
+        rows = _result_of(run, branch, {**results, reader.output: values})
+        return rows[:, columns].unflatten(-1, (-1, width))
+
+    base = results[reader.output]
+    sides = [mixed(with_values(base, index, number.expand(*number.shape[:-1], width))) for number in numbers]
+    total = mixed(with_values(base, index, numbers.sum(0).expand(*numbers.shape[1:-1], width)))
+    alone = with_values(base, index, torch.zeros_like(numbers[0]))
+    alone[..., index[0, :1]] = numbers[0]
+    apart = mixed(alone)
+    wanted = torch.zeros_like(apart)
+    wanted[:, 0, :, 0] = sides[0][:, 0, :, 0]
+    spread = sides[0] - sides[0][..., :1]
+    size = _TOLERANCE * float(total.abs().max())
+    errors = (total - sides[0] - sides[1], apart - wanted, spread)
+    return heads > 0 and all(float(error.abs().max()) <= size for error in errors)
+
+
+def _result_of(run: StagedRun, branch: Branch, results: Mapping[str, Tensor]) -> Float[Tensor, "place column"]:
+    """Returns what the writer of a branch reads where its readers make these results."""
+    for name, value in results.items():
+        run.values[run.nodes[name]] = value
+    end = branch.writer.source
+    value = results[end] if end in results else run.values_of([end])[end]
+    return value.flatten(0, -2)

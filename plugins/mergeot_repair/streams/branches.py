@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, fx
 
-from mergekit_ot import IN, AxisLayout, Blocks, Factors, ModelGraph, Neurons, SlotKind, layout_size, leaf_groups
+from mergekit_ot import (
+    IN,
+    AxisLayout,
+    Blocks,
+    Factors,
+    ModelGraph,
+    Neurons,
+    ProgramSlot,
+    SlotKind,
+    layout_size,
+    leaf_groups,
+)
 from mergeot_repair.programs.layouts import stretches
 from mergeot_repair.programs.maps import LinearMap
 from mergeot_repair.streams.finding import Stream, ancestors
@@ -36,6 +46,25 @@ class Branch:
     values: str | None = None
     parameters: tuple[tuple[str, int], ...] = ()
 
+    def rows(self, graph: ModelGraph, reader: LinearMap) -> Rows:
+        """Returns where the units stand among the rows of a reader, in a network."""
+        return rows_of_units(graph.layouts[reader.weight][0], self.group, self.values)
+
+    def columns(self, graph: ModelGraph) -> Int[Tensor, "unit column"]:
+        """Returns where the units stand among the columns of the writer, in a network."""
+        rows = rows_of_units(graph.layouts[self.writer.weight][1], self.group, self.values)
+        return rows.patterns if self.values is None else rows.values
+
+    @property
+    def value_reader(self) -> LinearMap:
+        """The reader that makes the values of heads."""
+        graph = self.stream.graph
+        return next(reader for reader in self.readers if self.rows(graph, reader).values.shape[1])
+
+    def queries(self, graph: ModelGraph) -> int:
+        """Returns how many queries share the values of a head, in a network."""
+        return self.columns(graph).shape[1] // self.rows(graph, self.value_reader).values.shape[1]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -50,25 +79,29 @@ class Rows:
     values: Int[Tensor, "unit row"]
 
 
-def rows_of_units(layout: AxisLayout, group: str, values: str | None) -> Rows | None:
-    """Returns where the units of a group stand on an axis; None where something else stands there as well."""
+def rows_of_units(layout: AxisLayout, group: str, values: str | None) -> Rows:
+    """Returns where the units of a group stand on an axis on which nothing else stands (`stands_alone`)."""
     parts = layout.parts if isinstance(layout, Blocks) else (layout,)
     patterns: list[Tensor] = []
     mixed: list[Tensor] = []
     start = 0
     for part in parts:
         factors = part.parts if isinstance(part, Factors) else (part,)
-        first = factors[0]
-        if not isinstance(first, Neurons) or first.group != group:
-            return None
         inner = [key for factor in factors[1:] for key in leaf_groups(factor)]
         size = layout_size(part)
-        index = torch.arange(start, start + size).reshape(first.size, -1)
+        index = torch.arange(start, start + size).reshape(layout_size(factors[0]), -1)
         (mixed if values in inner else patterns).append(index)
         start += size
     count = len((patterns + mixed)[0])
     empty = torch.empty(count, 0, dtype=torch.long)
     return Rows(torch.cat([empty, *patterns], 1), torch.cat([empty, *mixed], 1))
+
+
+def stands_alone(layout: AxisLayout, group: str) -> bool:
+    """Whether nothing stands on an axis but units of a group, each with what it has."""
+    parts = layout.parts if isinstance(layout, Blocks) else (layout,)
+    firsts = [part.parts[0] if isinstance(part, Factors) else part for part in parts]
+    return all(isinstance(first, Neurons) and first.group == group for first in firsts)
 
 
 class BranchFinder:
@@ -82,7 +115,11 @@ class BranchFinder:
     """
 
     def __init__(
-        self, graph: ModelGraph, nodes: Mapping[str, fx.Node], slots: Mapping[fx.Node, object], streams: Sequence[Stream]
+        self,
+        graph: ModelGraph,
+        nodes: Mapping[str, fx.Node],
+        slots: Mapping[fx.Node, ProgramSlot],
+        streams: Sequence[Stream],
     ) -> None:
         self.graph, self.nodes, self.slots, self.streams = graph, nodes, slots, streams
         self.readers = {m.node: m for stream in streams for m in stream.roles.readers}
@@ -90,13 +127,13 @@ class BranchFinder:
 
     def find(self) -> list[Branch]:
         """Returns the branches."""
-        found_branches = []
+        branches = []
         for stream in self.streams:
             for writer in stream.fitted:
                 branch = self._branch(stream, writer)
                 if branch is not None:
-                    found_branches.append(branch)
-        return found_branches
+                    branches.append(branch)
+        return branches
 
     def _branch(self, stream: Stream, writer: LinearMap) -> Branch | None:
         stops = [self.nodes[name] for name in self.readers]
@@ -105,7 +142,8 @@ class BranchFinder:
         readers = tuple(self.readers[name] for name in self.readers if name in before or name == writer.source)
         if not readers or any(node.name in self.turned for node in between):
             return None
-        names = [slot.target for slot in map(self.slots.get, between) if _is_parameter(slot)]
+        slots = [self.slots[node] for node in between if node in self.slots]
+        names = [slot.target for slot in slots if slot.kind == SlotKind.PARAMETER]
         parameters = sorted({self.graph.aliases.get(name, name) for name in names})
         return self._neurons(stream, writer, readers, parameters) or self._heads(stream, writer, readers, parameters)
 
@@ -145,10 +183,11 @@ class BranchFinder:
         if not group.is_free or group.context or self.graph.groups[values].context != (heads,):
             return None
         per_head = [(name, self._axis_of(name, heads)) for name in parameters]
-        rows = [rows_of_units(self.graph.layouts[reader.weight][0], heads, values) for reader in readers]
-        if any(axis is None for _, axis in per_head) or any(of_reader is None for of_reader in rows):
+        layouts = [self.graph.layouts[reader.weight][0] for reader in readers]
+        if any(axis is None for _, axis in per_head) or not all(stands_alone(rows, heads) for rows in layouts):
             return None
-        makers = [of_reader for of_reader in rows if of_reader is not None and of_reader.values.shape[1]]
+        rows = [rows_of_units(of_reader, heads, values) for of_reader in layouts]
+        makers = [of_reader for of_reader in rows if of_reader.values.shape[1]]
         if len(makers) != 1 or makers[0].values.shape[1] != parts[-1].size:
             return None
         owned = tuple((name, axis) for name, axis in per_head if axis is not None)
@@ -163,15 +202,3 @@ class BranchFinder:
             elif any(self.graph.groups[key].is_free for key in leaf_groups(layout)):
                 return None
         return axis
-
-
-def _is_parameter(slot: object) -> bool:
-    from mergekit_ot import ProgramSlot
-
-    return isinstance(slot, ProgramSlot) and slot.kind == SlotKind.PARAMETER
-
-
-def width_of(layout: AxisLayout) -> int:
-    """Returns how many numbers stand behind each unit of the first group of an axis."""
-    parts = layout.parts if isinstance(layout, Factors) else (layout,)
-    return math.prod(layout_size(part) for part in parts[1:])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeot_repair.streams.finding import Stream, rows_at
+from mergeot_repair.streams.finding import Stream
 from mergeot_repair.streams.proof import along, without_mean
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -62,14 +62,18 @@ class Components:
             links = [link - link.mean(1, keepdim=True) for link in links]
         return links
 
+    def own_grams(self, point: str) -> list[Float[Tensor, "neuron neuron"]]:
+        """Returns the inner products of each source's stream with itself at a point."""
+        grams, start = [], 0
+        for size in self.sizes:
+            grams.append(self.grams[point][start : start + size, start : start + size])
+            start += size
+        return grams
+
     def _factors(self) -> list[float]:
         """Returns how much each source's stream counts: a share of the mean energy, however large its numbers are."""
-        energies = []
-        for part in range(len(self.sizes)):
-            start = sum(self.sizes[:part])
-            stop = start + self.sizes[part]
-            traces = [gram[start:stop, start:stop].trace() for gram in self.grams.values()]
-            energies.append(float(torch.stack(traces).mean()) or 1.0)
+        traces = [[float(gram.trace()) for gram in self.own_grams(point)] for point in self.grams]
+        energies = [(sum(of_source) / len(of_source)) or 1.0 for of_source in zip(*traces, strict=True)]
         mean = sum(share * energy for share, energy in zip(self.shares, energies, strict=True))
         return [(share * mean / energy) ** 0.5 for share, energy in zip(self.shares, energies, strict=True)]
 
@@ -110,6 +114,3 @@ def linked(values: Sequence[Tensor], links: Sequence[Float[Tensor, "fused neuron
     """Returns what the fused stream holds where each source's holds some values, neurons along an axis."""
     images = [along(value, axis, link.to(value.dtype)) for value, link in zip(values, links, strict=True)]
     return torch.stack(images).sum(0)
-
-
-__all__ = ["Components", "linked", "rows_at"]

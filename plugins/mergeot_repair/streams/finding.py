@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
@@ -47,6 +47,7 @@ class Stream:
         exact: Those of its writers that read inputs of the network alone.
         offsets: Vectors behind norms that are added, each with the operation that adds it.
         images: Embeddings and parameters that are added to it, each with the axis of the neurons.
+        graph: Of the fused network.
     """
 
     group: str
@@ -57,6 +58,7 @@ class Stream:
     exact: frozenset[str]
     offsets: Mapping[str, str]
     images: tuple[tuple[str, int], ...]
+    graph: ModelGraph = field(repr=False, compare=False)
 
     @property
     def fitted(self) -> tuple[LinearMap, ...]:
@@ -106,7 +108,7 @@ class StreamFinder:
         offsets = {name: node for name, node in roles.shifts.items() if node not in turns.raw}
         images = [*roles.images, *((name, 0) for name, node in roles.shifts.items() if node in turns.raw)]
         exact = frozenset(writer.weight for writer in roles.writers if self._is_of_inputs(writer))
-        return Stream(group.key, group.size, roles, turns, points, exact, offsets, tuple(images))
+        return Stream(group.key, group.size, roles, turns, points, exact, offsets, tuple(images), self.graph)
 
     def _is_read_behind_norms(self, turns: Turns, roles: Roles) -> bool:
         """Whether nothing but the linear maps learns more of the stream than the norms before them need."""
@@ -176,14 +178,14 @@ class StreamFinder:
 def ancestors(node: fx.Node, stops: Iterable[fx.Node] = ()) -> set[fx.Node]:
     """Returns a node and all that it is computed from, as far as some others."""
     seen, waiting = set(stops), [node]
-    found_nodes = set[fx.Node]()
+    reached = set[fx.Node]()
     while waiting:
         current = waiting.pop()
         if current not in seen:
             seen.add(current)
-            found_nodes.add(current)
+            reached.add(current)
             waiting += current.all_input_nodes
-    return found_nodes
+    return reached
 
 
 def _turned_inputs(node: fx.Node, turns: Turns) -> int:

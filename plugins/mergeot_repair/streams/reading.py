@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeot_repair.programs.maps import LinearMap
+from mergeot_repair.refit.grams import mirrored
 from mergeot_repair.refit.regression import FOLDS, Sums
 
+# Of the pull of a regression, where too few batches were seen to choose it.
 _STRENGTH = 1e-4
 
 
@@ -58,6 +60,10 @@ class Translation:
         if linear_map.bias is not None:
             shift = shift + state[linear_map.bias].double()
         return Map(rows @ solution.weight[stretch], shift)
+
+    def gram(self) -> Float[Tensor, "fused fused"]:
+        """Returns the inner products of what the fused network reads."""
+        return torch.stack([mirrored(part) for part in self.sums.gram]).sum(0)[:-1, :-1]
 
     def _solution(self, has_shift: bool) -> Map:
         if has_shift not in self.solved:

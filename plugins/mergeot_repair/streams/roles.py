@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
-from mergekit_ot import CapturedProgram, ModelGraph, NeuronGroup, named_arguments, operation_name
+from mergekit_ot import CapturedProgram, ModelGraph, NeuronGroup, leaf_groups, named_arguments, operation_name
 from mergeot_repair.programs.layouts import stretches
 from mergeot_repair.programs.maps import CONVOLUTION, LINEAR, LinearMap
 
@@ -167,18 +167,7 @@ class _Sorting:
         """Whether nothing else that stands on a parameter may be reordered."""
         for other, layout in enumerate(self.graph.layouts[parameter]):
             if other != axis:
-                for group in _groups(layout):
+                for group in leaf_groups(layout):
                     if self.graph.groups[group].is_free:
                         return False
         return True
-
-
-def _groups(layout: object) -> list[str]:
-    from mergekit_ot import leaf_groups
-
-    return leaf_groups(layout)  # type: ignore[arg-type]
-
-
-def unread(values: Mapping[str, Tensor]) -> int:
-    """Returns how many numbers there are in some parameters."""
-    return sum(value.numel() for value in values.values())
