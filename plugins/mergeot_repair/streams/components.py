@@ -46,7 +46,11 @@ class Components:
             moment += (left * right).sum(0, dtype=torch.float64)
 
     def links(self) -> list[Float[Tensor, "fused neuron"]]:
-        """Returns the matrices that lead from each source's stream to the fused one; their images are added."""
+        """Returns the matrices that lead from each source's stream to the fused one; their images are added.
+
+        Behind LayerNorm a stream's mean says nothing, and becomes the fused stream's: what reads an embedding that is
+        tied may need it.
+        """
         factors = self._factors()
         sides = torch.cat([torch.full((size,), factor) for size, factor in zip(self.sizes, factors, strict=True)])
         gram = torch.zeros_like(next(iter(self.grams.values())))
@@ -59,7 +63,10 @@ class Components:
         joint = basis[:, : len(components)] @ self._near_own_axes(components, basis) * sides
         links = list(joint.split(self.sizes, 1))
         if self.stream.turns.fixes_ones:
-            links = [link - link.mean(1, keepdim=True) for link in links]
+            links = [
+                link - link.mean(1, keepdim=True) + factor**2 / link.numel() ** 0.5
+                for link, factor in zip(links, factors, strict=True)
+            ]
         return links
 
     def own_grams(self, point: str) -> list[Float[Tensor, "neuron neuron"]]:

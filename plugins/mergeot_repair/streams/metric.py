@@ -44,6 +44,8 @@ def _readers_behind(
         for weight in _weights(stream, point):
             for number, source in enumerate(work.sources):
                 rows = source.state[weight].double() * gains[number]
+                if stream.turns.fixes_ones:
+                    rows = rows - rows.mean(1, keepdim=True)
                 size = float(((rows @ grams[number]) * rows).sum())
                 yield rows @ work.links[stream.group][number].T, max(size, _TINY)
 
