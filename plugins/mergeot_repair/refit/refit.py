@@ -33,6 +33,10 @@ class RefitRepair(AbstractRepair):
     what their readers need (see `mergeot_repair.refit.selection`); all others follow the couplings and are fitted to
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
+    A residual stream that linear maps read behind norms alone, as in transformers, becomes the principal components of
+    the sources' streams side by side; the heads and neurons between are chosen among the sources' (see
+    `mergeot_repair.streams`).
+
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
     behind a map is fitted together with it. Where the result is added to a stream, the map is fitted to the stream that

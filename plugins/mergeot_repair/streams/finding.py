@@ -81,15 +81,13 @@ class StreamFinder:
 
     def find(self) -> list[Stream]:
         """Returns the streams."""
-        candidates = [
-            group for group in self.graph.free_groups.values() if _NORMALISED in group.flags and not group.context
-        ]
         streams = []
-        for group in candidates:
-            roles = roles_of(group, self.graph, self.context.program, self.maps)
-            stream = None if roles is None else self._stream(group, roles)
-            if stream is not None:
-                streams.append(stream)
+        for group in self.graph.free_groups.values():
+            roles = None if group.context else roles_of(group, self.graph, self.context.program, self.maps)
+            # Only what is normalised is worth a proof: by an operation, or by several before a gain.
+            if roles is not None and (_NORMALISED in group.flags or roles.gains):
+                stream = self._stream(group, roles)
+                streams += [] if stream is None else [stream]
         return streams
 
     def names_of(self, parameter: str) -> list[str]:
@@ -103,7 +101,9 @@ class StreamFinder:
         if turns is None or not self._is_read_behind_norms(turns, roles):
             return None
         points = self._points(turns, roles)
-        if points is None or not self._is_written_raw(turns, roles):
+        if points is None or not self._is_written_raw(turns, roles) or not self._scales_read(turns, roles):
+            return None
+        if all(point.source in turns.raw for point in points):
             return None
         offsets = {name: node for name, node in roles.shifts.items() if node not in turns.raw}
         images = [*roles.images, *((name, 0) for name, node in roles.shifts.items() if node in turns.raw)]
@@ -136,6 +136,17 @@ class StreamFinder:
                 return False
         sums = [name for name in turns.axes if name not in turns.raw]
         return not any(_turned_inputs(self.nodes[name], turns) > 1 for name in sums)
+
+    def _scales_read(self, turns: Turns, roles: Roles) -> bool:
+        """Whether gains multiply what is read, and none what is written."""
+        names = self.context.program.state_names
+        gains = {name for parameter in roles.gains for name in self.names_of(parameter)}
+        return not any(self._scales_raw(node, turns) for node, name in names.items() if name in gains)
+
+    def _scales_raw(self, node: fx.Node, turns: Turns) -> bool:
+        if node.name in turns.axes:
+            return node.name in turns.raw
+        return any(self._scales_raw(user, turns) for user in node.users)
 
     def _points(self, turns: Turns, roles: Roles) -> tuple[Point, ...] | None:
         readers: dict[str, list[LinearMap]] = {}
