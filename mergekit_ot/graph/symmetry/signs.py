@@ -24,6 +24,30 @@ from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry,
 # Operations that let a sign through, products and norms included. A network without any has no sign symmetry worth the
 # search; where there is one, the proof decides.
 _ODD = ("tanh", "lstm", "gru", "asinh", "atan", "erf.", "sin.", "softsign", "hardtanh", "aten.mul.Tensor", "rms_norm")
+# Functions that treat a number and its negative apart, and operations that may stand before them.
+_ONE_SIDED = (
+    "relu",
+    "gelu",
+    "silu",
+    "sigmoid",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "leaky_relu",
+    "softplus",
+    "mish",
+    "exp",
+)
+_PASSED = (
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm",
+    "view",
+    "reshape",
+    "flatten",
+    "transpose",
+    "permute",
+)
 # More gates than any recurrent cell has: a longer fixed part of an axis is something else (positions of a flatten).
 _MOST_GATES = 4
 # Neurons that are products are made by two maps, and change sign with one of them.
@@ -52,7 +76,8 @@ class Sign(AbstractSymmetry):
             return {}
         proven = {}
         for key in graph.free_groups:
-            guesses = _guesses(graph, key) if _is_eligible(graph, key) else iter(())
+            is_worth_it = _is_eligible(graph, key) and not _is_one_sided(graph, key)
+            guesses = _guesses(graph, key) if is_worth_it else iter(())
             places = next((guess for guess in guesses if proof.is_proven(self, graph, key, guess)), None)
             if places is not None:
                 proven[key] = places
@@ -123,6 +148,36 @@ def _added_to(graph: ModelGraph, name: str) -> set[str]:
 def _placeholder(name: str) -> str:
     """Returns under which name a parameter stands in the captured program."""
     return "p_" + name.replace(".", "_")
+
+
+def _is_one_sided(graph: ModelGraph, key: str) -> bool:
+    """Whether every map that makes the neurons goes straight into a function that treats signs apart, such as ReLU.
+
+    The proof would refuse such a group after runs of the model, of which a deep network would need hundreds.
+    """
+    slots = graph.groups[key].places
+    makers = [name for (name, axis), slot in slots.items() if not slot.is_reader and len(graph.layouts[name]) > 1]
+    return bool(makers) and all(_goes_into_one_sided(graph, name) for name in makers)
+
+
+def _goes_into_one_sided(graph: ModelGraph, name: str) -> bool:
+    operations, waiting = graph.operations, [_placeholder(name)]
+    if waiting[0] not in operations:
+        return False
+    seen = set(waiting)
+    is_first, met = True, False
+    while waiting:
+        for user in operations.successors(waiting.pop()):
+            operation = str(operations.nodes[user].get("operation", ""))
+            if "hardtanh" not in operation and any(operation.startswith(f"aten.{each}") for each in _ONE_SIDED):
+                met = True
+            elif is_first or any(operation.startswith(f"aten.{each}") for each in _PASSED):
+                waiting += [user] * (user not in seen)
+                seen.add(user)
+            else:
+                return False
+        is_first = False
+    return met
 
 
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:
