@@ -23,7 +23,8 @@ def advice(setup: FusionSetup, graph: ModelGraph) -> list[str]:
             "The network has BatchNorm, whose running statistics do not fit a fused network. "
             "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
         )
-    is_only_ordered = setup.may_rewrite and not methods.uses_rotations and len(setup.networks.sources) > 1
+    # 'align' does without every sentence that names a repair.
+    is_only_ordered = not methods.uses_rotations and len(setup.networks.sources) > 1
     if is_only_ordered and has_streams_or_heads(graph):
         sentences.append(
             f"The network has residual streams behind norms, or attention heads, whose neurons may be rotated; solver "

@@ -101,7 +101,6 @@ class FusionSetup:
         notes: What the user should know about the sources and the calibration data.
         needs_no_graph: Whether the fusion can be made without a graph.
         data: The calibration data as they were given, for what only some networks need.
-        may_rewrite: Whether a solver that rotates neurons may bring the networks into normal form.
     """
 
     networks: FusedNetworks
@@ -116,7 +115,6 @@ class FusionSetup:
     notes: tuple[str, ...] = ()
     needs_no_graph: bool = False
     data: Iterable[Any] | None = None
-    may_rewrite: bool = True
 
     @property
     def models(self) -> TracedModels:

@@ -108,7 +108,6 @@ def prepare(
         held_out=data.held_out,
         notes=(*notes, *data.notes),
         data=inputs.data,
-        may_rewrite=inputs.may_rewrite,
         needs_no_graph=needs_no_graph(sources, target, methods, options, weights),
     )
     if not setup.needs_no_graph:
