@@ -1,4 +1,4 @@
-"""The tutorial docs/tutorials/fuse-two-gpts.md: who follows it sees what it shows; in a default run with less training."""
+"""Who follows the tutorial docs/tutorials/fuse-two-gpts.md sees what it shows; a default run trains less."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_shown(words: list[str], printed: str, shown: str) -> None:
 
 
 def test_what_the_page_shows_is_printed(reader: Reader) -> None:
-    left = {name: 1 for name in _FAST}
+    left = dict.fromkeys(_FAST, 1)
     for words, shown in commands():
         if words[0] == "python":
             reader.types([*words[:-1], _FEW_STEPS])
