@@ -29,8 +29,8 @@ def advice(setup: FusionSetup, graph: ModelGraph) -> list[str]:
         sentences.append(
             f"The network has residual streams behind norms, or attention heads, whose neurons may be rotated; solver "
             f"'{methods.solver.name}' as it is set only reorders them, and orders alone leave transformers far apart. "
-            "Take --solver weight-matching (symmetry=all, its default), which rotates them, or --data SPEC --repair refit, "
-            "which fuses them (no labels are used)."
+            "Take --solver weight-matching (symmetry=all, its default), which rotates them, or --data SPEC --repair "
+            "refit, which fuses them (no labels are used)."
         )
     return sentences
 
