@@ -219,7 +219,8 @@ def test_align_refuses_other_widths(run: Run) -> None:
 
 def test_check_counts(run: Run) -> None:
     content = run.json("check", "a.pt", *run.arch)
-    assert set(content) == {"groups", "families", "certified", "pinned", "max_error", "preserved", "symmetries"}
+    counts = {"groups", "families", "certified", "pinned", "max_error", "preserved"}
+    assert set(content) == {*counts, "symmetries", "refusals"}
     assert (content["groups"], content["certified"], content["preserved"]) == (2, 2, True)
     assert content["max_error"] < 1e-10
 

@@ -162,8 +162,8 @@ def inspect(
 
         subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
         pictures = {"dot": dot, "svg": svg, "modules": modules}
-        graph = run_inspect(subject, pictures, installed_plugins(), output.note, overwrite=bool(overwrite))
-    output.show_graph(graph, as_json=as_json)
+        graph, held = run_inspect(subject, pictures, installed_plugins(), output.note, overwrite=bool(overwrite))
+    output.show_graph(graph, held, as_json=as_json)
 
 
 @takes_options("eval", device="cpu")

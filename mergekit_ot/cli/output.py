@@ -220,18 +220,20 @@ def show_check(report: Any, *, as_json: bool) -> None:
     note(f"Symmetries: {', '.join(held) or 'none'}.")
 
 
-def show_graph(graph: Any, *, as_json: bool) -> None:
-    """Prints the groups of a traced graph."""
+def show_graph(graph: Any, held: Mapping[str, Sequence[str]], *, as_json: bool) -> None:
+    """Prints the groups of a traced graph, and what they allow besides another order."""
     from mergekit_ot.pictures.dot import group_rows
 
-    rows = group_rows(graph)
+    rows = [{**row, "symmetries": list(held.get(row["name"], ()))} for row in group_rows(graph)]
     warn(graph.diagnostics.sentences)
     if as_json:
         show_json({"groups": rows, "diagnostics": list(graph.diagnostics.sentences)})
     elif rows:
-        free = [{**row, "members": _few(row["members"])} for row in rows if row["why"] is None]
+        told = [row for row in rows if row["why"] is None or row["symmetries"]]
+        free = [{**row, "members": _few(row["members"]), "symmetries": ", ".join(row["symmetries"])} for row in told]
+        columns = ("name", "size", "orders", "members", "flags")
         if free:
-            show_table(free, ("name", "size", "orders", "members", "flags"), title="Neuron groups")
+            show_table(free, (*columns, "symmetries") if held else columns, title="Neuron groups")
         else:
             note("Nothing found: no neuron group is free.")
         for sentence in graph.pin_sentences():

@@ -13,6 +13,7 @@ from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.tracing import TracedModels
 from mergekit_ot.fusion.tying import tying_fold
+from mergekit_ot.graph.capture.inputs import of_few_samples
 from mergekit_ot.graph.capture.untying import untied
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.normal_form.find import find_normal_form
@@ -35,7 +36,7 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
         trace: Gives the graph of a fresh module.
         may_rewrite: Whether states may be rewritten at all; otherwise only the names are given.
     """
-    target, graph = models.target, models.target_graph
+    target, graph, inputs = models.target, models.target_graph, of_few_samples(inputs)
     if not may_rotate(graph):
         return models
     form = find_normal_form(graph, target.make, inputs) if may_rewrite else NormalForm((), (), {}, frozenset())

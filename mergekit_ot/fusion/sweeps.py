@@ -148,7 +148,8 @@ class AlignmentRun:
 
     def _tries_nothing(self) -> bool:
         is_deep = len(self.plan.steps) > _SHALLOW
-        if not (self.is_first and self.solver.tries_nothing and is_deep):
+        # Streams that rotate have a start of their own.
+        if not (self.is_first and self.solver.tries_nothing and is_deep) or self.alignment.rotations:
             return False
         groups = self.setup.models.target_graph.groups
         has_families = any(groups[key].context for key in self._keys())

@@ -16,8 +16,9 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.setup import trace_limits
 from mergekit_ot.graph.capture.front_end import AUTO
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.symmetry.check import CheckReport
+from mergekit_ot.graph.symmetry.check import CheckReport, held_symmetries
 from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.pictures.dot import group_dot
 from mergekit_ot.pictures.groups import group_svg
 from mergekit_ot.pictures.modules import module_svg
@@ -91,8 +92,8 @@ def run_inspect(
     notify: Notify,
     *,
     overwrite: bool = False,
-) -> ModelGraph:
-    """Traces a checkpoint's architecture and draws what is asked for.
+) -> tuple[ModelGraph, dict[str, list[str]]]:
+    """Traces a checkpoint's architecture, draws what is asked for, and returns the graph and what else groups allow.
 
     Args:
         subject: The checkpoint, and how it is traced.
@@ -109,7 +110,7 @@ def run_inspect(
         picture = pictures.get(kind)
         if picture is not None:
             write_text(picture, draw(graph), comment=comment, overwrite=overwrite)
-    return graph
+    return graph, held_symmetries(source.make, graph, inputs, build_symmetries(manager))
 
 
 def run_eval(

@@ -24,6 +24,7 @@ class CouplingFacts:
         negated: Fused neurons at which the source's arrives with its sign changed.
         alone: Fused neurons without a partner in the source: they were kept apart for the others.
         partners: Mean number of partners of a fused neuron that has any (the exponential of the entropy).
+        is_rotation: Whether neurons are combined without a loss: by an invertible map.
     """
 
     size: int
@@ -32,6 +33,7 @@ class CouplingFacts:
     negated: int
     alone: int
     partners: float
+    is_rotation: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class GroupFacts:
     def is_permutation(self) -> bool:
         """Whether neurons of all sources are only reordered."""
         return all(fact.is_permutation for fact in self.facts)
+
+    @property
+    def is_rotation(self) -> bool:
+        """Whether neurons of some source are rotated, and none are blended."""
+        is_any = any(fact.is_rotation for fact in self.facts)
+        return is_any and all(fact.is_rotation or fact.is_permutation for fact in self.facts)
 
     @property
     def negated(self) -> int:
@@ -93,14 +101,16 @@ def members_of(coupling: Coupling | FamilyCoupling) -> list[Coupling]:
 
 def _facts(members: Sequence[Coupling]) -> CouplingFacts:
     moved = [_moved(member) for member in members]
+    is_rotation = any(member.is_exact and not member.is_permutation for member in members)
     counts = [count for count in moved if count is not None]
     return CouplingFacts(
         size=members[0].source_size,
         is_permutation=all(member.is_permutation for member in members),
         moved=sum(counts) if len(counts) == len(moved) else None,
-        negated=sum(int((member.signed_plan().sum(1) < 0).sum()) for member in members),
+        negated=0 if is_rotation else sum(int((member.signed_plan().sum(1) < 0).sum()) for member in members),
         alone=sum(_alone(member) for member in members),
         partners=sum(_partners(member) for member in members) / len(members),
+        is_rotation=is_rotation,
     )
 
 

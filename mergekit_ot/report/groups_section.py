@@ -63,14 +63,23 @@ def _row(columns: Sequence[_Column], group: GroupFacts) -> Markup:
 def _summary(report: Report) -> str:
     neurons = sum(group.report.size * group.orders for group in report.groups)
     negated, alone = sum(group.negated for group in report.groups), sum(group.alone for group in report.groups)
-    soft = sum(not group.is_permutation for group in report.groups)
+    turned = sum(group.is_rotation for group in report.groups)
+    soft = sum(not group.is_permutation for group in report.groups) - turned
     clauses = (
         f"{len(report.groups)} groups with {neurons:,} neurons in the fused model",
-        f"{soft} of them coupled by plans that are no permutations" if soft else "all coupled by permutations",
+        _coupled(soft, turned),
         f"{negated:,} neurons arrive negated" if negated else "no neuron negated",
         f"{alone:,} places kept apart without a partner" if alone else "none without a partner",
     )
     return "; ".join(clauses) + "."
+
+
+def _coupled(soft: int, turned: int) -> str:
+    counts = [
+        *([f"{turned} of them by rotations"] if turned else []),
+        *([f"{soft} of them coupled by plans that are no permutations"] if soft else []),
+    ]
+    return ", ".join(counts) or "all coupled by permutations"
 
 
 def _advice(report: Report) -> Markup | None:
@@ -118,7 +127,7 @@ def _kind(group: GroupFacts) -> str:
         return "in place"
     if group.is_permutation:
         return "permutation"
-    return "transport plan"
+    return "rotation" if group.is_rotation else "transport plan"
 
 
 def _symmetries(group: GroupFacts) -> str:
@@ -200,6 +209,6 @@ def _displayed(width: int, height: int) -> dict[str, int]:
 
 
 def _words(group: GroupFacts, fact: CouplingFacts, number: int) -> str:
-    kind = "permutation" if fact.is_permutation else "transport plan"
+    kind = "permutation" if fact.is_permutation else "rotation" if fact.is_rotation else "transport plan"
     moved = "" if fact.moved is None else f", {fact.moved} moved"
     return f"Coupling of {group.report.name} with source {number}: {kind}, {_size(group)} neurons{moved}"

@@ -68,7 +68,10 @@ def test_models_of_the_library(name):
     assert all(torch.allclose(again[key], new[key], rtol=0, atol=1e-12) for key in new)
 
 
-@pytest.mark.parametrize(("name", "norm"), [("gpt2_tied", "ln_f.weight"), ("gemma2", "model.norm.weight")])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("gpt2_tied", "ln_f.weight"), ("gemma2", "model.norm.weight"), ("t5", "decoder.final_layer_norm.weight")],
+)
 def test_a_tied_head_is_the_reason(name, norm):
     sample = _sample(name)
     (reason,) = [r.reason for r in found(sample.make, sample.inputs()).refusals if r.parameter.endswith(norm)]

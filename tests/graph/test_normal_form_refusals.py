@@ -14,6 +14,7 @@ from normal_nets import (
     Block,
     Language,
     Mlp,
+    Multiple,
     change,
     found,
     gpt,
@@ -135,6 +136,19 @@ class SharedReader(nn.Module):
         return self.head(self.n1(x)) + self.head(self.n2(x)).relu()
 
 
+class ReadStream(nn.Module):
+    """A stream that a map reads as it is, beside the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.head, self.other = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.norm(x)) + self.other(x)
+
+
 class Outside(nn.Module):
     """The norm is what the model returns."""
 
@@ -181,6 +195,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[object, ...], dict[str, 
     "post-norm": (PostNorm, ROWS, {"n1.weight": "a sum", "n1.bias": "a sum", "mlp.down.weight": "n1"}),
     "read by a nonlinear operation": (lambda: Read(torch.tanh), ROWS, {"norm.weight": "aten.tanh"}),
     "read by a product": (lambda: Read(lambda y: y * y), ROWS, {"norm.weight": "aten.mul"}),
+    "half of a norm with a bias": (lambda: Multiple(bias=True), ROWS, {"norm.weight": "aten.mul"}),
     "concatenation": (Concatenated, ROWS, {"norm.weight": "concatenation", "norm.bias": "concatenation"}),
     "query-key norms": (NormedKeys, ROWS, {"q_norm.weight": "attention", "k_norm.weight": "attention"}),
     "layer scale": (lambda: Scaled(WIDTH), ROWS, {"embed.weight": "aten.mul"}),
@@ -188,6 +203,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[object, ...], dict[str, 
     "bias without a place": (BiasedRms, ROWS, {"gain": "'head.weight'", "shift": "no bias"}),
     "zeros around": (Padded, ROWS, {"norm.weight": "zeros", "norm.bias": "zeros"}),
     "one map of two norms": (SharedReader, ROWS, {"n1.weight": "'head.weight'", "n2.weight": "'head.weight'"}),
+    "a stream that is read as it is": (ReadStream, ROWS, {"embed.weight": "not through a LayerNorm"}),
     "an output": (Outside, ROWS, {"norm.weight": "output"}),
     "rotary": (rotary, TOKENS, {"blocks.0.attention.k.bias": "rotary"}),
     "capped scores": (Capped, ROWS, {"v.bias": "'o.weight'"}),

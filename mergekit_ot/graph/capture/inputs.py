@@ -42,3 +42,23 @@ def first_line(error: BaseException) -> str:
     """Returns the first telling line of an error message, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+
+
+def of_few_samples(inputs: tuple[object, ...], count: int = 2) -> tuple[object, ...]:
+    """Returns inputs of a few samples, where all tensors hold the same number of them; else as they are.
+
+    Args:
+        inputs: Of a batch.
+        count: Samples to keep.
+
+    Example:
+        >>> import torch
+        >>> [part.shape[0] for part in of_few_samples((torch.zeros(64, 3), torch.zeros(64)))]
+        [2, 2]
+        >>> [part.shape[0] for part in of_few_samples((torch.zeros(64, 3), torch.zeros(5)))]
+        [64, 5]
+    """
+    sizes = {part.shape[0] if part.ndim else 0 for part in inputs if isinstance(part, Tensor)}
+    if len(sizes) != 1 or min(sizes) <= count:
+        return inputs
+    return tuple(part[:count] if isinstance(part, Tensor) else part for part in inputs)

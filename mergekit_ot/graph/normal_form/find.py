@@ -15,7 +15,7 @@ from mergekit_ot.graph.normal_form.maps import ProgramView
 from mergekit_ot.graph.normal_form.norms import find_norms
 from mergekit_ot.graph.normal_form.rewrites import AbstractRewrite, Centre, Fold, MoveBias, Refusal
 from mergekit_ot.graph.symmetry.cases import REFUSED, OtherCase
-from mergekit_ot.graph.symmetry.proof import Comparison, Proof, longer
+from mergekit_ot.graph.symmetry.proof import UPCAST_TOLERANCE, Comparison, Proof, longer
 
 
 def find_normal_form(
@@ -85,10 +85,11 @@ class _RewriteProof:
         self.refusals: list[Refusal] = []
         self._graph = graph
         self._why = ""
-        self._draws: list[Comparison] = []
+        self._draws: list[tuple[Comparison, float]] = []
         try:
             proof = Proof(make, inputs, seed)
-            self._draws = [proof, _at_other_shape(proof)]
+            # At another shape a model may round where it does not at the traced one: places that are interpolated.
+            self._draws = [(proof, proof.tolerance), (_at_other_shape(proof), UPCAST_TOLERANCE)]
         except REFUSED as error:
             self._why = f"The model cannot be run with random weights, so nothing is proven: {error}"
         else:
@@ -99,12 +100,12 @@ class _RewriteProof:
         """Whether these rewrites together keep the function."""
         form = NormalForm(tuple(rewrites), (), {}, frozenset())
         try:
-            return bool(self._draws) and all(self._keeps(draw, form) for draw in self._draws)
+            return bool(self._draws) and all(self._keeps(draw, form, tolerance) for draw, tolerance in self._draws)
         except REFUSED:
             return False
 
-    def _keeps(self, draw: Comparison, form: NormalForm) -> bool:
-        return draw.change(form.of_state(self._tied(draw.state))) <= draw.tolerance
+    def _keeps(self, draw: Comparison, form: NormalForm, tolerance: float) -> bool:
+        return draw.change(form.of_state(self._tied(draw.state))) <= tolerance
 
     def _tied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns random weights with those of tied parameters alike: the last one loaded counts."""

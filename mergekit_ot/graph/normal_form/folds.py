@@ -11,7 +11,7 @@ from mergekit_ot.graph.capture.program import named_arguments, operation_name, s
 from mergekit_ot.graph.normal_form.maps import LinearMap, ProgramView, reads_whole
 from mergekit_ot.graph.normal_form.norms import Norm
 from mergekit_ot.graph.normal_form.rewrites import Fold, Reader, Refusal
-from mergekit_ot.graph.normal_form.tracking import moved, numbered, stripped
+from mergekit_ot.graph.normal_form.tracking import is_scaling, moved, numbered, stripped
 
 
 class _Refused(Exception):
@@ -100,14 +100,20 @@ def _readers(view: ProgramView, norm: Norm) -> list[LinearMap]:
     Raises:
         _Refused: Something else reads it.
     """
-    maps, odd = readers_of_value(view, norm.end)
+    maps, odd = readers_of_value(view, norm.end, is_scaled=norm.bias is None)
     if odd is not None:
         raise _Refused(_odd_reader(view, odd))
     return maps
 
 
-def readers_of_value(view: ProgramView, end: fx.Node) -> tuple[list[LinearMap], fx.Node | None]:
-    """Returns the linear maps that read a value on the last axis, and the first operation that reads it otherwise."""
+def readers_of_value(view: ProgramView, end: fx.Node, is_scaled: bool = True) -> tuple[list[LinearMap], fx.Node | None]:
+    """Returns the linear maps that read a value on the last axis, and the first operation that reads it otherwise.
+
+    Args:
+        view: The program.
+        end: The operation that holds the value.
+        is_scaled: Whether a map may read a multiple of it.
+    """
     tracked: dict[fx.Node, Tensor] = {}
     shape = shape_of(end.meta.get("val"))
     if not shape:
@@ -121,6 +127,8 @@ def readers_of_value(view: ProgramView, end: fx.Node) -> tuple[list[LinearMap], 
         for user in view.users(node):
             linear_map = view.maps.get(user)
             result = moved(user, tracked) if user not in tracked else None
+            if result is None and is_scaled and user not in tracked and is_scaling(user, node):
+                result = tracked[node]
             if linear_map is not None and linear_map.source is node and reads_whole(linear_map, tracked[node]):
                 maps.append(linear_map)
             elif result is not None:

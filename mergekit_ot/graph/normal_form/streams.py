@@ -11,7 +11,7 @@ from mergekit_ot.graph.capture.program import named_arguments, operation_name, s
 from mergekit_ot.graph.normal_form.maps import ProgramView
 from mergekit_ot.graph.normal_form.norms import Norm
 from mergekit_ot.graph.normal_form.rewrites import Place
-from mergekit_ot.graph.normal_form.tracking import is_whole, moved, numbered
+from mergekit_ot.graph.normal_form.tracking import is_whole, moved, numbered, stripped
 
 _SUMS = frozenset(("aten.add", "aten.sub"))
 _SCALINGS = frozenset(("aten.mul", "aten.div"))
@@ -147,10 +147,11 @@ class StreamFinder:
         shape = shape_of(node.meta.get("val")) or ()
         arguments = node.args[0] if operation == "aten.cat" else node.args[:2]
         given = [argument for argument in arguments if isinstance(argument, fx.Node)]  # type: ignore[union-attr]
-        lines = [_line(self._tracked[argument]) for argument in given if argument in self._tracked]
-        if any(line is None for line in lines) or len({line[:2] for line in lines if line is not None}) != 1:
+        lines = {_line(self._tracked[argument]) for argument in given if argument in self._tracked}
+        line = lines.pop()
+        if line is None or lines:
             return None
-        from_end, size, _ = lines[0]  # type: ignore[misc]
+        from_end, size = line
         result = numbered(shape, len(shape) - from_end)
         if shape[len(shape) - from_end] != size:
             return None
@@ -177,12 +178,13 @@ class StreamFinder:
         norm = self._norm_nodes.get(user)
         if norm is not None:
             neurons = self._tracked[node]
-            if norm.source is node and is_whole(neurons, neurons.ndim - 1, norm.size):
+            if stripped(norm.source) is stripped(node) and is_whole(neurons, neurons.ndim - 1, norm.size):
                 stream.has_norm = True
             else:
                 stream.odd.append(user)
-        elif user not in self._tracked or self._is_weight_of(node, user):
-            if not self._is_weight_of(node, user):
+        elif user not in self._tracked:
+            # A parameter that writes to the stream and is read elsewhere too is looked at for the whole tensor.
+            if node.op != "placeholder":
                 stream.odd.append(user)
         elif operation_name(user) in (*_SUMS, "aten.cat"):
             given = user.args[0] if operation_name(user) == "aten.cat" else user.args[:2]
@@ -192,16 +194,12 @@ class StreamFinder:
                 if not is_known and other not in stream.strangers:
                     stream.strangers.append(other)  # type: ignore[arg-type]
 
-    def _is_weight_of(self, node: fx.Node, user: fx.Node) -> bool:
-        """Whether a parameter that writes to the stream is read elsewhere, which is looked at for the whole tensor."""
-        return node.op == "placeholder" and user not in self._tracked
 
-
-def _line(neurons: Tensor) -> tuple[int, int, None] | None:
+def _line(neurons: Tensor) -> tuple[int, int] | None:
     """Returns the axis of the neurons, from the end, and how many there are."""
     for axis in range(neurons.ndim):
         if neurons.shape[axis] > 1 and is_whole(neurons, axis, neurons.shape[axis]):
-            return neurons.ndim - axis, neurons.shape[axis], None
+            return neurons.ndim - axis, neurons.shape[axis]
     return None
 
 

@@ -41,6 +41,12 @@ Tracked = Mapping[fx.Node, Any]
 
 def moved(node: fx.Node, tracked: Tracked) -> Any:
     """Returns the neurons in the result of a movement or of a mean over other axes; None for any other operation."""
+    result = _moved(node, tracked)
+    # Numbers picked by a mask, say, are as many as the mask holds.
+    return None if isinstance(result, Tensor) and tuple(result.shape) != shape_of(node.meta.get("val")) else result
+
+
+def _moved(node: fx.Node, tracked: Tracked) -> Any:
     operation = operation_name(node)
     if node.target is operator.getitem:
         source = tracked.get(node.args[0])  # type: ignore[arg-type]
@@ -62,6 +68,13 @@ def is_movement(node: fx.Node) -> bool:
     """Whether a node copies or leaves the numbers of its first argument, whatever they are."""
     operation = operation_name(node)
     return node.target is operator.getitem or operation in IDENTITIES or operation in _MOVEMENTS
+
+
+def is_scaling(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node multiplies a value by a number that is no part of the model."""
+    if operation_name(node) not in ("aten.mul", "aten.div") or node.args[0] is not source:
+        return False
+    return isinstance(node.args[1], int | float)
 
 
 def is_check(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import nn
 
+from mergekit_ot.graph.capture.inputs import of_few_samples
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Choice, Fixed, Neurons
 from mergekit_ot.graph.normal_form.find import find_normal_form
@@ -38,17 +39,24 @@ class PlantedProof(AbstractProof):
         form: NormalForm | None = None,
     ) -> None:
         self._make, self._inputs, self._seed, self._graph, self._form = make, inputs, seed, graph, form
+        self._few = of_few_samples(inputs)
         self._known: dict[tuple[object, ...], bool] = {}
 
     @cached_property
     def _draws(self) -> tuple[Proof, ...]:
-        try:
-            proof = Proof(self._make, self._inputs, self._seed)
-            return proof, proof.again()
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-            # A model that cannot run on random weights in float64 proves nothing, which loses freedom and harms
-            # nothing.
-            return ()
+        # A model may be made for batches of one size.
+        for inputs in (self._few, self._inputs):
+            try:
+                proof = Proof(self._make, inputs, self._seed)
+                return proof, proof.again()
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+                continue
+        # A model that cannot run on random weights in float64 proves nothing, which loses freedom and harms nothing.
+        return ()
+
+    @property
+    def _proving_inputs(self) -> tuple[object, ...]:
+        return self._draws[0].inputs if self._draws else self._few
 
     @cached_property
     def normal_form(self) -> NormalForm:
@@ -57,7 +65,7 @@ class PlantedProof(AbstractProof):
             return self._form
         if self._graph is None:
             return super().normal_form
-        return find_normal_form(self._graph, self._make, self._inputs, self._seed)
+        return find_normal_form(self._graph, self._make, self._proving_inputs, self._seed)
 
     @property
     def known_refusals(self) -> tuple[str, ...]:

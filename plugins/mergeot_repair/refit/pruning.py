@@ -54,9 +54,14 @@ class Products:
         add_gram(square, results)
 
     def towards(
-        self, goals: Float[Tensor, "outputs goals"]
+        self, goals: Float[Tensor, "outputs goals"], pull: float | None = None
     ) -> tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs goals"], float]:
-        """Returns the products of a regression of some goals, sums of outputs, and the goals' length."""
+        """Returns the products of a regression of some goals, sums of outputs, and the goals' length.
+
+        Args:
+            goals: The goals.
+            pull: Of the regression, if another than that of all.
+        """
         gram, cross, square = mirrored(self.sums[0]), self.sums[1].clone(), mirrored(self.sums[2])
         count, totals, heights = float(gram[-1, -1]), gram[-1, :-1], square[-1, :-1]
         gram, cross, square = gram[:-1, :-1], cross[:-1, :-1], square[:-1, :-1]
@@ -65,7 +70,8 @@ class Products:
             gram = centred(gram, (totals, totals), (means[0], means[0]), count)
             cross = centred(cross, (totals, heights), means, count)
             square = centred(square, (heights, heights), (means[1], means[1]), count)
-        gram.diagonal().add_(self.pull * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
+        pull = self.pull if pull is None else pull
+        gram.diagonal().add_(pull * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
         goals = goals.double()
         size = float(((square @ goals) * goals).sum().clamp_min(torch.finfo(torch.float64).tiny))
         return gram, cross @ goals, size**0.5

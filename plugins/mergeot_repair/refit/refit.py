@@ -19,6 +19,8 @@ from mergeot_repair.refit.regression import Solution, Sums, joined
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
+from mergeot_repair.streams.finding import Stream, StreamFinder
+from mergeot_repair.streams.refit import StreamRefit
 
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
 _CONTROL_SHARE = 10
@@ -30,6 +32,10 @@ class RefitRepair(AbstractRepair):
     Neurons that are made and read by linear maps and recurrent cells alone are taken from the sources, chosen by
     what their readers need (see `mergeot_repair.refit.selection`); all others follow the couplings and are fitted to
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
+
+    A residual stream that linear maps read behind norms alone, as in transformers, becomes the principal components of
+    the sources' streams side by side; the heads and neurons between are chosen among the sources' (see
+    `mergeot_repair.streams`).
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
@@ -51,8 +57,9 @@ class RefitRepair(AbstractRepair):
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
-            check_control(context, "refit", lambda control: _Refit(control, _CONTROL_SHARE).run())
-            return _Refit(context).run()
+            streams = StreamFinder(context, MapFinder(context.program).find()).find()
+            check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
+            return _Refit(context, streams).run()
 
 
 class _Refit:
@@ -60,10 +67,11 @@ class _Refit:
 
     Args:
         context: Of the repair.
+        streams: The residual streams behind norms of the fused model.
         share: One in so many of the samples that a fit takes is taken.
     """
 
-    def __init__(self, context: RepairContext, share: int = 1) -> None:
+    def __init__(self, context: RepairContext, streams: Sequence[Stream] = (), share: int = 1) -> None:
         self.context = context
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
@@ -74,7 +82,9 @@ class _Refit:
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
-        self.selection = Selection(context, self.maps, self.used)
+        self.streams = StreamRefit(context, streams, self.used, self.state, self.targets.streams)
+        self.batches = batches
+        self.selection = Selection(context, self.maps, self.used, self.streams.groups)
         self.recurrent = {
             linear_map.node: RecurrentRefit(context, linear_map, source_runs, self.selection)
             for linear_map in self.maps
@@ -89,13 +99,17 @@ class _Refit:
             self.selection.choose(self._products())
             if self.context.note is not None:
                 self.context.note(self.selection.described())
+        self.streams.prepare(self.batches, self.runs, self.source_runs)
         for number, linear_map in enumerate(maps, start=1):
-            if linear_map.kind == RECURRENT:
+            if self.streams.owns(linear_map):
+                self.streams.fit(linear_map, self.selection)
+            elif linear_map.kind == RECURRENT:
                 self.recurrent[linear_map.node].fit(self.state, self.runs)
             else:
                 self._fit(linear_map)
             if self.context.progress is not None:
                 self.context.progress(number, len(maps), f"refit {linear_map.weight}")
+        self.streams.finish()
         return self.state
 
     def _widths(self) -> dict[str, int]:
@@ -121,7 +135,8 @@ class _Refit:
                     continue
                 if linear_map.weight in products:
                     self._add_products(linear_map, number, products[linear_map.weight])
-                self.targets.keep(linear_map, number)
+                if not self.streams.owns(linear_map):
+                    self.targets.keep(linear_map, number)
             for of_source in self.source_runs:
                 of_source[number].release()
             if self.context.progress is not None:

@@ -8,6 +8,7 @@ sources side by side are a network of which the fused one is a part, and the par
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from jaxtyping import Float, Int
@@ -33,10 +34,17 @@ class Selection:
         context: Of the repair.
         maps: The linear maps of the fused model.
         used: Numbers of the sources that have a weight.
+        excluded: Groups that are chosen elsewhere.
     """
 
-    def __init__(self, context: RepairContext, maps: Sequence[LinearMap], used: Sequence[int]) -> None:
-        self.context, self.used = context, list(used)
+    def __init__(
+        self,
+        context: RepairContext,
+        maps: Sequence[LinearMap],
+        used: Sequence[int],
+        excluded: AbstractSet[str] = frozenset(),
+    ) -> None:
+        self.context, self.used, self.excluded = context, list(used), excluded
         self.alignment = context.sources[0].alignment
         nodes = {node.name: node for node in context.program.graph.nodes}
         cells: list[tuple[Cell, int]] = []
@@ -247,7 +255,8 @@ class Selection:
         eligible = set()
         for key, group in graph.free_groups.items():
             total = sum(self.alignment.graphs[number].groups[key].size for number in self.used)
-            if total > group.size and _is_owned(group, owned, columns):
+            is_free = key not in self.excluded and total > group.size
+            if is_free and _is_owned(group, owned, columns):
                 eligible.add(key)
         while True:
             kept = {key for key in eligible if self._is_whole(graph, key, eligible)}
