@@ -90,7 +90,7 @@ def test_what_the_page_shows_is_printed(reader: Reader) -> None:
 
 
 def perplexities(printed: str) -> dict[str, float]:
-    rows = re.findall(r"^ (\S+\.pt) .*?([\d.]+) +(?:[\d,]+)$", printed, re.MULTILINE)
+    rows = re.findall(r"^ (\S+\.pt) .* ([\d.]+) +\d+ *$", printed, re.MULTILINE)
     return {path: float(perplexity) for path, perplexity in rows}
 
 
