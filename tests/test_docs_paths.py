@@ -15,6 +15,7 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CON
 OF_THE_READER = {
     "example_greedy_matching.py",
     "file.py",
+    "gpt.py",
     "main.py",
     "mergeot-demo/",
     "mergeot_nearest/__init__.py",

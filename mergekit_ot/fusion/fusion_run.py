@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mergekit_ot.fusion.advice import advice
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
@@ -24,7 +25,6 @@ from mergekit_ot.fusion.task import NOBODY
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.fusion.tying import tied_again
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
-from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -239,26 +239,4 @@ class FusionRun:
                     "Some couplings are not permutations, so aligned sources differ from the sources "
                     f"(relative error {self.check.error:.2g})."
                 )
-        if (
-            _has_statistics(self.models.target_graph)
-            and self.methods.repair is None
-            and self.methods.solver.max_sweeps > 0
-        ):
-            found.append(
-                "The network has BatchNorm, whose running statistics do not fit a fused network. "
-                "Give calibration data and a repair: --data SPEC --repair refit, or reset (no labels are used)."
-            )
-        return found
-
-
-def _has_statistics(graph: ModelGraph) -> bool:
-    """Whether a network normalises by statistics that it keeps; vectors of spectral norms are buffers too."""
-    # A program calls them so, in whatever way it calls parameters and buffers.
-    buffers = tuple(name.replace(".", "_") for name in graph.buffers)
-    for name, data in graph.operations.nodes(data=True) if buffers else ():
-        operation = str(data.get("operation", ""))
-        if "batch_norm" in operation and "no_stats" not in operation:
-            return True
-        if "instance_norm" in operation and any(each.endswith(buffers) for each in graph.operations.predecessors(name)):
-            return True
-    return False
+        return [*found, *advice(self.setup, self.models.target_graph)]

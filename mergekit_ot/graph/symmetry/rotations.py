@@ -27,6 +27,9 @@ from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry,
 _SOFTMAX = ("softmax", "scaled_dot_product_attention", "multi_head_attention")
 # Operations of norms along neurons, spelled out ones included; without one no stream may rotate.
 _NORMS = ("layer_norm", "rms_norm", "rsqrt", "aten.sqrt", "aten.norm", "vector_norm", "aten.std", "aten.var")
+# The flag of neurons that a norm stands on.
+_NORMALISED = "uniform marginals only"
+_MATRIX = 2
 
 
 class AbstractRotation(AbstractSymmetry):
@@ -195,6 +198,39 @@ def _lone_spaces(graph: ModelGraph, known: Collection[str]) -> dict[str, Places]
 def may_rotate(graph: ModelGraph) -> bool:
     """Whether a network has operations without which nothing in it may rotate: norms along neurons, or attention."""
     return _has_any(graph, (*_NORMS, *_SOFTMAX))
+
+
+def has_streams_or_heads(graph: ModelGraph) -> bool:
+    """Whether a network looks as if streams behind norms, or inner spaces of heads, could rotate; nothing is proven.
+
+    Example:
+        >>> from torch import nn
+        >>> from mergekit_ot import trace_model
+        >>> has_streams_or_heads(trace_model(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(2, 3, 8)))
+        True
+        >>> has_streams_or_heads(trace_model(nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4)), torch.randn(2, 8)))
+        False
+    """
+    if not may_rotate(graph):
+        return False
+    has_heads = any(_are_linear(graph, graph.groups[key], kernels=0) for key in _inner_spaces(graph))
+    return has_heads or any(_looks_like_stream(graph, group) for group in graph.free_groups.values())
+
+
+def _looks_like_stream(graph: ModelGraph, group: NeuronGroup) -> bool:
+    """Whether a norm stands on neurons that several linear maps add to, none of which reads them, too."""
+    if _NORMALISED not in group.flags or group.context or not _are_linear(graph, group, kernels=1):
+        return False
+    owners = {slot.parameter for slot in group.members if not slot.is_reader}
+    return sum(len(graph.layouts[name]) == _MATRIX for name in owners) > 1
+
+
+def _are_linear(graph: ModelGraph, group: NeuronGroup, kernels: int) -> bool:
+    """Whether linear maps make and read neurons: no tensor does both, and so many convolutions (of patches) at most."""
+    held = dict.fromkeys(slot.parameter for slot in group.members)
+    axes = {name: {slot.axis for slot in group.members if slot.parameter == name} for name in held}
+    count = sum(len(graph.layouts[name]) > _MATRIX + 1 for name in held)
+    return count <= kernels and all(len(found) == 1 for found in axes.values())
 
 
 def _has_any(graph: ModelGraph, names: Sequence[str]) -> bool:
