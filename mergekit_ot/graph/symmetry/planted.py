@@ -78,7 +78,7 @@ class PlantedProof(AbstractProof):
 
     def is_proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, key: str, places: Places) -> bool:
         """Whether random elements at these places keep the function, and at the readers alone change it."""
-        question = (symmetry.name, key, *sorted(places.items()))
+        question = _question(symmetry, key, places)
         if question not in self._known:
             guess = {key: places}
             self._known[question] = self._holds(symmetry, graph, guess) and self._can_fail(symmetry, graph, guess)
@@ -86,8 +86,10 @@ class PlantedProof(AbstractProof):
 
     def proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, guesses: Mapping[str, Places]) -> dict[str, Places]:
         """Returns the groups at which a guess is proven; where all hold together, none is run alone for that."""
-        if len(guesses) > 1 and self._holds(symmetry, graph, guesses):
-            return {key: places for key, places in guesses.items() if self._can_fail(symmetry, graph, {key: places})}
+        asked = {key: places for key, places in guesses.items() if _question(symmetry, key, places) not in self._known}
+        if len(asked) > 1 and self._holds(symmetry, graph, asked):
+            for key, places in asked.items():
+                self._known[_question(symmetry, key, places)] = self._can_fail(symmetry, graph, {key: places})
         return super().proven(symmetry, graph, guesses)
 
     def _holds(self, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]) -> bool:
@@ -102,6 +104,10 @@ class PlantedProof(AbstractProof):
             # All stand in one weight (that of queries and keys): one place there is a part.
             return any(is_sensitive(draw, symmetry, graph, key, places[key]) for draw in draws for key in places)
         return any(planted_change(draw, symmetry, graph, part) > draw.threshold for draw in draws)
+
+
+def _question(symmetry: AbstractSymmetry, key: str, places: Places) -> tuple[object, ...]:
+    return (symmetry.name, key, *sorted(places.items()))
 
 
 def _part(graph: ModelGraph, key: str, places: Places, is_directed: bool) -> Places:
