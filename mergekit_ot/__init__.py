@@ -136,6 +136,8 @@ _HOMES = {
     "Orthogonal": "mergekit_ot.graph.symmetry.rotations",
     "OrthogonalWithFixedMean": "mergekit_ot.graph.symmetry.rotations",
     "RotaryPlanes": "mergekit_ot.graph.symmetry.rotations",
+    "Invertible": "mergekit_ot.graph.symmetry.invertible",
+    "PositiveScale": "mergekit_ot.graph.symmetry.scales",
     "Limit": "mergekit_ot.storage.limits",
     "MappedFile": "mergekit_ot.storage.regular",
     "carried_by": "mergekit_ot.storage.record",
@@ -213,6 +215,7 @@ if TYPE_CHECKING:
     )
     from mergekit_ot.graph.rules.einrule import EinRule
     from mergekit_ot.graph.rules.rule import FunctionRule, Labels, NodeRule, OperationView, RuleError, Value
+    from mergekit_ot.graph.symmetry.invertible import Invertible
     from mergekit_ot.graph.symmetry.permutation import Order
     from mergekit_ot.graph.symmetry.rotations import (
         AbstractRotation,
@@ -220,6 +223,7 @@ if TYPE_CHECKING:
         OrthogonalWithFixedMean,
         RotaryPlanes,
     )
+    from mergekit_ot.graph.symmetry.scales import PositiveScale
     from mergekit_ot.graph.symmetry.signs import Sign
     from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager

@@ -216,7 +216,7 @@ class _Guard:
         return [key for key, found in self.alignment.couplings.items() if not _stays(found[number])]
 
     def _moved(self, state: State, number: int) -> MovedState:
-        return MovedState(self.models.rewritten(state), self.template, self.alignment, number)
+        return MovedState(self.models.rewritten(state, number), self.template, self.alignment, number)
 
     def _explained(self, own: Runner, state: State, number: int, error: float, filled: str = "") -> str:
         """Returns what explains a large error, empty for couplings that are no permutations.

@@ -48,14 +48,14 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
         if _is_worth_untying(form, form_apart, graph.aliases):
             form, aliases = form_apart, dict(graph.aliases)
     states = NormalStates(form, aliases)
-    known = _Known(states, trace)
-    sources = tuple(known.source(source) for source in models.sources)
+    known = _Known(states, trace, graph, inputs)
+    sources = tuple(known.source(*pair) for pair in zip(models.sources, models.graphs, strict=True))
     graphs = tuple(known.graph(*pair) for pair in zip(models.sources, models.graphs, strict=True))
     return replace(
         models,
         sources=sources if states.is_telling else models.sources,
         graphs=graphs,
-        target=known.source(target) if states.is_telling else target,
+        target=known.source(target, graph) if states.is_telling else target,
         target_graph=known.graph(target, graph),
         normal=states if states.is_telling else None,
         originals=models.sources,
@@ -72,16 +72,36 @@ def _is_worth_untying(form: NormalForm, apart: NormalForm, aliases: Mapping[str,
 
 @final
 class _Known:
-    """Networks in normal form; those that shared an architecture or a graph share the new one."""
+    """Networks in normal form; those that shared an architecture or a graph share the new one.
 
-    def __init__(self, states: NormalStates, trace: Trace) -> None:
-        self.states, self.trace = states, trace
+    Args:
+        states: How states of the fused model's sizes are rewritten.
+        trace: Gives the graph of a fresh module.
+        like: The fused model's graph.
+        inputs: What the networks were traced with.
+    """
+
+    def __init__(self, states: NormalStates, trace: Trace, like: ModelGraph, inputs: tuple[object, ...]) -> None:
+        self.states, self.trace, self.inputs = states, trace, inputs
+        self.sizes = _sizes(like)
+        self.others: dict[int, NormalStates] = {}
         self.architectures: dict[int, KnownArchitecture] = {}
         self.graphs: dict[int, ModelGraph] = {}
 
-    def source(self, source: SourceModel) -> SourceModel:
+    def source(self, source: SourceModel, graph: ModelGraph) -> SourceModel:
         """Returns a network with its state in normal form."""
-        return SourceModel(source.name, self._architecture(source), self.states.store(source.state))
+        return SourceModel(source.name, self._architecture(source), self._states(source, graph).store(source.state))
+
+    def _states(self, source: SourceModel, graph: ModelGraph) -> NormalStates:
+        """Returns how a network's states are rewritten: which neurons a bias moves to depends on their numbers."""
+        if not self.states.is_telling or _sizes(graph) == self.sizes:
+            return self.states
+        if id(graph) not in self.others:
+            aliases = self.states.aliases
+            make = untied(source.make, aliases) if aliases else source.make
+            form = find_normal_form(self.graph(source, graph), make, self.inputs)
+            self.others[id(graph)] = NormalStates(form, aliases)
+        return self.others[id(graph)]
 
     def graph(self, source: SourceModel, graph: ModelGraph) -> ModelGraph:
         """Returns the graph of a network in normal form."""
@@ -97,3 +117,7 @@ class _Known:
         if id(known) not in self.architectures:
             self.architectures[id(known)] = KnownArchitecture(untied(known.built, self.states.aliases))
         return self.architectures[id(known)]
+
+
+def _sizes(graph: ModelGraph) -> dict[str, int]:
+    return {key: group.size for key, group in graph.groups.items()}

@@ -13,7 +13,7 @@ from mergekit_ot.errors import blaming
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison, compare_repair
 from mergekit_ot.fusion.moving import transport_values
-from mergekit_ot.fusion.normal_states import NormalStates
+from mergekit_ot.fusion.normal_states import NormalStates, NormalStore
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.written import ResultCheck
 from mergekit_ot.progress import Notify, Progress
@@ -124,9 +124,11 @@ class AlignedModels:
         """The sources as they were given."""
         return self.originals if self.normal is not None else self.sources
 
-    def rewritten(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def rewritten(self, state: Mapping[str, Tensor], source: int) -> Mapping[str, Tensor]:
         """Returns a state of a source as it was given in the form in which it was aligned."""
-        return state if self.normal is None else self.normal.store(state)
+        aligned = self.sources[source].state.store
+        states = aligned.states if isinstance(aligned, NormalStore) else self.normal
+        return state if states is None else states.store(state)
 
 
 def repair_context(

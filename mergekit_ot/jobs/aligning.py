@@ -197,7 +197,7 @@ def check_reference_order(reference: ReadSource, result: FusionResult, solver: s
         ArchitectureError: The solver reordered the reference.
     """
     kept = result.aligned_state(0)
-    for name, tensor in result.models.rewritten(reference.state).items():
+    for name, tensor in result.models.rewritten(reference.state, 0).items():
         if not _same(kept[name], tensor):
             raise ArchitectureError(
                 f"Solver '{solver}' reordered the reference itself ('{name}'), so there is no common order to write. "

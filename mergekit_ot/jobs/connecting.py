@@ -188,7 +188,7 @@ def _aligned(result: FusionResult, pair: _Pair) -> _Path:
 
 def _rewritten(result: FusionResult, pair: _Pair) -> _Path:
     """Returns the path between the models in the form in which they are aligned, without the alignment."""
-    first, second = (dict(result.models.rewritten(state)) for state in pair.states)
+    first, second = (dict(result.models.rewritten(state, number)) for number, state in enumerate(pair.states))
     return _Path((first, second), result.models.target.architecture.built)
 
 

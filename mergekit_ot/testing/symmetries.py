@@ -13,9 +13,11 @@ from mergekit_ot.api import trace_model
 from mergekit_ot.graph.blocks import Block, Dimension
 from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.layouts import leaf_groups
 from mergekit_ot.graph.symmetry.check import Runs, judge
 from mergekit_ot.graph.symmetry.planted import PlantedProof
 from mergekit_ot.graph.symmetry.proof import Proof
+from mergekit_ot.graph.symmetry.rotary import with_rotary_groups
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry, Places
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.testing.clauses import Contract, raised_by
@@ -66,7 +68,7 @@ def check_symmetry(
     manager = manager if manager is not None else default_manager()
     checked = manager.get("symmetry", symmetry)() if isinstance(symmetry, str) else symmetry
     model = make()
-    graph = trace_model(model, example_inputs, manager)
+    graph = with_rotary_groups(trace_model(model, example_inputs, manager))
     inputs = traced_inputs(model, example_inputs)
     case = _Case(checked, graph, make, inputs, seed, groups)
     advice = "How symmetries are written: see 'mergeot docs symmetries'."
@@ -88,9 +90,21 @@ class _Case:
     groups: int | None
 
     @cached_property
+    def proof(self) -> PlantedProof:
+        """What the symmetry may ask."""
+        return PlantedProof(self.make, self.inputs, self.seed, self.graph)
+
+    @cached_property
     def found(self) -> Mapping[str, Places]:
         """What the symmetry finds by itself, whether it asked for a proof or not."""
-        return self.symmetry.find(self.graph, PlantedProof(self.make, self.inputs, self.seed, self.graph))
+        return self.symmetry.find(self.graph, self.proof)
+
+    def may_act_on(self, key: str) -> bool:
+        """Whether a group is free, or is pinned and has its name wherever it stands (planes of rotary positions)."""
+        if key in self.graph.free_groups or key not in self.graph.groups:
+            return key in self.graph.free_groups
+        slots = self.graph.groups[key].members
+        return all(key in leaf_groups(self.graph.layouts[slot.parameter][slot.axis]) for slot in slots)
 
     def draw(self, seed: int) -> Tensor:
         """Returns an element."""
@@ -144,7 +158,7 @@ def _is_undone_by_readers(case: _Case) -> str:
 def _acts_where_groups_stand(case: _Case) -> str:
     """Elements act on axes of parameters on which a free group stands, with powers of 1, -1 or 0."""
     for key, places in case.found.items():
-        if key not in case.graph.free_groups:
+        if not case.may_act_on(key):
             return f"'{key}' is no free group"
         strange = set(places) - set(case.graph.groups[key].places)
         if strange:
@@ -168,8 +182,10 @@ def _holds(case: _Case) -> str:
     """Random elements keep the function, and at one place of a group alone they change it."""
     first = Proof(case.make, case.inputs, case.seed)
     draws = [first, *first.at_other_shapes()]
-    places = case.found
-    verdict = judge(case.symmetry, case.graph, places, Runs(draws), trials=2)
+    places, runs = case.found, Runs(draws)
+    if case.symmetry.in_normal_form and places:
+        runs = runs.rewritten(case.proof.normal_form)
+    verdict = judge(case.symmetry, case.graph, places, runs, trials=2)
     if verdict.culprits:
         return f"the function changed with elements at {', '.join(verdict.culprits)}"
     dead = [key for key in places if key not in verdict.certified]

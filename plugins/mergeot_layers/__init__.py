@@ -29,11 +29,13 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
 
 @hookimpl
 def mergeot_symmetries() -> Mapping[str, str]:
-    """Return what layers allow to be done to their neurons: another order, and behind odd functions other signs."""
+    """Return what layers allow to be done to their neurons: another order, and of the rest the largest kind first."""
     return {
         "order": "mergekit_ot:Order",
-        "sign": "mergekit_ot:Sign",
+        "invertible": "mergekit_ot:Invertible",
         "orthogonal": "mergekit_ot:Orthogonal",
         "orthogonal with fixed mean": "mergekit_ot:OrthogonalWithFixedMean",
         "rotary": "mergekit_ot:RotaryPlanes",
+        "positive scale": "mergekit_ot:PositiveScale",
+        "sign": "mergekit_ot:Sign",
     }

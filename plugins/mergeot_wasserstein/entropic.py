@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergekit_ot import Coupling, NeuronMeasure, Plan, couple, ground_cost, uniform_mass
+from mergekit_ot import Coupling, NeuronMeasure, Plan, couple, couple_rows, ground_cost, uniform_mass
 from mergeot_wasserstein.dual import DualPoint, SemiDual
 
 _TOLERANCE = 5e-6
@@ -43,6 +43,25 @@ def couple_measure(
 ) -> Coupling:
     """Returns the coupling of a target support (uniform masses) with a source, exact without `epsilon`."""
     return couple_by(ground_cost(target, source.support), source, epsilon, prefer, potentials)
+
+
+def couple_signed(
+    target: Float[Tensor, "m d"],
+    source: NeuronMeasure,
+    epsilon: float,
+    prefer: Coupling | None = None,
+    potentials: Potentials | None = None,
+) -> Coupling:
+    """Returns the same with each pair of neurons at the better sign, where the source's may be negated."""
+    if source.signs is None:
+        return couple_measure(target, source, epsilon, prefer, potentials)
+    if epsilon < _EXACT:
+        return couple_rows(target, source, prefer)
+    columns = source.signs.columns
+    product = target[:, columns] @ source.support[:, columns].T
+    cost = (ground_cost(target, source.support) - 4 * (-product).clamp_min(0)).clamp_min(0)
+    coupling = couple_by(cost, source, epsilon, prefer, potentials)
+    return coupling.with_signs(torch.where(product < 0, -1.0, 1.0).to(product))
 
 
 def couple_by(

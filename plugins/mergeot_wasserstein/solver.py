@@ -26,7 +26,7 @@ from mergekit_ot import (
     support_barycenter,
     support_merge_cost,
 )
-from mergeot_wasserstein.entropic import Potentials, couple_measure
+from mergeot_wasserstein.entropic import Potentials, couple_measure, couple_signed
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
         max_sweeps: Sweeps over the groups at most; from the second on, neurons are seen by all their weights.
         members: Which layers of a residual stream describe its neurons: ``all``, or the ``first`` (the authors').
         scaling: ``density``, or ``paper`` to compare and average weights between different widths as they are.
+        signs: Whether neurons may be negated where the network allows it (not where they are kept apart).
     """
 
     name = "wb"
@@ -68,12 +69,18 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
     max_sweeps: Annotated[int, Ge(1), Le(1_000_000)] = 1
     members: Literal["all", "first"] = "all"
     scaling: Literal["density", "paper"] = "density"
+    signs: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "uses_signs", self.signs)  # the class is frozen
 
     def find(self, problem: BarycenterProblem) -> Solution:
         """Returns the best couplings over all starts."""
         if self.keep_apart and has_room(problem):
             return Solution(_kept_apart(problem))
-        if self.epsilon == 0 and problem.is_assignment and len(problem.counting) > 2:
+        is_plain = not self.signs or all(measure.signs is None for measure in problem.measures)
+        if is_plain and self.epsilon == 0 and problem.is_assignment and len(problem.counting) > 2:
             return self._ascended(problem)
         starts = list(_starts(problem))
         if problem.initial is not None and not _is_pair(problem):
@@ -135,19 +142,21 @@ class WassersteinBarycenterSolver(AbstractBarycenterSolver):
             problem.measures
         )
         couplings = list(current) if current is not None else placeholders
+        couple_one = couple_signed if self.signs else couple_measure
         for place in problem.counting:
             measure = problem.measures[place]
             if place == start.anchor and measure.is_uniform:
                 continue
             prefer = None if current is None else current[place]
-            couplings[place] = couple_measure(start.support, measure, self.epsilon, prefer, kept[place])
+            couplings[place] = couple_one(start.support, measure, self.epsilon, prefer, kept[place])
         return tuple(couplings)
 
     def _complete(self, problem: BarycenterProblem, best: Barycenter) -> tuple[Coupling, ...]:
         """Returns the couplings with those sources coupled that have no weight, and so played no part."""
         couplings = list(best.couplings)
+        couple_one = couple_signed if self.signs else couple_measure
         for place in set(range(len(couplings))) - set(problem.counting):
-            couplings[place] = couple_measure(best.measure.support, problem.measures[place], self.epsilon)
+            couplings[place] = couple_one(best.measure.support, problem.measures[place], self.epsilon)
         return tuple(couplings)
 
 

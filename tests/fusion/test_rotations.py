@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from library import library_sample
 from mergeot_matching.solver import WeightMatchingSolver
 from rotating import MODELS, ROWS, TOKENS, Decoder, PostNorm, apart, planted_copy, seeded
 from torch import nn
@@ -168,3 +169,15 @@ def test_every_name_of_a_rotation_is_a_registered_symmetry() -> None:
     from mergekit_ot import default_manager
 
     assert set(ROTATIONS) <= set(default_manager().symmetries)
+
+
+def test_a_planted_copy_of_a_llama_of_the_library_is_found() -> None:
+    pytest.importorskip("transformers")
+    sample = library_sample("llama")
+    (inputs,) = sample.inputs()
+    model = seeded(sample.make, 1)
+    copy = planted_copy(model, sample.make, inputs)
+    result = fuse([model, copy], solver=SOLVER, example_inputs=inputs)
+    # Its norms compute in single precision. The stream, and of two layers values and planes.
+    assert apart(model, result.model(), inputs) < 1e-5
+    assert len(result.alignment.rotations) == 5

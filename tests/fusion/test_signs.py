@@ -267,3 +267,57 @@ def test_the_command_line_writes_a_source_with_signs_that_computes_the_same(
     curve = run("barrier", "a.pt", "b.pt", "--align", "gwb", "--points", "3")
     assert curve["aligned"]["loss"] == pytest.approx([curve["loss"][0]] * 3, rel=1e-4)
     assert curve["loss_barrier"] > 1e-2 > 1e-6 > curve["aligned"]["loss_barrier"]
+
+
+class GatedStream(nn.Module):
+    """A stream behind RMSNorms, with neurons that are products of an activated gate and a linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.norms = nn.ModuleList(nn.RMSNorm(6) for _ in range(2))
+        self.gate, self.up, self.down = nn.Linear(6, 7), nn.Linear(6, 7), nn.Linear(7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        normed = self.norms[0](x)
+        x = x + self.down(nn.functional.silu(self.gate(normed)) * self.up(normed))
+        return self.head(self.norms[1](x))
+
+
+# By how many groups have signs: of the products, and of the stream, too.
+WASSERSTEIN: dict[str, tuple[Make, Tensor, int]] = {
+    "tanh": (*CASES["mlp"], 2),
+    "gated, behind RMSNorms": (GatedStream, ROWS, 2),
+}
+
+
+@pytest.mark.parametrize("name", WASSERSTEIN)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_wb_finds_planted_signs_where_it_is_asked_for_them(name: str, copies: int) -> None:
+    make, inputs, count = WASSERSTEIN[name]
+    model = randomised(make(), 5)
+    others = [planted_signs(model, make, inputs, seed) for seed in range(copies)]
+    options = {"signs": True, "max_sweeps": 20}
+    found = fuse([model, *others], solver="wb", example_inputs=inputs, solver_options=options)
+    assert len(found.alignment.signs) == count
+    assert relative_error(found.model(), model, inputs) < 1e-4
+    without = fuse([model, *others], solver="wb", example_inputs=inputs, solver_options={"max_sweeps": 20})
+    assert without.alignment.signs == {}
+    assert relative_error(without.model(), model, inputs) > 1e-2
+
+
+def test_wb_is_the_same_to_the_bit_where_nothing_may_be_negated() -> None:
+    models = [randomised(layers(nn.ReLU(), nn.ReLU()), seed) for seed in range(3)]
+    fused = [
+        fuse(models, solver="wb", example_inputs=ROWS, solver_options={"signs": signs}).state for signs in (False, True)
+    ]
+    assert all(torch.equal(fused[0][name], fused[1][name]) for name in fused[0])
+
+
+def test_entropic_couplings_of_wb_negate_as_well() -> None:
+    model = randomised(WASSERSTEIN["tanh"][0](), 5)
+    copy = planted_signs(model, *WASSERSTEIN["tanh"][:2])
+    options = {"signs": True, "epsilon": 1e-3}
+    found = fuse([model, copy], solver="wb", example_inputs=ROWS, solver_options=options)
+    assert relative_error(found.model(), model, ROWS) < 0.05

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from architectures import samples
-from architectures.base import Sample
-from architectures.wrapped import Output, build
+from library import library_sample
 from normal_nets import change, found, random_state
 
 from mergekit_ot.graph.normal_form.rewrites import Centre, Fold, MoveBias
 
 pytest.importorskip("transformers")
-
-
-def _whisper() -> Output:
-    sizes: dict[str, Any] = {"vocab_size": 37, "num_mel_bins": 10, "d_model": 24, "max_source_positions": 7}
-    layers: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "max_target_positions": 7}
-    heads: dict[str, Any] = {"encoder_attention_heads": 3, "decoder_attention_heads": 3}
-    wide: dict[str, Any] = {"encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "begin_suppress_tokens": None}
-    special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
-    model = build("WhisperForConditionalGeneration", "WhisperConfig", **sizes, **layers, **heads, **wide, **special)
-    return Output(model, "logits", ("input_features", "decoder_input_ids"), use_cache=False)
-
-
-def _whisper_inputs() -> tuple[object, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 10, 14, generator=generator), torch.randint(37, (2, 5), generator=generator)
-
-
-def _sample(name: str) -> Sample:
-    if name == "whisper":
-        return Sample(_whisper, _whisper_inputs)
-    return next(
-        found for which in ("transformers_language", "transformers_vision") if (found := samples(which).get(name))
-    )
 
 
 # Network → how many gains are folded, biases moved and streams centred in part or whole, and the allowed change:
@@ -57,7 +31,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_models_of_the_library(name):
     folds, moves, centres, tolerance = CASES[name]
-    sample = _sample(name)
+    sample = library_sample(name)
     form = found(sample.make, sample.inputs())
     kinds = [type(rewrite) for rewrite in form.rewrites]
     assert (kinds.count(Fold), kinds.count(MoveBias), kinds.count(Centre)) == (folds, moves, centres)
@@ -73,7 +47,7 @@ def test_models_of_the_library(name):
     [("gpt2_tied", "ln_f.weight"), ("gemma2", "model.norm.weight"), ("t5", "decoder.final_layer_norm.weight")],
 )
 def test_a_tied_head_is_the_reason(name, norm):
-    sample = _sample(name)
+    sample = library_sample(name)
     (reason,) = [r.reason for r in found(sample.make, sample.inputs()).refusals if r.parameter.endswith(norm)]
     assert "Untied" in reason
 

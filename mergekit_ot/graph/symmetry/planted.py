@@ -86,7 +86,7 @@ class PlantedProof(AbstractProof):
 
     def is_proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, key: str, places: Places) -> bool:
         """Whether random elements at these places keep the function, and at the readers alone change it."""
-        question = (symmetry.name, key, *sorted(places.items()))
+        question = _question(symmetry, key, places)
         if question not in self._known:
             guess = {key: places}
             self._known[question] = self._holds(symmetry, graph, guess) and self._can_fail(symmetry, graph, guess)
@@ -94,8 +94,10 @@ class PlantedProof(AbstractProof):
 
     def proven(self, symmetry: AbstractSymmetry, graph: ModelGraph, guesses: Mapping[str, Places]) -> dict[str, Places]:
         """Returns the groups at which a guess is proven; where all hold together, none is run alone for that."""
-        if len(guesses) > 1 and self._holds(symmetry, graph, guesses):
-            return {key: places for key, places in guesses.items() if self._can_fail(symmetry, graph, {key: places})}
+        asked = {key: places for key, places in guesses.items() if _question(symmetry, key, places) not in self._known}
+        if len(asked) > 1 and self._holds(symmetry, graph, asked):
+            for key, places in asked.items():
+                self._known[_question(symmetry, key, places)] = self._can_fail(symmetry, graph, {key: places})
         return super().proven(symmetry, graph, guesses)
 
     def _holds(self, symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places]) -> bool:
@@ -106,7 +108,14 @@ class PlantedProof(AbstractProof):
         """Whether an element at a part of the places alone changes the function: dead neurons prove nothing."""
         part = {key: _part(graph, key, where, symmetry.in_normal_form) for key, where in places.items()}
         draws = self.draws_of(symmetry)
+        if part == dict(places):
+            # All stand in one weight (that of queries and keys): one place there is a part.
+            return any(is_sensitive(draw, symmetry, graph, key, places[key]) for draw in draws for key in places)
         return any(planted_change(draw, symmetry, graph, part) > draw.threshold for draw in draws)
+
+
+def _question(symmetry: AbstractSymmetry, key: str, places: Places) -> tuple[object, ...]:
+    return (symmetry.name, key, *sorted(places.items()))
 
 
 def _part(graph: ModelGraph, key: str, places: Places, is_directed: bool) -> Places:

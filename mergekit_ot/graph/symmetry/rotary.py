@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+
+import networkx as nx
 
 from mergekit_ot.graph.ir import AxisSlot, ModelGraph, NeuronGroup
 from mergekit_ot.graph.layouts import OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons, leaf_groups
@@ -18,7 +21,8 @@ def with_rotary_groups(graph: ModelGraph) -> ModelGraph:
     """Returns the graph with every pinned pair of halves as one pinned group: a family of the heads around it.
 
     Nothing becomes free by that: the group keeps the reason of its pin. It gets a name under which a symmetry can act
-    on it. A graph without such pairs is returned as it is.
+    on it. Layers that share one table of angles are pinned together; each gets a group of its own. A graph without
+    such pairs is returned as it is.
 
     Args:
         graph: The model's graph.
@@ -27,7 +31,7 @@ def with_rotary_groups(graph: ModelGraph) -> ModelGraph:
         group.key: places for group in graph.pinned_groups.values() if (places := _pairs_of_halves(graph, group)) != {}
     }
     for key, places in found.items():
-        graph = _with_group(graph, graph.groups[key], places)
+        graph = _with_groups(graph, graph.groups[key], _that_meet(graph, places))
     return graph
 
 
@@ -60,34 +64,106 @@ def _at(layout: AxisLayout, path: tuple[int, ...]) -> AxisLayout | None:
     return layout
 
 
-def _with_group(graph: ModelGraph, halves: NeuronGroup, places: dict[_Place, Blocks]) -> ModelGraph:
-    parameter, axis, path = next(iter(places))
-    key = f"{parameter}:{axis}" + "".join(f".{place}" for place in path)
+def _that_meet(graph: ModelGraph, places: dict[_Place, Blocks]) -> list[dict[_Place, Blocks]]:
+    """Returns the places apart by layers: queries go with the keys that they are first computed together with.
+
+    All of them stay together where that leaves one out.
+    """
+    counts: dict[str, int] = {}
+    for name, _, _ in places:
+        counts[name] = counts.get(name, 0) + 1
+    sets = list(_meetings(graph, counts))
+    if sorted(name for names in sets for name in names) != sorted(counts):
+        return [places]
+    return [{where: pair for where, pair in places.items() if where[0] in names} for names in sets]
+
+
+def _meetings(graph: ModelGraph, counts: dict[str, int]) -> Iterator[frozenset[str]]:
+    """Yields the parameters that are first read together, once as queries and once as keys.
+
+    Args:
+        graph: The model's graph.
+        counts: Parameter → in how many places it holds such neurons: two in a fused weight of queries and keys.
+    """
+    makers = _placeholders(graph, counts)
+    carried: dict[str, frozenset[str]] = {}
+    met: set[str] = set()
+    weights = set(makers)
+    for node in nx.topological_sort(graph.operations):
+        if node in makers:
+            carried[node] = frozenset([makers[node]])
+            continue
+        before = list(graph.operations.predecessors(node))
+        if before and weights.issuperset(before):
+            weights.add(node)
+        brought = [carried[each] - met for each in before if each in carried and each not in weights]
+        names = frozenset().union(*(carried.get(each, frozenset()) for each in before)) - met
+        is_fused = any(counts[name] > 1 for name in names)
+        if len([each for each in brought if each]) > 1 and (is_fused or len(set(brought)) > 1):
+            yield names
+            met |= names
+        elif names:
+            carried[node] = names
+
+
+def _placeholders(graph: ModelGraph, names: Collection[str]) -> dict[str, str]:
+    """Returns under which names parameters stand among the operations: name there → parameter."""
+    found = {"p_" + name.replace(".", "_"): name for name in names}
+    if all(place in graph.operations for place in found):
+        return found
+    # Another front end gives names of its own, which the program alone knows.
+    program = graph.program
+    slots = {} if program is None else program.state_names
+    return {node.name: name for node, name in slots.items() if name in names}
+
+
+def _with_groups(graph: ModelGraph, halves: NeuronGroup, apart: list[dict[_Place, Blocks]]) -> ModelGraph:
+    """Returns the graph with a group of both halves for each set of places, instead of one group of the halves."""
     layouts, roles = dict(graph.layouts), dict(graph.roles)
-    for name, where, inside in places:
-        axes = list(layouts[name])
-        axes[where] = _replaced(axes[where], inside, Neurons(key, _HALVES * halves.size))
-        layouts[name] = tuple(axes)
-        roles[name, where, key] = OUT
-    group = replace(
-        halves,
-        key=key,
-        size=_HALVES * halves.size,
-        members=tuple(AxisSlot(name, where, inside, OUT) for name, where, inside in places),
-        context=tuple(_shared_context(graph, places)),
-    )
-    groups = {kept.key: kept for kept in (group if each is halves else each for each in graph.groups.values())}
+    named = [_whole_group(graph, halves, places) for places in apart]
+    for group in named:
+        for slot in group.members:
+            axes = list(layouts[slot.parameter])
+            axes[slot.axis] = _replaced(axes[slot.axis], slot.path, Neurons(group.key, group.size))
+            layouts[slot.parameter] = tuple(axes)
+            roles[slot.parameter, slot.axis, group.key] = OUT
+    groups = {}
+    for each in graph.groups.values():
+        groups |= {kept.key: kept for kept in (named if each is halves else [each])}
     held = {name: vars(graph)[name] for name in ("operations", "program")}
     return replace(graph, **held, layouts=layouts, roles=roles, groups=groups)
 
 
+def _whole_group(graph: ModelGraph, halves: NeuronGroup, places: dict[_Place, Blocks]) -> NeuronGroup:
+    parameter, axis, path = next(iter(places))
+    return replace(
+        halves,
+        key=f"{parameter}:{axis}" + "".join(f".{place}" for place in path),
+        size=_HALVES * halves.size,
+        members=tuple(AxisSlot(name, where, inside, OUT) for name, where, inside in places),
+        context=tuple(_shared_context(graph, places)),
+    )
+
+
 def _shared_context(graph: ModelGraph, places: dict[_Place, Blocks]) -> list[str]:
-    """Returns the free groups that stand beside the halves on every one of their axes: the heads."""
+    """Returns the free groups that stand beside the halves wherever these stand: the heads."""
     shared: list[str] | None = None
-    for name, axis, _ in places:
-        beside = [key for key in leaf_groups(graph.layouts[name][axis]) if key in graph.free_groups]
+    for name, axis, path in places:
+        beside = [key for key in _beside(graph.layouts[name][axis], path) if key in graph.free_groups]
         shared = beside if shared is None else [key for key in shared if key in beside]
     return shared or []
+
+
+def _beside(layout: AxisLayout, path: tuple[int, ...]) -> Iterator[str]:
+    """Yields the groups that are factors beside a place of a layout."""
+    if not path or isinstance(layout, Neurons | Fixed):
+        return
+    inner = layout.options if isinstance(layout, Choice) else layout.parts
+    if isinstance(layout, Factors):
+        for number, part in enumerate(inner):
+            if number != path[0]:
+                yield from leaf_groups(part)
+    yield from _beside(inner[path[0]], path[1:])
 
 
 def _replaced(layout: AxisLayout, path: tuple[int, ...], new: AxisLayout) -> AxisLayout:

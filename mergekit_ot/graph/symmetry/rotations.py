@@ -76,7 +76,7 @@ class Orthogonal(AbstractRotation):
 
     def guesses(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:
         """Returns the streams behind norms, and the families inside heads."""
-        return {**_streams(graph, proof), **_inner_spaces(graph)}
+        return {**_streams(graph, proof), **inner_spaces(graph)}
 
     def find(self, graph: ModelGraph, proof: AbstractProof) -> Mapping[str, Places]:
         """Returns the groups at which a guess is proven, those of attention with a single head included."""
@@ -117,6 +117,10 @@ class OrthogonalWithFixedMean(AbstractRotation):
 
 class RotaryPlanes(AbstractRotation):
     """Queries and keys may be turned in the planes in which positions turn them: neuron i with neuron i + n/2.
+
+    A plane allows a complex number in all: beside the angle a scale, of queries by r and of keys by 1/r. It is left
+    out. The scale is one number of a plane, and brings as little as the stretching of other inner spaces does
+    (`Invertible`); with it, elements would no longer be their own duals.
 
     Example:
         >>> import torch
@@ -163,7 +167,7 @@ def _streams(graph: ModelGraph, proof: AbstractProof) -> dict[str, Places]:
     return found
 
 
-def _inner_spaces(graph: ModelGraph) -> dict[str, Places]:
+def inner_spaces(graph: ModelGraph) -> dict[str, Places]:
     """Returns the families of networks that compare queries with keys."""
     if not _has_any(graph, _SOFTMAX):
         return {}
