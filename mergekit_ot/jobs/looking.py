@@ -16,7 +16,8 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.setup import trace_limits
 from mergekit_ot.graph.capture.front_end import AUTO
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.symmetry.check import CheckReport, held_symmetries
+from mergekit_ot.graph.symmetry.check import CheckReport
+from mergekit_ot.graph.symmetry.held import held_symmetries
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.pictures.dot import group_dot

@@ -119,8 +119,7 @@ class RotaryPlanes(AbstractRotation):
     """Queries and keys may be turned in the planes in which positions turn them: neuron i with neuron i + n/2.
 
     A plane allows a complex number in all: beside the angle a scale, of queries by r and of keys by 1/r. It is left
-    out. The scale is one number of a plane, and brings as little as the stretching of other inner spaces does
-    (`Invertible`); with it, elements would no longer be their own duals.
+    out: with it, elements would no longer be their own duals.
 
     Example:
         >>> import torch
@@ -217,7 +216,7 @@ def has_streams_or_heads(graph: ModelGraph) -> bool:
     """
     if not may_rotate(graph):
         return False
-    has_heads = any(_are_linear(graph, graph.groups[key], kernels=0) for key in _inner_spaces(graph))
+    has_heads = any(_are_linear(graph, graph.groups[key], kernels=0) for key in inner_spaces(graph))
     return has_heads or any(_looks_like_stream(graph, group) for group in graph.free_groups.values())
 
 
