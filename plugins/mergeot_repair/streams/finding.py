@@ -124,7 +124,8 @@ class StreamFinder:
         return True
 
     def _serves_norms(self, node: fx.Node, turns: Turns) -> bool:
-        if node.op == "output" or not node.users:
+        # What nobody reads, such as a check of a type, learns nothing.
+        if node.op == "output":
             return False
         return all(user.name in turns.axes or self._serves_norms(user, turns) for user in node.users)
 
@@ -183,7 +184,7 @@ class StreamFinder:
             if node in slots and slots[node].kind == SlotKind.PARAMETER:
                 return False
         free = self.graph.free_groups
-        return not any(group in free for group, _ in stretches(self.graph, writer.weight, 1) or ())
+        return not any(group in free for group, _ in stretches(self.graph, writer.weight, writer.input_axis) or ())
 
 
 def ancestors(node: fx.Node, stops: Iterable[fx.Node] = ()) -> set[fx.Node]:
