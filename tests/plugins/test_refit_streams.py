@@ -196,8 +196,10 @@ def test_it_is_nearer_to_the_mean_of_the_sources_than_they_are(options: dict) ->
     assert fused < 0.6 * min(_distance(net, mean) for net in nets)
 
 
-def test_the_order_of_the_sources_does_not_matter() -> None:
-    nets = [_net(seed, norm="rms", key_heads=2) for seed in (0, 1)]
+@pytest.mark.parametrize("seeds", [(0, 1), (2, 3)])
+@pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "rms", "key_heads": 2}, {"key_heads": 2}])
+def test_the_order_of_the_sources_does_not_matter(options: dict, seeds: tuple[int, int]) -> None:
+    nets = [_net(seed, **options) for seed in seeds]
     assert _distance(_repaired(_context(nets)), _repaired(_context(nets[::-1]))) < 1e-6
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +65,7 @@ class LinearMap:
         path: Movements between the output and the sum, in order.
         parameters: All parameters of a recurrent layer.
         groups: Groups of channels that each read their own part of the input.
+        is_turned: Whether the weight of a linear layer has its inputs on axis 0, and its outputs on axis 1.
     """
 
     kind: str
@@ -78,6 +79,7 @@ class LinearMap:
     path: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     groups: int = 1
+    is_turned: bool = False
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -87,7 +89,12 @@ class LinearMap:
     @property
     def output_axis(self) -> int:
         """The weight's axis of outputs."""
-        return 1 if self.kind == TRANSPOSED else 0
+        return 1 if self.kind == TRANSPOSED or self.is_turned else 0
+
+    @property
+    def input_axis(self) -> int:
+        """The weight's axis of inputs."""
+        return 1 - self.output_axis
 
     @property
     def values_axis(self) -> int:
@@ -102,7 +109,7 @@ class LinearMap:
     @property
     def is_plain(self) -> bool:
         """Whether every output reads every input, by rows of the weight."""
-        return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1
+        return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1 and not self.is_turned
 
 
 class MapFinder:
@@ -162,16 +169,18 @@ class MapFinder:
         return self._with_readers(LinearMap(kind, node.name, source.name, weight, bias, groups=groups), node)
 
     def _addmm(self, node: fx.Node) -> LinearMap | None:
-        """``input @ weight.T + bias`` as a front end may write a linear layer."""
+        """``input @ weight.T + bias`` as a front end may write a linear layer, or ``input @ weight + bias``."""
         arguments = named_arguments(node)
-        turned = arguments["mat2"]
-        if not isinstance(turned, fx.Node) or operation_name(turned) not in ("aten.t", "aten.transpose"):
+        source, matrix, bias = arguments["mat1"], arguments["mat2"], self._only(node, "self")
+        if not isinstance(source, fx.Node) or bias is None or not _is_plain_sum(arguments):
             return None
-        weight = self._only(turned, "self")
-        bias = self._only(node, "self")
-        if weight is None or bias is None or len(turned.users) != 1:
+        weight, is_turned = self._only(node, "mat2"), True
+        if isinstance(matrix, fx.Node) and operation_name(matrix) in ("aten.t", "aten.transpose"):
+            weight, is_turned = self._only(matrix, "self") if len(matrix.users) == 1 else None, False
+        if weight is None:
             return None
-        return self._with_readers(LinearMap(LINEAR, node.name, arguments["mat1"].name, weight, bias), node)
+        linear_map = LinearMap(LINEAR, node.name, source.name, weight, bias, is_turned=is_turned)
+        return self._with_readers(linear_map, node)
 
     def _recurrent(self, node: fx.Node) -> LinearMap | None:
         arguments = named_arguments(node)
@@ -232,6 +241,12 @@ class MapFinder:
             return None
         # A sum that broadcasts has more places than the map.
         return (total.name, other.name) if other.meta["val"].shape == node.meta["val"].shape else None
+
+
+def _is_plain_sum(arguments: Mapping[str, Any]) -> bool:
+    """Whether a sum of a vector and a product has one number per output to add, and no factors."""
+    vector = arguments["self"].meta["val"]
+    return vector.ndim == 1 and len(vector) > 1 and arguments.get("alpha", 1) == 1 == arguments.get("beta", 1)
 
 
 def _normalised(norm: fx.Node) -> fx.Node | None:

@@ -78,7 +78,7 @@ def rows_of(linear_map: LinearMap, weight: Tensor) -> Float[Tensor, "outputs inp
     """Returns a weight as one row per output, in the order of `regression_rows`."""
     if linear_map.kind == TRANSPOSED:
         weight = weight.transpose(0, 1).flip(*range(2, weight.ndim))
-    return weight.flatten(1)
+    return weight.T if linear_map.is_turned else weight.flatten(1)
 
 
 def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like: Tensor) -> Tensor:
@@ -86,6 +86,8 @@ def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like
     if linear_map.kind == TRANSPOSED:
         inputs, outputs, *kernel = like.shape
         rows = rows.reshape(outputs, inputs, *kernel).transpose(0, 1).flip(*range(2, like.ndim))
+    if linear_map.is_turned:
+        rows = rows.T
     return rows.reshape(like.shape).to(like.dtype).contiguous()
 
 

@@ -85,7 +85,8 @@ class BranchFit:
 
     def _own_writer(self) -> Float[Tensor, "outputs column"]:
         """Returns the columns of the source's own map."""
-        weight = self.work.sources[0].state[self.branch.writer.weight].double()
+        writer = self.branch.writer
+        weight = rows_of(writer, self.work.sources[0].state[writer.weight]).double()
         return linked([weight], self.work.links[self.branch.stream.group], 0)[:, self.sides[0].columns.flatten()]
 
     def _products(self) -> tuple[Products, Float[Tensor, "number fused"]]:

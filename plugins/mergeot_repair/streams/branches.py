@@ -48,11 +48,11 @@ class Branch:
 
     def rows(self, graph: ModelGraph, reader: LinearMap) -> Rows:
         """Returns where the units stand among the rows of a reader, in a network."""
-        return rows_of_units(graph.layouts[reader.weight][0], self.group, self.values)
+        return rows_of_units(graph.layouts[reader.weight][reader.output_axis], self.group, self.values)
 
     def columns(self, graph: ModelGraph) -> Int[Tensor, "unit column"]:
         """Returns where the units stand among the columns of the writer, in a network."""
-        rows = rows_of_units(graph.layouts[self.writer.weight][1], self.group, self.values)
+        rows = rows_of_units(graph.layouts[self.writer.weight][self.writer.input_axis], self.group, self.values)
         return rows.patterns if self.values is None else rows.values
 
     @property
@@ -150,7 +150,7 @@ class BranchFinder:
     def _neurons(
         self, stream: Stream, writer: LinearMap, readers: tuple[LinearMap, ...], parameters: Sequence[str]
     ) -> Branch | None:
-        standing = stretches(self.graph, writer.weight, 1) or []
+        standing = stretches(self.graph, writer.weight, writer.input_axis) or []
         if len(standing) != 1 or standing[0][1] != 1 or parameters:
             return None
         key = standing[0][0]
@@ -158,23 +158,26 @@ class BranchFinder:
         if not group.is_free or group.context or group.flags or not self._is_owned(key, writer, readers):
             return None
         for reader in readers:
-            if any(place != (key, 1) for place in stretches(self.graph, reader.weight, 0) or [("", 0)]):
+            if any(
+                place != (key, 1) for place in stretches(self.graph, reader.weight, reader.output_axis) or [("", 0)]
+            ):
                 return None
         return Branch(stream, writer, readers, key)
 
     def _is_owned(self, key: str, writer: LinearMap, readers: Sequence[LinearMap]) -> bool:
         """Whether a group stands on rows of the readers and columns of the writer alone."""
-        rows = {name for reader in readers for name in (reader.weight, reader.bias)}
+        rows = {(reader.weight, reader.output_axis) for reader in readers}
+        rows |= {(reader.bias, 0) for reader in readers}
         for slot in self.graph.groups[key].members:
-            is_column = slot.role == IN and slot.parameter == writer.weight and slot.axis == 1
-            if not is_column and not (slot.parameter in rows and slot.axis == 0):
+            is_column = slot.role == IN and slot.parameter == writer.weight and slot.axis == writer.input_axis
+            if not is_column and (slot.parameter, slot.axis) not in rows:
                 return False
         return True
 
     def _heads(
         self, stream: Stream, writer: LinearMap, readers: tuple[LinearMap, ...], parameters: Sequence[str]
     ) -> Branch | None:
-        layout = self.graph.layouts[writer.weight][1]
+        layout = self.graph.layouts[writer.weight][writer.input_axis]
         parts = layout.parts if isinstance(layout, Factors) else ()
         if len(parts) < 2 or not isinstance(parts[0], Neurons) or not isinstance(parts[-1], Neurons):
             return None
@@ -183,7 +186,7 @@ class BranchFinder:
         if not group.is_free or group.context or self.graph.groups[values].context != (heads,):
             return None
         per_head = [(name, self._axis_of(name, heads)) for name in parameters]
-        layouts = [self.graph.layouts[reader.weight][0] for reader in readers]
+        layouts = [self.graph.layouts[reader.weight][reader.output_axis] for reader in readers]
         if any(axis is None for _, axis in per_head) or not all(stands_alone(rows, heads) for rows in layouts):
             return None
         rows = [rows_of_units(of_reader, heads, values) for of_reader in layouts]

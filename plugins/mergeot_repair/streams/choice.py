@@ -74,11 +74,18 @@ class Values:
         """Returns the rows that make each head's values."""
         stretches = [slice(head * self.taps, (head + 1) * self.taps) for head in range(self.count)]
         factors = [torch.linalg.cholesky(self.gram[stretch, stretch]) for stretch in stretches]
+        # By size, so that the order of the sources does not matter.
+        order = sorted(range(self.count), key=lambda head: -self._size(stretches[head]))
         rows = torch.zeros(self.count, rank, self.width, dtype=torch.float64)
         for _ in range(_ROUNDS if self.count > 1 else 1):
-            for head, (stretch, factor) in enumerate(zip(stretches, factors, strict=True)):
-                rows[head] = self._fit(stretch, factor, rank)
+            for head in order:
+                rows[head] = self._fit(stretches[head], factors[head], rank)
         return rows
+
+    def _size(self, stretch: slice) -> float:
+        """Returns how large the share of a head is in what all heads make together."""
+        weights = self.weights[stretch]
+        return float((weights * (self.gram[stretch, stretch] @ weights)).sum())
 
     def _fit(self, stretch: slice, factor: Tensor, rank: int) -> Float[Tensor, "rank number"]:
         """Returns the rows of a head that suit what the others leave, and takes over its weights."""

@@ -116,7 +116,7 @@ class StreamFinder:
         readers |= set() if roles.tie is None else {roles.tie.node}
         for name in turns.axes:
             for user in self.nodes[name].users:
-                if user.name in turns.axes or user.name in readers:
+                if user.name in turns.axes or user.name in readers or not _is_used(user):
                     continue
                 # What is computed of the stream itself may only serve its own norm.
                 if name not in turns.raw or not self._serves_norms(user, turns):
@@ -124,7 +124,7 @@ class StreamFinder:
         return True
 
     def _serves_norms(self, node: fx.Node, turns: Turns) -> bool:
-        if node.op == "output" or not node.users:
+        if node.op == "output":
             return False
         return all(user.name in turns.axes or self._serves_norms(user, turns) for user in node.users)
 
@@ -183,7 +183,7 @@ class StreamFinder:
             if node in slots and slots[node].kind == SlotKind.PARAMETER:
                 return False
         free = self.graph.free_groups
-        return not any(group in free for group, _ in stretches(self.graph, writer.weight, 1) or ())
+        return not any(group in free for group, _ in stretches(self.graph, writer.weight, writer.input_axis) or ())
 
 
 def ancestors(node: fx.Node, stops: Iterable[fx.Node] = ()) -> set[fx.Node]:
@@ -197,6 +197,11 @@ def ancestors(node: fx.Node, stops: Iterable[fx.Node] = ()) -> set[fx.Node]:
             reached.add(current)
             waiting += current.all_input_nodes
     return reached
+
+
+def _is_used(node: fx.Node) -> bool:
+    """Whether anything reads an operation's result; a check of a type makes none."""
+    return node.op == "output" or bool(node.users)
 
 
 def _turned_inputs(node: fx.Node, turns: Turns) -> int:

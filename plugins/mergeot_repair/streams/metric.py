@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeot_repair.programs.maps import LINEAR, LinearMap
+from mergeot_repair.refit.samples import rows_of
 from mergeot_repair.streams.finding import Point, Stream
 from mergeot_repair.streams.workspace import Workspace
 
@@ -41,16 +43,18 @@ def _readers_behind(
             continue
         components = work.components[stream.group]
         gains, grams = components.gains(point.source), components.own_grams(point.source)
-        for weight in _weights(stream, point):
+        for linear_map in _readers(stream, point):
             for number, source in enumerate(work.sources):
-                rows = source.state[weight].double() * gains[number]
+                rows = rows_of(linear_map, source.state[linear_map.weight]).double() * gains[number]
                 if stream.turns.fixes_ones:
                     rows = rows - rows.mean(1, keepdim=True)
                 size = float(((rows @ grams[number]) * rows).sum())
                 yield rows @ work.links[stream.group][number].T, max(size, _TINY)
 
 
-def _weights(stream: Stream, point: Point) -> list[str]:
+def _readers(stream: Stream, point: Point) -> list[LinearMap]:
     tie = stream.roles.tie
-    tied = [tie.weight] if tie is not None and tie.source == point.source else []
-    return [reader.weight for reader in point.readers] + tied
+    tied = (
+        [LinearMap(LINEAR, tie.node, tie.source, tie.weight)] if tie is not None and tie.source == point.source else []
+    )
+    return [*point.readers, *tied]

@@ -43,9 +43,9 @@ def along(value: Tensor, axis: int, matrix: Float[Tensor, "outputs inputs"]) -> 
 
 def members_of(roles: Roles) -> list[tuple[str, int]]:
     """Returns the parameters that are turned with a stream, each with the axis of its neurons."""
-    members = [(linear_map.weight, 1) for linear_map in roles.readers]
+    members = [(linear_map.weight, linear_map.input_axis) for linear_map in roles.readers]
     for linear_map in roles.writers:
-        members.append((linear_map.weight, 0))
+        members.append((linear_map.weight, linear_map.output_axis))
         if linear_map.bias is not None:
             members.append((linear_map.bias, 0))
     members += roles.images

@@ -12,6 +12,7 @@ from torch import Tensor
 from mergeot_repair.programs.maps import LinearMap
 from mergeot_repair.refit.grams import mirrored
 from mergeot_repair.refit.regression import FOLDS, Sums
+from mergeot_repair.refit.samples import rows_of
 
 # Of the pull of a regression, where too few batches were seen to choose it.
 _STRENGTH = 1e-4
@@ -55,7 +56,7 @@ class Translation:
         solution = self._solution(linear_map.bias is not None)
         start = sum(self.sizes[:source])
         stretch = slice(start, start + self.sizes[source])
-        rows = state[linear_map.weight].double()
+        rows = rows_of(linear_map, state[linear_map.weight]).double()
         shift = rows @ solution.shift[stretch]
         if linear_map.bias is not None:
             shift = shift + state[linear_map.bias].double()

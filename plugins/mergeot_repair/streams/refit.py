@@ -133,8 +133,8 @@ class StreamRefit:
             return
         total = Map(torch.zeros(()), torch.zeros(()))
         for source, share, of_source in zip(self.work.sources, self.work.shares, maps, strict=True):
-            weight = source.in_fused_order(of_source.weight, 0, linear_map.weight)
-            shift = source.in_fused_order(of_source.shift, 0, linear_map.weight)
+            weight = source.in_fused_order(of_source.weight, 0, linear_map.weight, linear_map.output_axis)
+            shift = source.in_fused_order(of_source.shift, 0, linear_map.weight, linear_map.output_axis)
             total = Map(total.weight + share * weight, total.shift + share * shift)
         self.work.write(linear_map, total)
 

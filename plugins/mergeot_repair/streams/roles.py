@@ -104,7 +104,7 @@ class _Sorting:
             return self._add_map(linear_map, axis, group)
         owner = self.biases.get(parameter)
         if owner is not None:
-            return owner.norm is None and stretches(self.graph, owner.weight, 0) == [(group, 1)]
+            return owner.norm is None and stretches(self.graph, owner.weight, owner.output_axis) == [(group, 1)]
         users = self.users.get(parameter, [])
         operations = {operation_name(user) for user in users}
         if not users:
@@ -120,11 +120,11 @@ class _Sorting:
         if linear_map.norm is not None or linear_map.groups > 1 or linear_map.kind not in (LINEAR, CONVOLUTION):
             return False
         layouts = self.graph.layouts[linear_map.weight]
-        if axis == 0:
+        if axis == linear_map.output_axis:
             self.writers.append(linear_map)
-            return stretches(self.graph, linear_map.weight, 1) != [(group, 1)]
+            return stretches(self.graph, linear_map.weight, linear_map.input_axis) != [(group, 1)]
         self.readers.append(linear_map)
-        is_twice = stretches(self.graph, linear_map.weight, 0) == [(group, 1)]
+        is_twice = stretches(self.graph, linear_map.weight, linear_map.output_axis) == [(group, 1)]
         return linear_map.kind == LINEAR and len(layouts) == 2 and not is_twice
 
     def _add_embedding(self, parameter: str, users: Sequence[fx.Node]) -> bool:

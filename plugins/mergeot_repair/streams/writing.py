@@ -43,7 +43,8 @@ def write_images(work: Workspace, stream: Stream) -> None:
     images = [*stream.images, *([] if roles.tie is None else [(roles.tie.weight, 1)])]
     for writer in roles.writers:
         if writer.weight in stream.exact:
-            images += [(name, 0) for name in (writer.weight, writer.bias) if name is not None]
+            images.append((writer.weight, writer.output_axis))
+            images += [] if writer.bias is None else [(writer.bias, 0)]
     for parameter, axis in images:
         values = [source.state[parameter].double() for source in work.sources]
         work.set(parameter, linked(values, work.links[stream.group], axis))
