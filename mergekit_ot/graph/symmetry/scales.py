@@ -24,8 +24,7 @@ _HOMOGENEOUS = ("relu", "aten.abs", "clamp_min", "threshold", "aten.maximum")
 class PositiveScale(AbstractSymmetry):
     """Neurons may be scaled by positive numbers, one by one, if what reads them is scaled back.
 
-    It is found, proven and told by ``mergeot check``; no solver uses it. Two networks whose neurons are matched by
-    their weights have nearly the same scales already.
+    It is found, proven and told by ``mergeot check``; no solver uses it.
 
     Example:
         >>> import torch
