@@ -82,10 +82,12 @@ def extent_of(graph: ModelGraph, coupled: Collection[str], free: Collection[str]
     Args:
         graph: Its graph.
         coupled: The groups that a solver coupled.
-        free: The groups whose order may be chosen.
+        free: The groups of which something may be chosen: an order, or a rotation.
     """
     weights = {name: math.prod(fused_shape(graph, name)) for name in graph.layouts if name not in graph.buffers}
-    pinned = [group for group in graph.pinned_groups.values() if group.size > 1 and _is_a_loss(group)]
+    # What is pinned and rotates all the same is no loss.
+    fixed = [group for key, group in graph.pinned_groups.items() if key not in free and group.size > 1]
+    pinned = [group for group in fixed if _is_a_loss(group)]
     standing: dict[str, list[NeuronGroup]] = {}
     for group in pinned:
         for slot in group.members:

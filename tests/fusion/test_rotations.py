@@ -181,3 +181,12 @@ def test_a_planted_copy_of_a_llama_of_the_library_is_found() -> None:
     # Its norms compute in single precision. The stream, and of two layers values and planes.
     assert apart(model, result.model(), inputs) < 1e-5
     assert len(result.alignment.rotations) == 5
+
+
+def test_what_rotates_counts_as_aligned() -> None:
+    make, inputs = MODELS["llama"]
+    models = [seeded(make, seed) for seed in (1, 2)]
+    extent = fuse(models, solver=SOLVER, example_inputs=inputs).extent
+    assert (extent.aligned, extent.reasons) == (extent.groups, ())
+    kept = fuse(models, solver=SOLVER, example_inputs=inputs, solver_options={"symmetry": "permutation"}).extent
+    assert kept.aligned < kept.groups
