@@ -91,6 +91,10 @@ class FusionResult:
         models = self.models
         return aligned_state(models.sources[source], models.target, self.alignment, source)
 
+    def aligned_module(self) -> nn.Module:
+        """Returns a fresh module for aligned states: of the fused architecture, its tied weights apart if they were."""
+        return self.models.target.architecture.built()
+
     def checked_state(self, source: int, model: SourceModel | None = None) -> dict[str, Tensor]:
         """Returns `aligned_state`, checked as whatever is written is.
 

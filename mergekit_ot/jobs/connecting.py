@@ -183,13 +183,13 @@ def _paths(request: _Request, pair: _Pair) -> _Paths:
 def _aligned(result: FusionResult, pair: _Pair) -> _Path:
     """Returns the path between the aligned models."""
     first, second = (_like(pair.states[0], result.aligned_state(number)) for number in (0, 1))
-    return _Path((first, second), result.models.target.architecture.built)
+    return _Path((first, second), result.aligned_module)
 
 
 def _rewritten(result: FusionResult, pair: _Pair) -> _Path:
     """Returns the path between the models in the form in which they are aligned, without the alignment."""
     first, second = (dict(result.models.rewritten(state, number)) for number, state in enumerate(pair.states))
-    return _Path((first, second), result.models.target.architecture.built)
+    return _Path((first, second), result.aligned_module)
 
 
 def _example_inputs(request: _Request, pair: _Pair, data: CalibrationData) -> tuple[Tensor, ...]:

@@ -183,8 +183,9 @@ def _with_path(
         f"{_duration(expected)} …"
     )
     pairs = {"naive": (first, second), "aligned": (result.aligned_state(0), result.aligned_state(1))}
+    modules = {"naive": model, "aligned": result.aligned_module()}
     curves = {
-        name: barrier(model, start, end, data, PATH_POINTS, device, progress=progress)
+        name: barrier(modules[name], start, end, data, PATH_POINTS, device, progress=progress)
         for name, (start, end) in pairs.items()
     }
     return replace(scores, curves=curves)
