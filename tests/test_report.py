@@ -30,7 +30,7 @@ from mergekit_ot import (
 )
 from mergekit_ot.cli.app import main
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.fusion import engine
+from mergekit_ot.fusion import fusion_run
 from mergekit_ot.fusion.alignment import FamilyCoupling
 from mergekit_ot.jobs import fusing
 from mergekit_ot.recipe import FusionRecipe, make_recipe, recipe_keys
@@ -255,6 +255,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         repair="reset",
         refine=True,
         restarts=4,
+        untie=True,
         device="cpu",
         seed=5,
         report="r",
@@ -384,7 +385,7 @@ def test_a_report_says_where_the_symmetries_of_its_solver_hold(fuse: Fuse) -> No
 
 def test_a_report_names_symmetries_that_it_does_not_know(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {("fc1.weight", 0): (1,), ("fc2.weight", 1): (-1,)}
-    monkeypatch.setattr(engine, "find_symmetries", lambda setup: {"scale": {"fc1.weight:0": places}, "turn": {}})
+    monkeypatch.setattr(fusion_run, "find_symmetries", lambda setup: {"scale": {"fc1.weight:0": places}, "turn": {}})
     page = fuse("a.pt", "b.pt")
     assert "scale (proven for 1 of 2 groups), turn (proven for none of 2 groups)." in page.shown
     assert [" scale " in row for row in page.rows("groups")] == [True, False]

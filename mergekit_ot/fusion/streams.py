@@ -20,9 +20,8 @@ from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.tensors import ReadsParameters
-from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.measure import NeuronMeasure, Signs
-from mergekit_ot.transport.problem import BarycenterProblem
+from mergekit_ot.transport.problem import Barycenter, BarycenterProblem
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope
 
 # Samples whose activations tell the rotation of a stream; each has many positions.
@@ -54,7 +53,7 @@ def is_anchored(key: str, alignment: Alignment, tensors: ReadsParameters) -> boo
 
 
 class StreamResponses:
-    """Couplings of streams by their activations on calibration data.
+    """Barycenters of streams by their activations on calibration data.
 
     Args:
         setup: The fusion; its data may be none.
@@ -63,10 +62,10 @@ class StreamResponses:
     def __init__(self, setup: FusionSetup) -> None:
         self.setup = setup
 
-    def couplings(
+    def barycenters(
         self, keys: Sequence[str], alignment: Alignment, solver: AbstractBarycenterSolver, seed: int
-    ) -> dict[str, tuple[Coupling, ...]]:
-        """Returns couplings of streams, of those for which there are activations.
+    ) -> dict[str, Barycenter]:
+        """Returns barycenters of streams, of those for which there are activations.
 
         Args:
             keys: The streams.
@@ -92,5 +91,5 @@ class StreamResponses:
                 measures = tuple(NeuronMeasure.uniform(each, signs=signs) for each in rows)
                 size = alignment.target.groups[key].size
                 problem = BarycenterProblem(measures, setup.model_weights, size, seed=seed, group=key)
-                found[key] = solver.solve(problem).couplings
+                found[key] = solver.solve(problem)
         return found

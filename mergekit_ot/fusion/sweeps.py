@@ -122,9 +122,12 @@ class AlignmentRun:
         steps = {step.groups[0]: step for step in self.plan.steps}
         streams = [key for key in rotated_streams(self.alignment, self.setup.models.normal) if key in steps]
         loose = [key for key in streams if not is_anchored(key, self.alignment, self.material.tensors)]
+        solved = StreamResponses(self.setup).barycenters(loose, self.alignment, self.solver, self.seed)
+        self._kept_steps = {steps[key].number for key in solved}
         found: dict[str, GroupCouplings] = {}
-        found |= StreamResponses(self.setup).couplings(loose, self.alignment, self.solver, self.seed)
-        self._kept_steps = {steps[key].number for key in found}
+        for key, barycenter in solved.items():
+            found[key], size = barycenter.couplings, self.alignment.target.groups[key].size
+            self.reports[key] = GroupReport(key, size, barycenter.cost, barycenter.status, self.solver.name)
         for key in streams:
             if key not in found:
                 found |= run_task(self._task(steps[key].number, Scope.INCIDENT)).couplings
