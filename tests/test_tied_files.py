@@ -96,6 +96,7 @@ def _state(path: str) -> Kept:
 _KINDS = [".safetensors", "-head.pt", "-old.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("solver", ["weight-matching", "wb", "average"])
 def test_a_tied_file_is_fused_like_a_whole_one_and_stays_as_it_is(command: Command, kind: str, solver: str) -> None:
@@ -112,6 +113,7 @@ def test_a_tied_file_is_fused_like_a_whole_one_and_stays_as_it_is(command: Comma
     assert torch.equal(whole[_EMBEDDING], whole[_HEAD])
 
 
+@pytest.mark.slow
 def test_the_fused_file_has_the_names_of_the_first_one_whatever_the_others_have(command: Command) -> None:
     on = (*_ON, "--input-shape", "8", "--solver", "weight-matching")
     names = ["a.pt", "a.safetensors", "a-head.pt", "a-old.safetensors"]

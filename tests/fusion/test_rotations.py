@@ -40,6 +40,7 @@ def test_a_planted_copy_is_found_and_the_midpoint_is_the_source(name: str) -> No
     assert len(rotated) >= 1 + 2 * 2  # the stream, and of each layer at least queries with keys, values with outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_three_planted_copies_are_found(name: str) -> None:
     make, inputs = MODELS[name]
@@ -59,6 +60,7 @@ def test_aligned_sources_compute_what_the_sources_compute(name: str) -> None:
         assert apart(model, aligned, inputs) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_one_hot_weights_return_that_source(name: str) -> None:
     make, inputs = MODELS[name]
@@ -74,6 +76,7 @@ def test_a_network_with_itself_is_itself() -> None:
     assert apart(model, fuse([model, model], solver=SOLVER, example_inputs=inputs).model(), inputs) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sweep_never_ends_farther_apart(name: str) -> None:
     make, inputs = MODELS[name]
@@ -159,6 +162,7 @@ def test_every_name_of_a_rotation_is_a_registered_symmetry() -> None:
     assert set(ROTATIONS) <= set(default_manager().symmetries)
 
 
+@pytest.mark.slow
 def test_a_planted_copy_of_a_llama_of_the_library_is_found() -> None:
     pytest.importorskip("transformers")
     sample = library_sample("llama")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mergekit_ot import fuse
 from mergekit_ot.errors import SolverError
 
+pytestmark = pytest.mark.slow
+
 SOLVER, INNER = "weight-matching", 4
 
 

@@ -10,6 +10,8 @@ from normal_nets import change, found, random_state
 
 from mergekit_ot.graph.normal_form.rewrites import Centre, Fold, MoveBias
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 
 

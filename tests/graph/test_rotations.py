@@ -171,6 +171,7 @@ LIBRARY: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARY)
 def test_networks_of_transformers(name: str) -> None:
     pytest.importorskip("transformers")

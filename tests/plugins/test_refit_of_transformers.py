@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mergekit_ot import FusionResult, RepairContext, fuse
 
+pytestmark = pytest.mark.slow
+
 _VOCABULARY, _LENGTH = 11, 6
 _KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 

@@ -196,6 +196,7 @@ def test_it_is_nearer_to_the_mean_of_the_sources_than_they_are(options: dict) ->
     assert fused < 0.6 * min(_distance(net, mean) for net in nets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0, 1), (2, 3)])
 @pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "rms", "key_heads": 2}, {"key_heads": 2}])
 def test_the_order_of_the_sources_does_not_matter(options: dict, seeds: tuple[int, int]) -> None:

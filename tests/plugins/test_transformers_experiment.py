@@ -73,6 +73,7 @@ def test_characters_are_read_from_the_folder(tmp_path: Path, monkeypatch: pytest
     assert torch.equal((inputs + 1) % 8, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [setting.row for setting in TRANSFORMERS.designs[DIGITS]().settings])
 def test_every_family_is_trained_and_fused(family: str) -> None:
     (setting,) = [setting for setting in _small().settings if setting.row == family]
