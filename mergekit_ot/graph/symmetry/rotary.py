@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
+import torch
 
+from mergekit_ot.graph.blocks import blocks_of, places_of
 from mergekit_ot.graph.ir import AxisSlot, ModelGraph, NeuronGroup
-from mergekit_ot.graph.layouts import OUT, AxisLayout, Blocks, Choice, Factors, Fixed, Neurons, leaf_groups
+from mergekit_ot.graph.layouts import (
+    OUT,
+    AxisLayout,
+    Blocks,
+    Choice,
+    Factors,
+    Fixed,
+    Neurons,
+    layout_size,
+    leaf_groups,
+)
 
 # Two halves of the same size: neuron i is turned together with neuron i + n/2.
 _HALVES = 2
@@ -127,6 +139,7 @@ def _with_groups(graph: ModelGraph, halves: NeuronGroup, apart: list[dict[_Place
             axes[slot.axis] = _replaced(axes[slot.axis], slot.path, Neurons(group.key, group.size))
             layouts[slot.parameter] = tuple(axes)
             roles[slot.parameter, slot.axis, group.key] = OUT
+    named = [replace(group, context=tuple(_always_beside(group, layouts))) for group in named]
     groups = {}
     for each in graph.groups.values():
         groups |= {kept.key: kept for kept in (named if each is halves else [each])}
@@ -152,6 +165,19 @@ def _shared_context(graph: ModelGraph, places: dict[_Place, Blocks]) -> list[str
         beside = [key for key in _beside(graph.layouts[name][axis], path) if key in graph.free_groups]
         shared = beside if shared is None else [key for key in shared if key in beside]
     return shared or []
+
+
+def _always_beside(group: NeuronGroup, layouts: Mapping[str, Sequence[AxisLayout]]) -> list[str]:
+    """Returns the groups of a context that stand beside a group in every block: parts of a fused weight have others."""
+    context = list(group.context)
+    for name in dict.fromkeys(slot.parameter for slot in group.members):
+        shape = [layout_size(layout) for layout in layouts[name]]
+        for block in blocks_of(torch.empty(shape, device="meta"), layouts[name]):
+            for place in places_of(block, group.key):
+                axis = block.dimensions[place].axis
+                there = {dimension.group for dimension in block.dimensions if dimension.axis == axis}
+                context = [key for key in context if key in there]
+    return context
 
 
 def _beside(layout: AxisLayout, path: tuple[int, ...]) -> Iterator[str]:

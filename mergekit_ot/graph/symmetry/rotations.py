@@ -214,6 +214,9 @@ def has_streams_or_heads(graph: ModelGraph) -> bool:
         >>> has_streams_or_heads(trace_model(nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4)), torch.randn(2, 8)))
         False
     """
+    # Flags first: the operations of a kept trace are a graph that takes time to import.
+    if not any(group.context or _NORMALISED in group.flags for group in graph.free_groups.values()):
+        return False
     if not may_rotate(graph):
         return False
     has_heads = any(_are_linear(graph, graph.groups[key], kernels=0) for key in inner_spaces(graph))
