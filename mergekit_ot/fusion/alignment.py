@@ -117,14 +117,14 @@ class Alignment:
         """Group key → the numbers that change sign with a negated neuron, for the groups that may be negated."""
         return self.symmetries.get(Sign.name, {})
 
-    @property
+    @functools.cached_property
     def directions(self) -> Mapping[str, str]:
         """Group key → name of the largest symmetry that its couplings may use besides the order of neurons."""
         # Rotations come before signs, which are some of them.
         ordered = sorted(self.symmetries, key=lambda name: name not in ROTATIONS, reverse=True)
         return {key: name for name in ordered for key in self.symmetries[name]}
 
-    @property
+    @functools.cached_property
     def rotations(self) -> Mapping[str, str]:
         """Group key → name of the symmetry, for the groups whose neurons may be rotated."""
         return {key: name for key, name in self.directions.items() if name in ROTATIONS}

@@ -39,7 +39,7 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
     target, graph, inputs = models.target, models.target_graph, of_few_samples(inputs)
     if not may_rotate(graph):
         return models
-    form = find_normal_form(graph, target.make, inputs) if may_rewrite else NormalForm((), (), {}, frozenset())
+    form = find_normal_form(graph, target.make, inputs) if may_rewrite else NormalForm()
     aliases: dict[str, str] = {}
     if may_rewrite and graph.aliases:
         make = untied(target.make, graph.aliases)

@@ -28,7 +28,7 @@ def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
     from mergekit_ot.graph.symmetry.planted import PlantedProof, find_proven
 
     models = setup.models
-    form = NormalForm((), (), {}, frozenset()) if models.normal is None else models.normal.form
+    form = NormalForm() if models.normal is None else models.normal.form
     proof = PlantedProof(models.target.make, setup.inputs, form=form)
     return {
         symmetry.name: find_proven(symmetry, models.target_graph, proof)

@@ -98,7 +98,7 @@ class _RewriteProof:
 
     def holds(self, rewrites: Sequence[AbstractRewrite]) -> bool:
         """Whether these rewrites together keep the function."""
-        form = NormalForm(tuple(rewrites), (), {}, frozenset())
+        form = NormalForm(tuple(rewrites))
         try:
             return bool(self._draws) and all(self._keeps(draw, form, tolerance) for draw, tolerance in self._draws)
         except REFUSED:

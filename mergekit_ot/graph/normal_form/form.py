@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,10 +38,10 @@ class NormalForm:
         True
     """
 
-    rewrites: tuple[AbstractRewrite, ...]
-    refusals: tuple[Refusal, ...]
-    neutral: Mapping[str, tuple[str, ...]]
-    centred: frozenset[str]
+    rewrites: tuple[AbstractRewrite, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    neutral: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    centred: frozenset[str] = frozenset()
 
     def tensor(self, name: str, read: Read) -> Tensor:
         """Returns the value of one tensor in normal form, computed in float64, in the number type of the old value.

@@ -61,7 +61,7 @@ class AbstractProof(ABC):
     @property
     def normal_form(self) -> NormalForm:
         """The normal form of the model's states: rewritten states compute the same, with neutral gains."""
-        return NormalForm((), (), {}, frozenset())
+        return NormalForm()
 
 
 class AbstractSymmetry(ABC):
