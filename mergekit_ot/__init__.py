@@ -85,6 +85,7 @@ _HOMES = {
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
     "SourceModel": "mergekit_ot.fusion.source",
+    "AbstractForm": "mergekit_ot.storage.forms",
     "Checkpoint": "mergekit_ot.storage.record",
     "load_checkpoint": "mergekit_ot.api",
     "save_checkpoint": "mergekit_ot.api",
@@ -237,6 +238,7 @@ if TYPE_CHECKING:
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.files import write_text
+    from mergekit_ot.storage.forms import AbstractForm
     from mergekit_ot.storage.limits import Limit, check_tensor_name
     from mergekit_ot.storage.outputs import check_output
     from mergekit_ot.storage.record import Checkpoint, carried_by

@@ -77,9 +77,9 @@ def save(
         path: Where to.
         state: Name → tensor.
         metadata: Plain data: what the file says about the state.
-        formats: Asked first, in order; then it is a PyTorch file.
-        template: The checkpoint that holds the program to which the state belongs, for formats that need one. They
-            are told its file only where its program was read, which it is where the user trusts it.
+        formats: Asked first, in order; then it is in the form of the template, or a PyTorch file of mergeot's own.
+        template: The checkpoint to which the state belongs: it gives the form, and a program to formats that need
+            one. They are told its file only where its program was read, which it is where the user trusts it.
         overwrite: Whether a file that mergeot did not write may be replaced.
 
     Raises:
@@ -92,6 +92,9 @@ def save(
     known = {**metadata, "template": program}
     with replacing(path, overwrite=overwrite) as beside:
         if any(write(beside, compact, known) for write in formats):
+            mark_archive(beside)
+        elif template is not None and template.form is not None:
+            template.form.write(beside, compact, metadata)
             mark_archive(beside)
         else:
             write_all(compact, TorchWriter(beside, metadata))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.files import file_digest
+from mergekit_ot.storage.forms import AbstractForm
 from mergekit_ot.storage.limits import INPUT_NUMBERS, NAME_LENGTH, shortened
 from mergekit_ot.storage.store import MemoryStore, StoreField
 
@@ -38,6 +39,7 @@ class Checkpoint:
         build: Builds the module, where the file holds the program itself and is trusted.
         example_inputs: Inputs of that program.
         has_untouched_program: Whether the file holds a program that was not read, because the file is not trusted.
+        form: How a state that belongs to it is written as this one was; None where that is a file of mergeot's own.
 
     Example:
         What a reader of a format returns (hook ``mergeot_load_checkpoint``):
@@ -58,6 +60,7 @@ class Checkpoint:
     build: Callable[[], nn.Module] | None = None
     example_inputs: tuple[Tensor, ...] | None = None
     has_untouched_program: bool = False
+    form: AbstractForm | None = None
 
     @functools.cached_property
     def sha256(self) -> str:

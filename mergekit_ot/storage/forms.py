@@ -1,0 +1,47 @@
+"""What a checkpoint came in: a state that belongs to it is written the same way, so that whoever read it reads this."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class AbstractForm(abc.ABC):
+    """How the file or folder of a checkpoint is built around its tensors, and how another state is put into it.
+
+    Example:
+        A file that holds the weights under a key of its own:
+
+        >>> import tempfile, torch
+        >>> class Keyed(AbstractForm):
+        ...     name = "keyed"
+        ...
+        ...     def write(self, path, state, metadata):
+        ...         torch.save({"weights": dict(state)}, path)
+        >>> path = Path(tempfile.mkdtemp()) / "net.pt"
+        >>> Keyed().write(path, {"bias": torch.zeros(2)}, {})
+        >>> torch.load(path)
+        {'weights': {'bias': tensor([0., 0.])}}
+    """
+
+    # What it is called in messages and by who asks for it, such as "state-dict".
+    name: str = ""
+    # Whether it is a folder of files.
+    is_folder: bool = False
+
+    @abc.abstractmethod
+    def write(self, path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Writes a state.
+
+        Args:
+            path: A place where nothing is yet; it is renamed into its own place afterwards.
+            state: Name → tensor, under the names that the checkpoint's `state` has.
+            metadata: Plain data on what the state is and how it was made, for forms that have room for it.
+
+        Raises:
+            CheckpointError: The state does not go into this form.
+        """
