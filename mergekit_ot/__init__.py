@@ -84,6 +84,11 @@ _HOMES = {
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
+    "Aim": "mergekit_ot.fusion.predictions",
+    "Disagreement": "mergekit_ot.fusion.predictions",
+    "axis_of_classes": "mergekit_ot.fusion.predictions",
+    "mean_probabilities": "mergekit_ot.fusion.predictions",
+    "probabilities_of": "mergekit_ot.fusion.predictions",
     "SourceModel": "mergekit_ot.fusion.source",
     "AbstractForm": "mergekit_ot.storage.forms",
     "Checkpoint": "mergekit_ot.storage.record",
@@ -182,6 +187,13 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
     from mergekit_ot.fusion.options import FusionOptions
     from mergekit_ot.fusion.plan import Step
+    from mergekit_ot.fusion.predictions import (
+        Aim,
+        Disagreement,
+        axis_of_classes,
+        mean_probabilities,
+        probabilities_of,
+    )
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
     from mergekit_ot.fusion.result import FusionResult
     from mergekit_ot.fusion.setup import FusionInputs

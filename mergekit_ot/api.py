@@ -203,6 +203,8 @@ def fuse(
     calibration_size: int = 2000,
     calibration_tokens: int | None = None,
     repair: str = "none",
+    repair_options: Mapping[str, object] | None = None,
+    fallback: bool = False,
     device: str = "auto",
     seed: int = 0,
     refine: bool = False,
@@ -229,6 +231,8 @@ def fuse(
         calibration_size: Samples of `data` used at most; of a language model, a sample is a sequence.
         calibration_tokens: Tokens of `data` used at most, in whole sequences; None sets no limit of tokens.
         repair: Name of a registered repair, or ``none``.
+        repair_options: Options of the repair.
+        fallback: Whether one source alone is the result where it is nearer to the ensemble of all on held-out data.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
@@ -260,6 +264,8 @@ def fuse(
         calibration_size=calibration_size,
         calibration_tokens=calibration_tokens,
         repair=repair,
+        repair_options=repair_options or {},  # type: ignore[arg-type]
+        fallback=fallback,
         device=device,
         seed=seed,
         refine=refine,

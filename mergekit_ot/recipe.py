@@ -25,6 +25,8 @@ from mergekit_ot.storage.yaml_files import read_yaml
 _SUM_TOLERANCE = 1e-6
 _SEEDS = 2**63
 _TYPES = {"bool_type", "int_type", "float_type"}
+# Flags add to what the file says under these.
+_OPTIONS = ("solver_options", "repair_options")
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
 _FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "measure")
 _FIRST_KEYS += (
@@ -34,6 +36,7 @@ _FIRST_KEYS += (
     "calibration_size",
     "calibration_tokens",
     "repair",
+    "repair_options",
     "refine",
     "restarts",
     "device",
@@ -123,7 +126,7 @@ def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
     source = "" if file is None else f" The recipe is '{file}'."
     for key, value in flags.items():
         if value is not None and value != () and value != [] and value != {}:
-            content[key] = {**content.get(key, {}), **value} if key == "solver_options" else value
+            content[key] = {**content.get(key, {}), **value} if key in _OPTIONS else value
     try:
         # Checked strictly: a text is no number, a fraction no whole one, and a list stands for the tuple that it gives.
         recipe = FusionRecipe(**{key: _as_tuple(value) for key, value in content.items()})

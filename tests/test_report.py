@@ -253,6 +253,8 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         calibration_size=3,
         calibration_tokens=12,
         repair="reset",
+        repair_options={"target": "outputs", "share": 0.5},
+        fallback=True,
         refine=True,
         restarts=4,
         untie=True,

@@ -52,7 +52,7 @@ def test_what_an_option_may_be_is_said_in_the_words_of_the_message(name):
     said = {}
     for option, hint in hints.items():
         with pytest.raises(RecipeError) as raised:
-            check_option(name, option, hint, None)
+            check_option(f"solver '{name}'", option, hint, None)
         said[option] = str(raised.value).removeprefix(f"Option {option} of solver '{name}' is None: ").removesuffix(".")
     assert values_in(sections()[name]) == said
 

@@ -16,6 +16,7 @@ from mergekit_ot.fusion.options import FusionOptions, option_fields
 
 Command = Callable[..., None]
 _CHOSEN = "chosen"
+_MAPPINGS = {"solver_options", "repair_options"}
 
 
 def takes_options(command: str, **defaults: object) -> Callable[[Command], Command]:
@@ -35,8 +36,8 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
         @functools.wraps(function)
         def run(**values: Any) -> None:
             chosen = {flag.name: values.pop(flag.name) for flag in flags}
-            if "solver_options" in chosen:
-                chosen["solver_options"] = parse_options(chosen["solver_options"])
+            for name in _MAPPINGS & chosen.keys():
+                chosen[name] = parse_options(chosen[name], _spelled(name))
             function(**values, **{_CHOSEN: chosen})
 
         parameters = [*before, *flags, *after]
@@ -54,8 +55,7 @@ def _flag(name: str, default: object) -> inspect.Parameter:
     settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
     hint = typing.get_type_hints(FusionOptions, include_extras=True)[name]
     kind, least = _plain(hint)
-    # An option that is repeated is a mapping of options.
-    flag = "--" + name.removesuffix("s" if kind is dict else "").replace("_", "-")
+    flag = _spelled(name)
     if least is not None:
         settings["min"] = least
     if kind is dict:
@@ -64,6 +64,11 @@ def _flag(name: str, default: object) -> inspect.Parameter:
         kind, settings["parser"] = Any, parse_weights
     annotation = Annotated[kind if kind is Any else kind | None, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _spelled(name: str) -> str:
+    # An option that is repeated is a mapping of options.
+    return "--" + name.removesuffix("s" if name in _MAPPINGS else "").replace("_", "-")
 
 
 def _plain(hint: Any) -> tuple[Any, Any]:

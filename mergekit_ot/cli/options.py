@@ -49,8 +49,8 @@ def parse_weights(text: str) -> tuple[float, ...]:
     return _numbers(text, float, "a list of model weights such as 0.5,0.5")
 
 
-def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """Reads ``key=value`` pairs.
+def parse_options(options: Sequence[str] | None, flag: str = "--solver-option") -> dict[str, Any]:
+    """Reads the ``key=value`` pairs that a flag gives.
 
     Raises:
         BadParameter: One has no equals sign, or a key stands twice.
@@ -62,9 +62,9 @@ def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         name = key.replace("-", "_")
         if not (key and equals):
-            raise typer.BadParameter(f"'{key}' is not key=value", param_hint="--solver-option")
+            raise typer.BadParameter(f"'{key}' is not key=value", param_hint=flag)
         if name in found:
-            raise typer.BadParameter(f"'{key}' is given twice", param_hint="--solver-option")
+            raise typer.BadParameter(f"'{key}' is given twice", param_hint=flag)
         found[name] = _TRUTHS[value.lower()] if value.lower() in _TRUTHS else parse_value(value)
     return found
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.outputs import outputs_of
+from mergekit_ot.fusion.options import NO_REPAIR
+from mergekit_ot.fusion.predictions import Aim
 
 # A fused network that is so near to the ensemble computes it: nothing is left to repair.
 _NOTHING_LEFT = 1e-9
-# So many inputs that all are of one class say something about the data.
-_TELLING = 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +33,22 @@ class Distance:
 
 
 @dataclass(frozen=True)
+class Closeness:
+    """How near the predictions of a classifier are to those of the ensemble, the mean probabilities of the sources.
+
+    Attributes:
+        divergence: Mean Kullback-Leibler divergence, in nats.
+        agreement: Percent of the inputs for which the answer is the same.
+    """
+
+    divergence: float
+    agreement: float
+
+    def __str__(self) -> str:
+        return f"{self.divergence:.3g} nats, {self.agreement:.1f} % of the answers equal"
+
+
+@dataclass(frozen=True)
 class RepairComparison:
     """A repaired network beside the unrepaired one and the sources, on calibration inputs that were held out.
 
@@ -50,6 +59,13 @@ class RepairComparison:
         unrepaired: Distance of the fused network without the repair.
         sources: Distance of each source.
         is_one_sided: Whether the ensemble takes all held-out inputs for one class of several.
+        aim: What the repair brings the results near to.
+        predictions: For classifiers, the same of their predictions: of the repaired network, of the unrepaired one,
+            and of each source. Empty where the results are no classes.
+        nearer_sources: Place of the source that alone is surely nearer to the ensemble than the repaired network, and
+            than the unrepaired one; None where there is none. Of classifiers the divergence counts, of other networks
+            the squared distance of the outputs; the mean difference over the held-out inputs has to be more than two
+            standard errors.
 
     Example:
         >>> import torch
@@ -67,6 +83,9 @@ class RepairComparison:
     unrepaired: Distance
     sources: tuple[Distance, ...]
     is_one_sided: bool = False
+    aim: Aim = Aim.OUTPUTS
+    predictions: tuple[Closeness, ...] = ()
+    nearer_sources: tuple[int | None, int | None] = (None, None)
 
     @property
     def is_needed(self) -> bool:
@@ -76,7 +95,15 @@ class RepairComparison:
     @property
     def is_written(self) -> bool:
         """Whether the repaired network is the result; else it is the one without the repair."""
+        if self.aim is Aim.PROBABILITIES and self.predictions:
+            repaired, unrepaired, *_ = self.predictions
+            return repaired.divergence <= unrepaired.divergence or repaired.agreement > unrepaired.agreement
         return self.is_needed and self.repaired.is_no_farther(self.unrepaired)
+
+    @property
+    def nearer_source(self) -> int | None:
+        """Place of the source that alone is nearest to the ensemble, where it is surely nearer than the result."""
+        return self.nearer_sources[0 if self.is_written else 1]
 
     @property
     def sentence(self) -> str:
@@ -84,8 +111,24 @@ class RepairComparison:
         nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
         return (
             f"Distance from the ensemble of the sources on {self.held_out:,} held-out calibration inputs: "
-            f"{self.repaired} with the repair; {self.unrepaired} without; {self.sources[nearest]} for the nearest "
-            f"source (number {nearest + 1})."
+            f"{self._beside(self.repaired, self.unrepaired)}; {self.sources[nearest]} for the nearest "
+            f"source (number {nearest + 1}).{self._of_predictions}"
+        )
+
+    def _beside(self, repaired: object, unrepaired: object) -> str:
+        if self.repair == NO_REPAIR:
+            return f"{unrepaired} for the fused network"
+        return f"{repaired} with the repair; {unrepaired} without"
+
+    @property
+    def _of_predictions(self) -> str:
+        if not self.predictions:
+            return ""
+        repaired, unrepaired, *sources = self.predictions
+        nearest = min(range(len(sources)), key=lambda number: sources[number].divergence)
+        return (
+            f" Of its predictions: {self._beside(repaired, unrepaired)}; {sources[nearest]} for the nearest source "
+            f"(number {nearest + 1})."
         )
 
     @property
@@ -104,6 +147,12 @@ class RepairComparison:
                 f"The sources take all {self.held_out:,} held-out calibration inputs for the same class: a repair "
                 "learns little about the others from such data. Give inputs of all classes with --data."
             )
+        alone = self.nearer_source
+        if alone is not None:
+            found.append(
+                f"Source number {alone + 1} alone is nearer to the ensemble of all sources than the fused network, so "
+                f"it may be the better network. {self.sentence}"
+            )
         return tuple(found)
 
     def as_json(self) -> dict[str, object]:
@@ -115,105 +164,13 @@ class RepairComparison:
             "distance": vars(self.repaired),
             "distance_without": vars(self.unrepaired),
             "distances_of_sources": [vars(distance) for distance in self.sources],
+            "aim": self.aim.value,
+            "nearer_source": self.nearer_source,
+            **self._predictions_as_json(),
         }
 
-
-class _Outputs:
-    """Sums over batches of a network's outputs and the ensemble's, from which distances follow."""
-
-    def __init__(self) -> None:
-        self.missed = self.own = self.shared = self.goal = 0.0
-
-    def add(self, own: Float[Tensor, ...], goal: Float[Tensor, ...]) -> None:
-        self.missed += float((own - goal).square().sum())
-        axis = _class_axis(goal)
-        if axis is not None:
-            own, goal = own - own.mean(axis, keepdim=True), goal - goal.mean(axis, keepdim=True)
-        self.own += float(own.square().sum())
-        self.shared += float((own * goal).sum())
-        self.goal += float(goal.square().sum())
-
-    def distance(self, variation: float) -> Distance:
-        """Returns the distances of what was added; `variation` is how much the ensemble's outputs vary."""
-        tiny = torch.finfo(torch.float64).tiny
-        agreed = max(self.shared, 0.0) ** 2 / max(self.own, tiny)
-        return Distance(self.missed / max(variation, tiny), max(0.0, self.goal - agreed) / max(self.goal, tiny))
-
-
-def compare_repair(
-    name: str,
-    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    target: SourceModel,
-    sources: Sequence[SourceModel],
-    model_weights: Sequence[float],
-    held_out: Iterable[tuple[Tensor, ...]],
-) -> RepairComparison | None:
-    """Compares a fused network with and without a repair; None where it has no outputs that are numbers.
-
-    Args:
-        name: Of the repair.
-        states: Of the fused network, repaired and not.
-        target: Its architecture.
-        sources: The sources, whose weighted mean output is the ensemble's.
-        model_weights: One per source.
-        held_out: Inputs that nothing was fitted to.
-    """
-    models = [*(target.instance(state) for state in states), *(source.instance() for source in sources)]
-    sums: list[_Outputs] = [_Outputs() for _ in models]
-    spread = _Spread()
-    classes: set[int] = set()
-    for inputs in held_out:
-        outputs = [outputs_of(model, inputs) for model in models]
-        for place in range(len(outputs[0])):
-            each = [of_model[place] for of_model in outputs]
-            goal = torch.stack([w * x for w, x in zip(model_weights, each[2:], strict=True)]).sum(0)
-            spread.add(place, goal)
-            for of_model, own in zip(sums, each, strict=True):
-                of_model.add(own, goal)
-            classes.update(goal.argmax(1).unique().tolist() if goal.ndim == 2 and goal.shape[1] > 2 else (0, 1))
-    if not spread.count:
-        return None
-    distances = [of_model.distance(spread.variation) for of_model in sums]
-    return RepairComparison(
-        repair=name,
-        held_out=spread.count,
-        repaired=distances[0],
-        unrepaired=distances[1],
-        sources=tuple(distances[2:]),
-        is_one_sided=len(classes) == 1 and spread.count >= _TELLING,
-    )
-
-
-class _Spread:
-    """How much the ensemble's outputs vary from sample to sample."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.squares: dict[int, float] = {}
-        self.totals: dict[int, Tensor] = {}
-
-    def add(self, place: int, goal: Tensor) -> None:
-        self.count += len(goal) if place == 0 and goal.ndim else 0
-        self.squares[place] = self.squares.get(place, 0.0) + float(goal.square().sum())
-        self.totals[place] = self.totals.get(place, 0) + goal.sum(0)
-
-    @property
-    def variation(self) -> float:
-        """The sum of squares around the mean over the samples, of all outputs; of the outputs where none varies."""
-        whole = sum(self.squares.values())
-        around = whole - sum(float(total.square().sum()) / self.count for total in self.totals.values())
-        return around if around > 1e-9 * whole else whole
-
-
-def _class_axis(outputs: Tensor) -> int | None:
-    """Returns along which axis classes stand: the second of two, or the one along which probabilities sum to one."""
-    if outputs.ndim < 2:
-        return None
-    if outputs.ndim == 2:
-        return 1 if outputs.shape[1] > 1 else None
-    for axis in (outputs.ndim - 1, 1):
-        # A mean of logarithms sums to no more than one.
-        total = outputs.exp().sum(axis)
-        if outputs.shape[axis] > 1 and bool(outputs.max() <= 1e-6) and bool((total <= 1 + 1e-3).all()):
-            return axis
-    return None
+    def _predictions_as_json(self) -> dict[str, object]:
+        if not self.predictions:
+            return {}
+        repaired, unrepaired, *sources = map(vars, self.predictions)
+        return {"predictions": repaired, "predictions_without": unrepaired, "predictions_of_sources": sources}

@@ -53,6 +53,7 @@ def run_fusion(
         extent=run.extent(),
         check=run.check,
         repair_comparison=run.comparison,
+        alone=run.alone,
     )
 
 

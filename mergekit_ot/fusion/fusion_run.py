@@ -11,6 +11,7 @@ from mergekit_ot.fusion.advice import advice
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
+from mergekit_ot.fusion.fallback import chosen, judged
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
@@ -48,7 +49,8 @@ class FusionRun:
         # A repair needs the whole mean before anything is written.
         normal = self.models.normal
         self.is_tied_again = normal is not None and bool(normal.aliases) and not setup.options.untie
-        self.is_kept = writer is None or self.methods.repair is not None or self.is_tied_again
+        is_mended = self.methods.repair is not None or setup.options.fallback or self.is_tied_again
+        self.is_kept = writer is None or is_mended
         mean = MemoryWriter() if self.is_kept or writer is None else writer
         self.mean = CheckedWriter(mean, self._check_of(f"solver '{solver.name}'"))
         self.check: FunctionCheck | None = None
@@ -58,6 +60,7 @@ class FusionRun:
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = list(setup.notes)
         self.comparison: RepairComparison | None = None
+        self.alone: int | None = None
         self.grams: ResponseGrams | None = None
 
     def run(self) -> None:
@@ -94,7 +97,13 @@ class FusionRun:
         self._finish_state()
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
-        if self.is_tied_again and self.models.normal is not None:
+        if setup.options.fallback:
+            if self.methods.repair is None:
+                self.comparison = judged(setup, models, self.fused)
+            found = chosen(self.comparison, models, self.template)
+            self.notes.append(found.note)
+            self.alone, self.fused = found.source, self.fused if found.state is None else found.state
+        if self.alone is None and self.is_tied_again and self.models.normal is not None:
             originals = [source.state for source in self.models.originals]
             self.fused = tied_again(self.fused, self.models.normal, originals, self.setup.model_weights)
         if self.is_kept and self.writer is not None:

@@ -56,6 +56,9 @@ class FusionOptions:
         calibration_tokens: Tokens of the calibration data used at most, in whole sequences; None sets no limit but
             `calibration_size`. Where both are given, the one that takes fewer sequences counts.
         repair: Name of a registered repair, or ``none``.
+        repair_options: Its options by name.
+        fallback: Whether one source alone is the result where it is surely nearer to the ensemble of all sources than
+            the fused network, on calibration inputs that were held out.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
@@ -93,6 +96,13 @@ class FusionOptions:
         NO_REPAIR,
         "What is done after the couplings, such as 'refit'; 'mergeot plugins' lists them. Default: none.",
         "none|NAME",
+    )
+    repair_options: dict[str, Any] = choice(
+        dict, "An option of the repair; repeatable.", "KEY=VALUE", ("fuse", "barrier")
+    )
+    fallback: bool = choice(
+        False,
+        "Write one source alone where it is nearer to the ensemble of all than the fused model, on held-out data.",
     )
     device: str = choice("auto", "Where to compute. Default: auto.", "auto|cpu|cuda", (*_ALL, "eval"))
     seed: int = choice(0, "Seed of every random choice. Default: 0.", "", _ALL)

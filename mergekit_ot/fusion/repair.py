@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from mergekit_ot.errors import blaming
 from mergekit_ot.fusion.alignment import Alignment
-from mergekit_ot.fusion.comparison import RepairComparison, compare_repair
+from mergekit_ot.fusion.comparing import compare_repair
+from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.moving import transport_values
 from mergekit_ot.fusion.normal_states import NormalStates, NormalStore
+from mergekit_ot.fusion.predictions import Aim
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.written import ResultCheck
 from mergekit_ot.progress import Notify, Progress
@@ -79,6 +81,7 @@ class RepairContext:
         sources: Each source with its own program.
         progress: Called with (steps done, steps in all, what is done).
         note: Called with a sentence that the user of the fusion is told.
+        aim: What the results are brought near to, as the repair itself decided (`AbstractRepair.aim`).
 
     Example:
         >>> import torch
@@ -99,6 +102,7 @@ class RepairContext:
     sources: tuple[RepairSource, ...]
     progress: Progress | None = None
     note: Notify | None = None
+    aim: Aim = Aim.OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,14 @@ class AbstractRepair(abc.ABC):
 
     needs_data: bool = True
 
+    def aim(self, context: RepairContext) -> Aim:
+        """Returns what the results are brought near to; it is asked before the repair, and its result is judged by it.
+
+        Raises:
+            MergeotError: What the user asked for does not suit the network.
+        """
+        return Aim.OUTPUTS
+
     @abc.abstractmethod
     def repair(self, context: RepairContext) -> dict[str, Tensor]:
         """Returns the repaired state of the fused model.
@@ -218,10 +230,13 @@ def repaired_unless_worse(
         ResultError: What it returns is no state of the architecture, or holds numbers that are not finite.
     """
     with blaming(repair, f"Repair '{name}'"):
+        context = replace(context, aim=repair.aim(context))
         state = dict(repair.repair(context))
     ResultCheck(template, models.sources, f"repair '{name}'").state(state)
     held_out = list(held_out)
     if not held_out:
         return state, None
-    found = compare_repair(name, (state, context.fused), models.target, models.sources, context.model_weights, held_out)
+    found = compare_repair(
+        name, (state, context.fused), models.target, models.sources, context.model_weights, held_out, context.aim
+    )
     return state if found is None or found.is_written else context.fused, found

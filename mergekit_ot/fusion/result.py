@@ -46,6 +46,7 @@ class FusionResult:
         check: What running the sources and their aligned copies showed; None for a dry run.
         repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
             repair, or nothing to compare it on.
+        alone: Place of the source that is the result alone (option ``fallback``); None where the fused network is.
         networks: The networks that were fused. Where they were averaged without a trace, they are traced when
             `alignment`, `groups`, `plan` or `extent` is first asked for.
 
@@ -79,6 +80,7 @@ class FusionResult:
     extent: DeferredField[Extent] = DeferredField(_NOTHING)  # noqa: RUF009
     check: FunctionCheck | None = None
     repair_comparison: RepairComparison | None = None
+    alone: int | None = None
     networks: FusedNetworks | None = field(repr=False, default=None)
 
     @property

@@ -60,6 +60,7 @@ def _takes_neurons_as_they_stand(methods: FusionMethods, options: FusionOptions)
     solver = methods.solver
     is_plain = solver.max_sweeps == 0 and solver.start is Start.IDENTITY and not solver.uses_signs
     needs_more = methods.repair is not None or methods.refinement is not None or methods.measure.needs_data
+    needs_more |= options.fallback
     # Who names an executor or a front end wants steps or a trace.
     named = [(each.executor, each.front_end, each.restarts) for each in (options, _DEFAULTS)]
     return is_plain and not needs_more and named[0] == named[1]

@@ -10,6 +10,7 @@ from typing import Any
 from mergekit_ot.errors import PluginError, RecipeError, blaming, unknown_name
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
+from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.options import check_option, option_hints, read_number
@@ -30,16 +31,46 @@ def build_solver(solver: str, options: Mapping[str, object], manager: PluginMana
         RecipeError: The solver or an option is unknown, or an option is not what its annotation says.
     """
     kind = _kind_of(manager, "solver", solver)
-    hints, given = option_hints(kind), {}
-    for name, value in options.items():
-        if name not in hints:
-            raise RecipeError(unknown_name(f"option of solver '{solver}'", name, hints))
-        given[name] = read_number(hints[name], value)
-        check_option(solver, name, hints[name], given[name])
+    given = _checked_options(kind, f"solver '{solver}'", options)
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The options {dict(options)} do not fit solver '{solver}': {error}.") from error
+
+
+def build_repair(repair: str, options: Mapping[str, object], manager: PluginManager) -> AbstractRepair | None:
+    """Returns the repair of a name with its options set; None for ``none``.
+
+    Raises:
+        RecipeError: The repair or an option is unknown, an option is not what its annotation says, or options are
+            given for no repair.
+        PluginError: What is registered is no class of repairs, or raises when it is made.
+    """
+    if repair == NO_REPAIR:
+        if options:
+            raise RecipeError(f"Repair option '{next(iter(options))}' is given and no repair: add --repair NAME.")
+        return None
+    kind = _kind_of(manager, "repair", repair)
+    given = _checked_options(kind, f"repair '{repair}'", options)
+    with blaming(kind, f"Repair '{repair}'"):
+        return kind(**given)
+
+
+def _checked_options(kind: type[Any], who: str, options: Mapping[str, object]) -> dict[str, object]:
+    """Returns options of a method as its annotations have them.
+
+    Raises:
+        RecipeError: One is unknown, or not what its annotation says.
+    """
+    hints, given = option_hints(kind), {}
+    for name, value in options.items():
+        if name not in hints:
+            raise RecipeError(
+                unknown_name(f"option of {who}", name, hints) if hints else f"The {who} has no options: '{name}'."
+            )
+        given[name] = read_number(hints[name], value)
+        check_option(who, name, hints[name], given[name])
+    return given
 
 
 def checked_solver(solver: AbstractBarycenterSolver) -> AbstractBarycenterSolver:
@@ -92,7 +123,7 @@ def _options(solver: object) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def build(manager: PluginManager, kind: str, name: str) -> Any:
-    """Returns a new instance of a registered measure, repair or executor.
+    """Returns a new instance of a registered measure or executor.
 
     Raises:
         PluginError: What is registered is no class of that kind, or raises when it is made.

@@ -12,7 +12,7 @@ from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
-from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
+from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.setup import (
     FusionInputs,
@@ -29,7 +29,7 @@ from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
 from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.methods import build, build_refinement, build_repair, build_solver, checked_solver
 from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.hooks.traces import trace_memory
 from mergekit_ot.storage.kept import KeptRecords
@@ -135,7 +135,7 @@ def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods
     return FusionMethods(
         solver=solver,
         measure=build(manager, "measure", options.measure or solver.measure),
-        repair=None if options.repair == NO_REPAIR else build(manager, "repair", options.repair),
+        repair=build_repair(options.repair, options.repair_options, manager),
         executor=given.executor or build(manager, "executor", options.executor),
         refinement=build_refinement(solver, manager) if options.refine else None,
         symmetries=build_symmetries(manager),
@@ -150,7 +150,7 @@ def _data(
     if who and inputs.data is None:
         raise DataError(f"The {who} needs calibration data. Give some with --data (data=…); no labels are used.")
     # A repair that needs no data is judged all the same, where there are some.
-    is_judged = methods.repair is not None and inputs.data is not None
+    is_judged = inputs.data is not None and (methods.repair is not None or options.fallback)
     data, size, given = inputs.data, options.calibration_size, inputs.example_inputs
     try:
         if data is not None and (who or is_judged):
@@ -169,4 +169,6 @@ def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
         return f"measure '{options.measure or methods.solver.measure}'"
     if methods.repair is not None and methods.repair.needs_data:
         return f"repair '{options.repair}'"
+    if options.fallback:
+        return "choice between the fused model and a source (--fallback)"
     return ""

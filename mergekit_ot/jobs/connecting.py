@@ -15,7 +15,7 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.written import template_of
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import build
+from mergekit_ot.hooks.methods import build_repair
 from mergekit_ot.jobs.aligning import align_pair, check_reference_order
 from mergekit_ot.jobs.connectivity import Connectivity, Pictures
 from mergekit_ot.jobs.fusing import check_methods
@@ -161,7 +161,7 @@ def _paths(request: _Request, pair: _Pair) -> _Paths:
     """Aligns and repairs as asked, and returns the paths to evaluate."""
     recipe = request.recipe
     naive = _Path(pair.states, pair.first.make)
-    repair = None if recipe.repair == NO_REPAIR else build(request.manager, "repair", recipe.repair)
+    repair = None if recipe.repair == NO_REPAIR else build_repair(recipe.repair, recipe.repair_options, request.manager)
     if not request.align and repair is None:
         return _Paths(naive)
     result, data = _traced(request, pair)

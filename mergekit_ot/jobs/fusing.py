@@ -148,8 +148,10 @@ def _target_of(
 
 
 def _repaired(result: FusionResult) -> dict[str, Any]:
-    """Returns whether the repair that was asked for is in the fused model, where that was decided."""
+    """Returns whether the repair that was asked for is in the fused model, or which source is, where it was decided."""
     comparison = result.repair_comparison
+    if result.alone is not None:
+        return {"source_alone": result.alone}
     return {} if comparison is None else {"is_repaired": comparison.is_written}
 
 
@@ -162,6 +164,7 @@ def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Archi
         "solver_options": {key: portable_value(value) for key, value in recipe.solver_options.items()},
         "measure": recipe.measure,
         "repair": recipe.repair,
+        "repair_options": {key: portable_value(value) for key, value in recipe.repair_options.items()},
         "refine": recipe.refine,
         "restarts": recipe.restarts,
         "seed": recipe.seed,

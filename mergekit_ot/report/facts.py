@@ -220,6 +220,7 @@ def portable_recipe(recipe: FusionRecipe) -> FusionRecipe:
         output=portable_path(recipe.output),
         arch=tuple(map(portable_spec, recipe.arch)),
         solver_options={key: portable_value(value) for key, value in recipe.solver_options.items()},
+        repair_options={key: portable_value(value) for key, value in recipe.repair_options.items()},
     )
 
 

@@ -37,6 +37,8 @@ class FusionOutcome:
             **(extent_facts(self.result.extent) if self.result.is_traced else _NOT_LOOKED_FOR),
         }
         comparison = self.result.repair_comparison
+        if self.result.alone is not None:
+            content["source_alone"] = self.result.alone
         return content if comparison is None else {**content, "repair": comparison.as_json()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from mergekit_ot.fusion.options import option_fields
 from mergekit_ot.recipe import FusionRecipe
@@ -132,7 +132,6 @@ def method_section(report: Report) -> Markup:
 def _settings(report: Report) -> list[tuple[str, object]]:
     """Returns every choice under its name; one that has no words here is shown where it is not the default."""
     recipe = report.recipe
-    options = ", ".join(f"{key}={value}" for key, value in recipe.solver_options.items())
     shape = "the checkpoint's or the data's" if recipe.input_shape is None else ",".join(map(str, recipe.input_shape))
     calibration = "none"
     if recipe.data is not None:
@@ -142,12 +141,13 @@ def _settings(report: Report) -> list[tuple[str, object]]:
         calibration = f"{recipe.data} (for calibration at most {most}, without targets)"
     chosen: dict[str, object] = {
         "solver": recipe.solver,
-        "solver_options": options or "its defaults",
+        "solver_options": _listed(recipe.solver_options) or "its defaults",
         "measure": recipe.measure or "the solver's own",
         "model_weights": ", ".join(f"{weight:.6g}" for weight in recipe.weights),
         "target": f"sizes of source {recipe.target + 1}" if isinstance(recipe.target, int) else recipe.target,
         "data": calibration,
         "repair": recipe.repair,
+        **({"repair_options": _listed(recipe.repair_options)} if recipe.repair_options else {}),
         "refine": "yes" if recipe.refine else "no",
         "restarts": recipe.restarts,
         "input_shape": shape,
@@ -156,8 +156,12 @@ def _settings(report: Report) -> list[tuple[str, object]]:
         "seed": recipe.seed,
     }
     names = {"refine": "refinement"}
-    shown = {**chosen, **_unusual(recipe, {*chosen, "calibration_size", "calibration_tokens"})}
+    shown = {**chosen, **_unusual(recipe, {*chosen, "repair_options", "calibration_size", "calibration_tokens"})}
     return [(names.get(name, name.replace("_", " ")), value) for name, value in shown.items()]
+
+
+def _listed(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
 
 
 def _unusual(recipe: FusionRecipe, shown: Collection[str]) -> dict[str, object]:

@@ -24,7 +24,7 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
         recipe: The fusion.
         device: The device that it ran on: what ``auto`` was.
     """
-    if not all(map(_is_said_by_flags, recipe.solver_options.values())):
+    if not all(map(_is_said_by_flags, (*recipe.solver_options.values(), *recipe.repair_options.values()))):
         return None
     options = {field.name: getattr(recipe, field.name) for field in option_fields("fuse")}
     options["device"] = device
@@ -54,9 +54,10 @@ def _flags_of_places(recipe: FusionRecipe) -> list[str]:
 
 def _flags_of(name: str, value: object) -> list[str]:
     """Returns what says the value of an option on the command line; nothing where it is off."""
-    if isinstance(value, Mapping):
-        return list(itertools.chain(*[("--solver-option", f"{key}={_written(each)}") for key, each in value.items()]))
     flag = "--" + name.replace("_", "-")
+    if isinstance(value, Mapping):
+        said = [(flag.removesuffix("s"), f"{key}={_written(each)}") for key, each in value.items()]
+        return list(itertools.chain(*said))
     if isinstance(value, bool):
         return [flag] if value else []
     if isinstance(value, tuple):

@@ -1,6 +1,6 @@
-"""Options of solvers: what each may be, in words, and whether a value is that.
+"""Options of solvers and repairs: what each may be, in words, and whether a value is that.
 
-A solver declares its options by annotations, such as ``Annotated[int, Ge(1)]`` or ``Literal["all", "first"]``; the
+A method declares its options by annotations, such as ``Annotated[int, Ge(1)]`` or ``Literal["all", "first"]``; the
 words of the messages and those of the documentation are made of them.
 """
 
@@ -92,7 +92,7 @@ def read_number(hint: Any, value: object) -> object:
 
 
 def option_hints(kind: type) -> Mapping[str, Any]:
-    """Returns option → annotation of a solver class, in the order of its fields.
+    """Returns option → annotation of a class of methods, in the order of its fields.
 
     Example:
         >>> from mergekit_ot import default_manager
@@ -104,20 +104,20 @@ def option_hints(kind: type) -> Mapping[str, Any]:
     return {field.name: hints.get(field.name, object) for field in fields if field.init}
 
 
-def check_option(solver: str, option: str, hint: Any, value: object) -> None:
-    """Checks one option of a solver.
+def check_option(who: str, option: str, hint: Any, value: object) -> None:
+    """Checks one option of a method.
 
     Raises:
         RecipeError: The value is not what the option's annotation says.
 
     Example:
-        >>> check_option("wb", "max_steps", Annotated[int, annotated_types.Ge(1)], 1.5)
+        >>> check_option("solver 'wb'", "max_steps", Annotated[int, annotated_types.Ge(1)], 1.5)
         Traceback (most recent call last):
         ...
         mergekit_ot.errors.RecipeError: Option max_steps of solver 'wb' is 1.5: a whole number, at least 1.
     """
     if not fits(hint, value):
-        raise RecipeError(f"Option {option} of solver '{solver}' is {value!r:.80}: {words_of(hint)}.")
+        raise RecipeError(f"Option {option} of {who} is {value!r:.80}: {words_of(hint)}.")
 
 
 def check_options(solver: Any, base: type) -> None:
@@ -126,15 +126,15 @@ def check_options(solver: Any, base: type) -> None:
     Raises:
         RecipeError: One is not what its annotation says.
     """
-    own = option_hints(type(solver))
+    own, who = option_hints(type(solver)), f"solver '{solver.name}'"
     for field in dataclasses.fields(solver) if own else ():
         value = getattr(solver, field.name)
         # A default is what its author meant, even where the annotation is too narrow for it.
         if field.name in own and value is not field.default:
-            check_option(solver.name, field.name, own[field.name], value)
+            check_option(who, field.name, own[field.name], value)
     for name, hint in _hints(base).items():
         if typing.get_origin(hint) is not typing.ClassVar:
-            check_option(solver.name, name, hint, getattr(solver, name))
+            check_option(who, name, hint, getattr(solver, name))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mergekit_ot import DataError, RepairContext, outputs_of
+from mergekit_ot import DataError, RepairContext, axis_of_classes, outputs_of
 
 # Share of the predictions that the procedure may change in an untouched source.
 _TOLERATED = 0.02
@@ -144,22 +144,3 @@ def changed_predictions(before: nn.Module, after: nn.Module, batches: Iterable[S
         changed += int((classes != others).sum())
         total += classes.numel()
     return changed, total
-
-
-def axis_of_classes(shape: Sequence[int], inputs: Sequence[Tensor]) -> int:
-    """Returns on which axis of a model's outputs classes stand.
-
-    It is the last one where there is a prediction for each token or step of an input (`evaluate` decides by targets,
-    which have that shape); otherwise, as in torch's losses, axis 1.
-
-    Args:
-        shape: Of the outputs.
-        inputs: What the model was given: tokens are whole numbers, steps have features on a last axis.
-    """
-    for each in inputs:
-        is_of_tokens = not each.is_floating_point() and tuple(each.shape) == tuple(shape[:-1])
-        is_of_steps = len(shape) == each.ndim == 3 and tuple(each.shape[:2]) == tuple(shape[:2])
-        # What keeps places on the other axes, as a convolution does, has its channels on axis 1.
-        if is_of_tokens or (is_of_steps and each.shape[2] != shape[2]):
-            return -1
-    return 1

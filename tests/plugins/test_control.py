@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mergeot_repair.control import axis_of_classes, changed_predictions
+from mergeot_repair.control import changed_predictions
 from torch import Tensor, nn
+
+from mergekit_ot import axis_of_classes
 
 
 class _Scores(nn.Module):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mergekit_ot import AbstractRepair, RepairContext, named_arguments
+from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm
 from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.refit.disagreeing import saw_different_things
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import Solution, Sums, joined
+from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
@@ -24,8 +28,18 @@ from mergeot_repair.streams.refit import StreamRefit
 
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
 _CONTROL_SHARE = 10
+_SAW_DIFFERENT_THINGS = (
+    "The sources are sure of different classes, as after training on different ones: the results are fitted to the "
+    "{}, which gives the answers of the sources' mean probabilities most often (--repair-option target=NAME chooses)."
+)
+_TARGETS = {
+    "outputs": "mean of their outputs",
+    "log-probabilities": "logarithm of the mean of their probabilities",
+    "probabilities": "mean of their probabilities",
+}
 
 
+@dataclass(frozen=True)
 class RefitRepair(AbstractRepair):
     """Fits each linear map, in order, to what the sources compute there.
 
@@ -45,9 +59,38 @@ class RefitRepair(AbstractRepair):
     Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
     Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
     as they are.
+
+    Attributes:
+        target: What the results of a classifier are fitted to. ``outputs``: the mean outputs of the sources.
+            ``log-probabilities``: the logarithm of the mean of their probabilities, in closed form.
+            ``probabilities``: the mean of their probabilities, with the least Kullback-Leibler divergence. ``auto``:
+            outputs, but where the sources are sure of different classes, as after training on different ones, whichever
+            of the three gives the answers of their mean probabilities most often.
     """
 
-    needs_data = True
+    target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
+
+    needs_data: ClassVar[bool] = True
+
+    def aim(self, context: RepairContext) -> Aim:
+        """Returns what the results are brought near to.
+
+        Raises:
+            DataError: Probabilities are asked for, and no linear map makes classes.
+        """
+        if self.target == OUTPUTS:
+            return Aim.OUTPUTS
+        maps = MapFinder(context.program).find()
+        of_classes = result_maps(context.program, maps)
+        if self.target == AUTO:
+            makers = [linear_map for linear_map in maps if linear_map.node in of_classes]
+            return Aim.PROBABILITIES if saw_different_things(context, makers) else Aim.OUTPUTS
+        if not of_classes:
+            raise DataError(
+                f"Option target={self.target} of repair 'refit' is about classes, and no linear map makes the results "
+                "of this network, one number per class. Take target=outputs."
+            )
+        return Aim.PROBABILITIES
 
     def repair(self, context: RepairContext) -> dict[str, Tensor]:
         """Returns the fused state with new linear maps.
@@ -59,7 +102,7 @@ class RefitRepair(AbstractRepair):
             check_statistics(context, "refit", least_shift=SHIFTED)
             streams = StreamFinder(context, MapFinder(context.program).find()).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
-            return _Refit(context, streams).run()
+            return _Refit(context, streams, target=self.target).run()
 
 
 class _Refit:
@@ -69,16 +112,21 @@ class _Refit:
         context: Of the repair.
         streams: The residual streams behind norms of the fused model.
         share: One in so many of the samples that a fit takes is taken.
+        target: What results are fitted to where the context's aim is probabilities.
     """
 
-    def __init__(self, context: RepairContext, streams: Sequence[Stream] = (), share: int = 1) -> None:
-        self.context = context
+    def __init__(
+        self, context: RepairContext, streams: Sequence[Stream] = (), share: int = 1, target: str = OUTPUTS
+    ) -> None:
+        self.context, self.target = context, target
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
         batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
         self.runs = staged_runs(context.program, self.state, batches, room)
         source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
         self.maps = MapFinder(context.program).find()
+        is_of_classes = target != OUTPUTS and context.aim is Aim.PROBABILITIES
+        self.results = result_maps(context.program, self.maps) if is_of_classes else frozenset[str]()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
@@ -164,6 +212,7 @@ class _Refit:
     def _fit(self, linear_map: LinearMap) -> None:
         outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
         sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
+        results = ResultRows() if linear_map.node in self.results else None
         other = self.targets.streams[linear_map.node]
         for number, run in enumerate(self.runs):
             target = self.targets.take(linear_map, number)
@@ -173,11 +222,31 @@ class _Refit:
                 own = taken_back_through(linear_map, run, values[other])
                 goals = goals - made_rows(linear_map, own, target.rows)
             read = self._read(linear_map, self.state, values[linear_map.source], target.shape, target.rows)
+            if results is not None:
+                shares = [self.context.model_weights[source] for source in self.used]
+                results.add(read, goals, target.of_sources, shares)
             inputs_by_group, goals_by_group = (part.chunk(linear_map.groups, 1) for part in (read, goals))
             for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
                 of_group.add(group_inputs, group_goals)
             run.settle()
-        self._write(linear_map, sums)
+        start = self._start(linear_map)
+        self._write(linear_map, sums, start)
+        if results is not None:
+            self._classify(linear_map, results, start)
+
+    def _classify(self, linear_map: LinearMap, results: ResultRows, start: Float[Tensor, "outputs inputs"]) -> None:
+        """Fits a map that makes classes to probabilities, from where it was before it was fitted to outputs."""
+        weight, bias = self.state[linear_map.weight], linear_map.bias
+        before = Classifier(start, None if bias is None else self.state[bias])
+        target = results.best_target(before) if self.target == AUTO else self.target
+        if self.target == AUTO and self.context.note is not None:
+            self.context.note(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
+        if target == OUTPUTS:
+            return
+        found = results.fitted(target, before)
+        self.state[linear_map.weight] = weight_of(linear_map, found.weight, weight)
+        if bias is not None and found.shift is not None:
+            self.state[bias] = found.shift.to(self.state[bias].dtype)
 
     def _goals(self, linear_map: LinearMap, target: Target) -> Float[Tensor, "samples outputs"]:
         """Returns what the fused map is to make: what chosen neurons make, or the mean of the aligned sources."""
@@ -202,10 +271,14 @@ class _Refit:
         arguments = named_arguments(self.nodes[linear_map.node])
         return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
 
-    def _write(self, linear_map: LinearMap, sums: Sequence[Sums]) -> None:
-        state, weight = self.state, self.state[linear_map.weight]
+    def _start(self, linear_map: LinearMap) -> Float[Tensor, "outputs inputs"]:
+        """Returns the weights that a map has before it is fitted, of chosen neurons those in their sources."""
         start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
-        starts = (_combined(linear_map, state) if start is None else start).chunk(linear_map.groups)
+        return _combined(linear_map, self.state) if start is None else start
+
+    def _write(self, linear_map: LinearMap, sums: Sequence[Sums], start: Float[Tensor, "outputs inputs"]) -> None:
+        state, weight = self.state, self.state[linear_map.weight]
+        starts = start.chunk(linear_map.groups)
         solutions = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
         solution = joined(solutions)
         norm, bias = linear_map.norm, linear_map.bias
