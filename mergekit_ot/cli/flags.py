@@ -58,12 +58,16 @@ def _flag(name: str, default: object) -> inspect.Parameter:
     flag = "--" + name.removesuffix("s" if kind is dict else "").replace("_", "-")
     if least is not None:
         settings["min"] = least
-    if kind is dict:
+    if kind is dict or (kind is tuple and _is_of_texts(hint)):
         kind = list[str]
     elif kind is tuple:
         kind, settings["parser"] = Any, parse_weights
     annotation = Annotated[kind if kind is Any else kind | None, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_of_texts(hint: Any) -> bool:
+    return typing.get_args(hint)[:1] == (str,)
 
 
 def _plain(hint: Any) -> tuple[Any, Any]:

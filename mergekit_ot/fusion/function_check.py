@@ -13,6 +13,7 @@ from torch import Tensor
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
 from mergekit_ot.fusion.moving import MovedState
+from mergekit_ot.fusion.own_heads import own_sizes, with_sizes
 from mergekit_ot.fusion.repair import AlignedModels
 from mergekit_ot.fusion.running import Inputs, Runner, State, difference
 from mergekit_ot.fusion.source import SourceModel
@@ -153,6 +154,17 @@ class _Guard:
         self.template, self.seed = template, seed
         # Built once for the copies of all sources, and for the sources of the same architecture.
         self.fused = Runner(models.target, inputs)
+        self._other_heads: dict[int, Runner] = {}
+
+    def copy_of(self, number: int) -> Runner:
+        """Returns what runs the aligned copy of a source: the fused network, with heads of the source's own size."""
+        sizes = own_sizes(self.alignment, number)
+        if not sizes:
+            return self.fused
+        if number not in self._other_heads:
+            model = with_sizes(self.models.target, sizes, self.alignment.target.aliases)
+            self._other_heads[number] = Runner(model, self.inputs)
+        return self._other_heads[number]
 
     def has_changed(self, number: int) -> bool:
         """Whether the aligned copy of a source may be another network: neurons moved, or the architecture differs."""
@@ -176,7 +188,8 @@ class _Guard:
         source = self.models.given[number]
         own, state = self.fused if self._is_as_fused(number) else Runner(source, self.inputs), source.state
         aligned = self._moved(state, number)
-        outputs, others = own.outputs(state), self.fused.outputs(aligned)
+        fused = self.copy_of(number)
+        outputs, others = own.outputs(state), fused.outputs(aligned)
         error, remarks = difference(outputs, others), tuple(_remarks(source.name, outputs))
         is_exact = self.alignment.is_function_preserving(number)
         noise = "" if error <= REFUSED else self._explained(own, state, number, error)
@@ -187,7 +200,7 @@ class _Guard:
         again = 0.0
         if filled and all(bool(torch.isfinite(each).all()) for each in outputs):
             aligned = self._moved(whole, number)
-            others = self.fused.outputs(aligned)
+            others = fused.outputs(aligned)
             again = difference(outputs, others)
             if not again <= REFUSED:
                 noise = self._explained(own, whole, number, again, next(iter(filled)))
@@ -195,7 +208,7 @@ class _Guard:
             error=error,
             is_coupled=bool(self.alignment.couplings),
             has_moved=bool(moved),
-            is_telling=bool(moved) and self._is_telling(aligned, others, moved, max(error, again)),
+            is_telling=bool(moved) and self._is_telling(fused, aligned, others, moved, max(error, again)),
             is_exact=is_exact,
             filled=tuple(name for name in filled if self.template[name].ndim > 1),
             filled_error=again,
@@ -229,7 +242,7 @@ class _Guard:
         if not is_exact and error < float("inf"):
             return ""
         moved = dict(self._moved(state, number))
-        noise = own.noise(state, self.fused, moved) if is_exact else None
+        noise = own.noise(state, self.copy_of(number), moved) if is_exact else None
         if noise is not None:
             in_double = noise.error_in_double
             least = in_double if in_double < float("inf") else error
@@ -262,7 +275,9 @@ class _Guard:
                 filled[name] = values.to(tensor.dtype)
         return {**filled, **{alias: filled[name] for alias, name in graph.aliases.items() if name in filled}}
 
-    def _is_telling(self, aligned: MovedState, outputs: list[Tensor], moved: list[str], error: float) -> bool:
+    def _is_telling(
+        self, fused: Runner, aligned: MovedState, outputs: list[Tensor], moved: list[str], error: float
+    ) -> bool:
         """Whether the outputs change when one place of each group that moved is put into another order."""
         wrong: dict[str, Tensor] = {}
         aliases = self.alignment.target.aliases
@@ -272,7 +287,7 @@ class _Guard:
             for name in aligned:
                 if slot is not None and aliases.get(name, name) == slot.parameter:
                     wrong[name] = (wrong[name] if name in wrong else aligned[name]).flip(slot.axis)
-        found = self.fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
+        found = fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
         return not difference(outputs, found) <= max(_TELLING * error, _LEAST_TELLING)
 
 

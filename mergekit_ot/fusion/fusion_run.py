@@ -41,7 +41,7 @@ class FusionRun:
             key for key, group in graph.groups.items() if group.pin is None and set(self.models.sizes(key)) != {1}
         )
         self.plan = build_plan(graph, self.groups, solver.max_sweeps, solver.start)
-        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling)
+        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling, uncompared=self.models.uncompared)
         self.tensors = SourceTensors(self.models.sources, setup.device)
         self.writer = writer
         self.template = template_of(self.models.target, self.models.sources)
@@ -184,7 +184,8 @@ class FusionRun:
         """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
             dtype = self.models.sources[0].state.dtype(name)
-            tensor = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
+            weights = self.models.rules.weights_of(name, self.setup.model_weights)
+            tensor = self.tensors.fused(name, alignment, weights).to("cpu", dtype)
             for spelling in self._spellings(name):
                 self.mean.write(spelling, tensor)
             self.completed.add(name)
@@ -200,7 +201,9 @@ class FusionRun:
         for name, tensor in self.template.items():
             if aliases.get(name, name) in self.completed:
                 continue
-            fitting = (s.state for s in sources if name in s.state and s.state.shape(name) == tensor.shape)
+            kept = self.models.rules.kept.get(name)
+            ordered = sources if kept is None else (sources[kept], *sources)
+            fitting = (s.state for s in ordered if name in s.state and s.state.shape(name) == tensor.shape)
             state = next(fitting, None)
             self.mean.write(name, (tensor if state is None else state.read(name)).detach().clone())
         self.mean.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.mismatch import OUTPUT, first_difference
 from mergekit_ot.graph.pinning import pinned, refuted_groups
 
 
@@ -87,6 +89,9 @@ class TracedModels:
         target_graph: Its graph.
         normal: How the states were rewritten into their normal forms; None where they are as they were given.
         originals: The sources as they were given, where they were rewritten.
+        rules: What holds for single parameters, by the names that describe them.
+        uncompared: Parameters that are never compared: heads of all sources, and what is kept and differs in size.
+        heads: The parameters that make the outputs, where those of all sources are taken.
     """
 
     sources: tuple[SourceModel, ...]
@@ -95,17 +100,31 @@ class TracedModels:
     target_graph: ModelGraph
     normal: NormalStates | None = None
     originals: tuple[SourceModel, ...] = ()
+    rules: LayerRules = field(default_factory=LayerRules)
+    uncompared: frozenset[str] = frozenset()
+    heads: tuple[str, ...] = ()
 
     def sizes(self, key: str) -> list[int]:
         """Returns the number of neurons of a group in every source, and in the target last."""
         return [graph.groups[key].size for graph in (*self.graphs, self.target_graph)]
 
 
-def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: Tracer) -> TracedModels:
+def trace_all(
+    sources: tuple[SourceModel, ...],
+    target: int | nn.Module | SourceModel,
+    tracer: Tracer,
+    rules: LayerRules | None = None,
+) -> TracedModels:
     """Returns all sources and the target, each with its graph.
 
+    Args:
+        sources: In the user's order.
+        target: Whose sizes the fused model takes.
+        tracer: Gives the graphs.
+        rules: What holds for single parameters.
+
     Raises:
-        RecipeError: The target is no source.
+        RecipeError: The target is no source; or what is kept from a source has other sizes than the target.
         GraphMismatchError: A source differs from the target by more than neuron counts.
         ArchitectureError: The target has a group without neurons.
     """
@@ -118,12 +137,15 @@ def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | Source
         goal = SourceModel.of(target, "the target")
         goal_graph = tracer.graph_of(goal)
     goal_graph, *graphs = _all_pinned([goal_graph, *graphs])
+    rules = (rules or LayerRules()).described(goal_graph.aliases)
+    heads = head_parameters(goal_graph) if rules.has_all_heads else ()
     for source, graph in zip(sources, graphs, strict=True):
-        goal_graph.check_same_structure(graph, goal.name, source.name)
+        goal_graph.check_same_structure(graph, goal.name, source.name, {*rules.kept, *heads})
     for key, group in goal_graph.groups.items():
         if group.size < 1:
             raise ArchitectureError(f"Group '{key}' of the target has no neurons. Give it at least one.")
-    return TracedModels(sources, tuple(graphs), goal, goal_graph)
+    models = TracedModels(sources, tuple(graphs), goal, goal_graph)
+    return with_rules(models, rules, heads) if rules else models
 
 
 def _all_pinned(graphs: list[ModelGraph]) -> list[ModelGraph]:
@@ -132,3 +154,65 @@ def _all_pinned(graphs: list[ModelGraph]) -> list[ModelGraph]:
     for key, why in refuted.items():
         graphs = [pinned(graph, [key], why) if key in graph.free_groups else graph for graph in graphs]
     return graphs
+
+
+def with_rules(models: TracedModels, rules: LayerRules, heads: tuple[str, ...] = ()) -> TracedModels:
+    """Returns networks with rules for single parameters.
+
+    Args:
+        models: The networks.
+        rules: By the names that describe parameters.
+        heads: The parameters that make the outputs, where those of all sources are taken.
+
+    Raises:
+        RecipeError: What is kept from a source has other sizes than the target.
+    """
+    goal = models.target_graph
+    differing = {
+        name
+        for name in {*rules.kept, *heads} & goal.layouts.keys()
+        for graph in models.graphs
+        if first_difference(goal, graph, name) is not None
+    }
+    for name, number in rules.kept.items():
+        if name in differing and first_difference(goal, models.graphs[number], name) is not None:
+            source = models.sources[number]
+            raise RecipeError(
+                f"'{name}' is kept from '{source.name}', where it has shape {tuple(source.state.shape(name))}; the "
+                f"fused model takes the sizes of '{models.target.name}', where it has "
+                f"{tuple(models.target.architecture.shapes[name].shape)}. Take the sizes of the model that it is kept "
+                f"from: --target {number}."
+            )
+    return replace(models, rules=rules, uncompared=frozenset(differing) | frozenset(heads), heads=heads)
+
+
+def head_parameters(graph: ModelGraph) -> tuple[str, ...]:
+    """Returns the parameters that make a network's outputs, in order of definition.
+
+    Raises:
+        RecipeError: There are none, or one of them is tied to another layer.
+
+    Example:
+        >>> import torch
+        >>> from mergekit_ot import trace_model
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> head_parameters(trace_model(net, torch.randn(2, 4)))
+        ('2.weight', '2.bias')
+    """
+    made = {
+        slot.parameter
+        for group in graph.pinned_groups.values()
+        if group.pin is not None and group.pin.operation == OUTPUT
+        for slot in group.members
+        if not slot.is_reader
+    }
+    heads = tuple(name for name in graph.layouts if name in made)
+    tied = next((name for name in heads if name in graph.aliases.values()), None)
+    if not heads or tied is not None:
+        why = (
+            f"'{tied}' makes the outputs and is another layer too (they are tied)"
+            if tied
+            else "no layer alone makes them"
+        )
+        raise RecipeError(f"The heads of all models cannot be had (--head both): {why}. Keep one with --keep.")
+    return heads

@@ -10,11 +10,13 @@ from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture, with_known
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.layer_rules import ONE, LayerRules, RuledNetworks, layer_rules
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import NO_REPAIR, FusionOptions
 from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.setup import (
+    NO_RULES,
     FusionInputs,
     FusionMethods,
     FusionSetup,
@@ -22,6 +24,7 @@ from mergekit_ot.fusion.setup import (
     checked_seed,
     checked_weights,
     trace_limits,
+    weights_note,
 )
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.standing import needs_no_graph
@@ -77,6 +80,7 @@ def prepare(
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     target = _target(inputs, known)
     goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
+    rules = _rules(options, sources, goal)
 
     def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
         # Few networks ask anything, and what runs them takes time to import.
@@ -87,7 +91,7 @@ def prepare(
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
         tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
-        traced_models = trace_all(sources, target, tracer)
+        traced_models = trace_all(sources, target, tracer, rules)
         if not methods.uses_rotations:
             return traced_models
         # Most solvers do not ask for it, and what proves a normal form takes time to import.
@@ -106,9 +110,10 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=(*notes, *data.notes),
+        notes=(*weights_note(options.model_weights, weights), *notes, *data.notes),
         data=inputs.data,
-        needs_no_graph=needs_no_graph(sources, target, methods, options, weights),
+        rules=rules,
+        needs_no_graph=not rules and needs_no_graph(sources, target, methods, options, weights),
     )
     if not setup.needs_no_graph:
         setup.networks.trace()
@@ -127,6 +132,16 @@ def _target(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> int | 
         return inputs.target
     target = SourceModel.of(inputs.target, "the target")
     return target.of_known(with_known(target.make, known))
+
+
+def _rules(options: FusionOptions, sources: tuple[SourceModel, ...], goal: SourceModel) -> LayerRules:
+    """Returns what holds for single parameters; their names are looked up only where there is anything to say."""
+    if not (options.keep or options.layers or options.head != ONE):
+        return NO_RULES
+    # A target of its own sizes is no source: what is kept comes from the first.
+    number = next((number for number, source in enumerate(sources) if source is goal), 0)
+    networks = RuledNetworks(tuple(goal.architecture.shapes), tuple(source.name for source in sources), number)
+    return layer_rules(options.keep, options.layers, options.head, networks)
 
 
 def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods) -> FusionMethods:
