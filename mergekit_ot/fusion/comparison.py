@@ -81,12 +81,14 @@ class RepairComparison:
     @property
     def sentence(self) -> str:
         """What was measured, in words."""
-        nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
-        return (
+        said = (
             f"Distance from the ensemble of the sources on {self.held_out:,} held-out calibration inputs: "
-            f"{self.repaired} with the repair; {self.unrepaired} without; {self.sources[nearest]} for the nearest "
-            f"source (number {nearest + 1})."
+            f"{self.repaired} with the repair; {self.unrepaired} without"
         )
+        if not self.sources:
+            return f"{said}."
+        nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
+        return f"{said}; {self.sources[nearest]} for the nearest source (number {nearest + 1})."
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -166,7 +168,12 @@ def compare_repair(
         outputs = [outputs_of(model, inputs) for model in models]
         for place in range(len(outputs[0])):
             each = [of_model[place] for of_model in outputs]
-            goal = torch.stack([w * x for w, x in zip(model_weights, each[2:], strict=True)]).sum(0)
+            goal = _ensemble(each[2:], model_weights, each[0])
+            if goal is None:
+                return None
+            # Heads of other sizes than the fused one's are no results to compare it with.
+            sums = sums if all(of_source.shape == goal.shape for of_source in each[2:]) else sums[:2]
+            each = each[: len(sums)]
             spread.add(place, goal)
             for of_model, own in zip(sums, each, strict=True):
                 of_model.add(own, goal)
@@ -182,6 +189,23 @@ def compare_repair(
         sources=tuple(distances[2:]),
         is_one_sided=len(classes) == 1 and spread.count >= _TELLING,
     )
+
+
+def _ensemble(outputs: Sequence[Tensor], model_weights: Sequence[float], like: Tensor) -> Tensor | None:
+    """Returns what the sources make together, as the fused network makes it.
+
+    It is the mean; where the fused network has the heads of all, their outputs beside each other; where it keeps one
+    head, the mean over the sources with as many outputs, None where no source has.
+    """
+    alike = [(weight, each) for weight, each in zip(model_weights, outputs, strict=True) if each.shape == like.shape]
+    if len(alike) == len(outputs):
+        return torch.stack([weight * each for weight, each in alike]).sum(0)
+    for axis in range(like.ndim):
+        others = [[*each.shape[:axis], *each.shape[axis + 1 :]] for each in (like, *outputs)]
+        if all(each == others[0] for each in others) and sum(x.shape[axis] for x in outputs) == like.shape[axis]:
+            return torch.cat(list(outputs), axis)
+    total = sum(weight for weight, _ in alike)
+    return torch.stack([weight / total * each for weight, each in alike]).sum(0) if total > 0 else None
 
 
 class _Spread:

@@ -12,6 +12,7 @@ from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
+from mergekit_ot.fusion.heads import heads_note, joined_head
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
@@ -57,6 +58,9 @@ class FusionRun:
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = list(setup.notes)
+        if self.models.heads:
+            names = [source.name for source in self.models.sources]
+            self.notes.append(heads_note(names, self.models.graphs, self.models.heads))
         self.comparison: RepairComparison | None = None
         self.grams: ResponseGrams | None = None
 
@@ -103,7 +107,10 @@ class FusionRun:
 
     def _aligned_models(self) -> AlignedModels:
         models = self.models
-        return AlignedModels(models.target, models.sources, self.alignment, models.normal, models.originals)
+        kept, joined = frozenset(models.rules.kept), frozenset(models.heads)
+        return AlignedModels(
+            models.target, models.sources, self.alignment, models.normal, models.originals, kept, joined
+        )
 
     def aligned_alone(self) -> FusionRun:
         """Returns the run with its alignment, and with nothing averaged: for an average that was made without it."""
@@ -184,11 +191,17 @@ class FusionRun:
         """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
             dtype = self.models.sources[0].state.dtype(name)
-            weights = self.models.rules.weights_of(name, self.setup.model_weights)
-            tensor = self.tensors.fused(name, alignment, weights).to("cpu", dtype)
+            tensor = self._fused(name, alignment).to("cpu", dtype)
             for spelling in self._spellings(name):
                 self.mean.write(spelling, tensor)
             self.completed.add(name)
+
+    def _fused(self, name: str, alignment: Alignment) -> Tensor:
+        """Returns a fused parameter: a mean with the weights that hold for it, or the heads of all sources."""
+        axis = self.models.heads.get(name)
+        if axis is not None:
+            return joined_head(name, axis, self.tensors.read, alignment)
+        return self.tensors.fused(name, alignment, self.models.rules.weights_of(name, self.setup.model_weights))
 
     def _spellings(self, name: str) -> list[str]:
         """Returns all names of a parameter in the state dict: several where it is tied."""

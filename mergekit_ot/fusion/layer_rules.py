@@ -208,7 +208,7 @@ def _weights(given: object, glob: str, networks: RuledNetworks) -> dict[str, tup
 
 
 def _gradient(entry: object, where: str) -> tuple[float, ...]:
-    numbers = entry if isinstance(entry, list | tuple) else (entry,)
+    numbers: Sequence[Any] = entry if isinstance(entry, list | tuple) else (entry,)
     if not numbers or not all(_is_share(number) for number in numbers):
         raise RecipeError(f"The weights {where} hold {entry!r:.80}: a number of at least zero, or a list of such ones.")
     return tuple(map(float, numbers))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.heads import check_heads, head_parameters, with_all_heads
 from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.mismatch import OUTPUT, first_difference
+from mergekit_ot.graph.mismatch import first_difference
 from mergekit_ot.graph.pinning import pinned, refuted_groups
 
 
@@ -91,7 +92,8 @@ class TracedModels:
         originals: The sources as they were given, where they were rewritten.
         rules: What holds for single parameters, by the names that describe them.
         uncompared: Parameters that are never compared: heads of all sources, and what is kept and differs in size.
-        heads: The parameters that make the outputs, where those of all sources are taken.
+        heads: Parameter that makes outputs → the axis along which those of all sources stand beside each other; empty
+            where the fused model has one head.
     """
 
     sources: tuple[SourceModel, ...]
@@ -102,7 +104,7 @@ class TracedModels:
     originals: tuple[SourceModel, ...] = ()
     rules: LayerRules = field(default_factory=LayerRules)
     uncompared: frozenset[str] = frozenset()
-    heads: tuple[str, ...] = ()
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, key: str) -> list[int]:
         """Returns the number of neurons of a group in every source, and in the target last."""
@@ -138,7 +140,10 @@ def trace_all(
         goal_graph = tracer.graph_of(goal)
     goal_graph, *graphs = _all_pinned([goal_graph, *graphs])
     rules = (rules or LayerRules()).described(goal_graph.aliases)
-    heads = head_parameters(goal_graph) if rules.has_all_heads else ()
+    heads = head_parameters(goal_graph) if rules.has_all_heads else {}
+    if heads and isinstance(target, int):
+        goal = with_all_heads(goal, graphs, heads)
+        goal_graph, *_ = _all_pinned([tracer.graph_of(goal), *graphs])
     for source, graph in zip(sources, graphs, strict=True):
         goal_graph.check_same_structure(graph, goal.name, source.name, {*rules.kept, *heads})
     for key, group in goal_graph.groups.items():
@@ -148,71 +153,39 @@ def trace_all(
     return with_rules(models, rules, heads) if rules else models
 
 
+def with_rules(models: TracedModels, rules: LayerRules, heads: Mapping[str, int]) -> TracedModels:
+    """Returns networks with rules for single parameters.
+
+    Args:
+        models: The networks.
+        rules: By the names that describe parameters.
+        heads: The parameters of which all sources' are taken, and along which axis.
+
+    Raises:
+        RecipeError: What is kept from a source has other sizes than the target, or heads do not fit into it.
+    """
+    goal = models.target_graph
+    check_heads(goal, models.graphs, heads)
+    differing = set(heads)
+    for name, number in rules.kept.items():
+        if name in heads:
+            raise RecipeError(f"'{name}' is to be kept from one model, and --head both takes those of all. Drop one.")
+        graphs = models.graphs if name in goal.layouts else ()
+        differs = [first_difference(goal, graph, name) is not None for graph in graphs]
+        differing |= {name} if any(differs) else set()
+        if differs and differs[number]:
+            source, shapes = models.sources[number], models.target.architecture.shapes
+            raise RecipeError(
+                f"'{name}' is kept from '{source.name}', where it has shape {tuple(source.state.shape(name))}; the "
+                f"fused model takes the sizes of '{models.target.name}', where it has {tuple(shapes[name].shape)}. "
+                f"Take the sizes of the model that it is kept from: --target {number}."
+            )
+    return replace(models, rules=rules, uncompared=frozenset(differing), heads=heads)
+
+
 def _all_pinned(graphs: list[ModelGraph]) -> list[ModelGraph]:
     """Returns the graphs; what is refuted in one of them is pinned in all."""
     refuted = refuted_groups(graphs)
     for key, why in refuted.items():
         graphs = [pinned(graph, [key], why) if key in graph.free_groups else graph for graph in graphs]
     return graphs
-
-
-def with_rules(models: TracedModels, rules: LayerRules, heads: tuple[str, ...] = ()) -> TracedModels:
-    """Returns networks with rules for single parameters.
-
-    Args:
-        models: The networks.
-        rules: By the names that describe parameters.
-        heads: The parameters that make the outputs, where those of all sources are taken.
-
-    Raises:
-        RecipeError: What is kept from a source has other sizes than the target.
-    """
-    goal = models.target_graph
-    differing = {
-        name
-        for name in {*rules.kept, *heads} & goal.layouts.keys()
-        for graph in models.graphs
-        if first_difference(goal, graph, name) is not None
-    }
-    for name, number in rules.kept.items():
-        if name in differing and first_difference(goal, models.graphs[number], name) is not None:
-            source = models.sources[number]
-            raise RecipeError(
-                f"'{name}' is kept from '{source.name}', where it has shape {tuple(source.state.shape(name))}; the "
-                f"fused model takes the sizes of '{models.target.name}', where it has "
-                f"{tuple(models.target.architecture.shapes[name].shape)}. Take the sizes of the model that it is kept "
-                f"from: --target {number}."
-            )
-    return replace(models, rules=rules, uncompared=frozenset(differing) | frozenset(heads), heads=heads)
-
-
-def head_parameters(graph: ModelGraph) -> tuple[str, ...]:
-    """Returns the parameters that make a network's outputs, in order of definition.
-
-    Raises:
-        RecipeError: There are none, or one of them is tied to another layer.
-
-    Example:
-        >>> import torch
-        >>> from mergekit_ot import trace_model
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> head_parameters(trace_model(net, torch.randn(2, 4)))
-        ('2.weight', '2.bias')
-    """
-    made = {
-        slot.parameter
-        for group in graph.pinned_groups.values()
-        if group.pin is not None and group.pin.operation == OUTPUT
-        for slot in group.members
-        if not slot.is_reader
-    }
-    heads = tuple(name for name in graph.layouts if name in made)
-    tied = next((name for name in heads if name in graph.aliases.values()), None)
-    if not heads or tied is not None:
-        why = (
-            f"'{tied}' makes the outputs and is another layer too (they are tied)"
-            if tied
-            else "no layer alone makes them"
-        )
-        raise RecipeError(f"The heads of all models cannot be had (--head both): {why}. Keep one with --keep.")
-    return heads

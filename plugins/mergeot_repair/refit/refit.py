@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, Norm, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
@@ -57,7 +57,7 @@ class RefitRepair(AbstractRepair):
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
-            streams = StreamFinder(context, MapFinder(context.program).find()).find()
+            streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
             return _Refit(context, streams).run()
 
@@ -78,7 +78,7 @@ class _Refit:
         self.nodes = {node.name: node for node in context.program.graph.nodes}
         self.runs = staged_runs(context.program, self.state, batches, room)
         source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
-        self.maps = MapFinder(context.program).find()
+        self.maps = free_maps(context)
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
@@ -181,6 +181,8 @@ class _Refit:
 
     def _goals(self, linear_map: LinearMap, target: Target) -> Float[Tensor, "samples outputs"]:
         """Returns what the fused map is to make: what chosen neurons make, or the mean of the aligned sources."""
+        if linear_map.weight in self.context.joined:
+            return torch.cat(target.of_sources, 1)
         chosen = self.selection.rows(linear_map.weight)
         if chosen is not None:
             return torch.cat(target.of_sources, 1)[:, chosen]
