@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
 from mergekit_ot.fusion.moving import MovedState
-from mergekit_ot.fusion.own_heads import own_sizes, with_sizes
+from mergekit_ot.fusion.own_heads import CopyRunners
 from mergekit_ot.fusion.repair import AlignedModels
-from mergekit_ot.fusion.running import Inputs, Runner, State, difference
+from mergekit_ot.fusion.running import Inputs, Runner, State, difference, remarks_on
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.ir import AxisSlot
 from mergekit_ot.storage.limits import CHECK_BYTES
@@ -153,18 +153,8 @@ class _Guard:
         self.models, self.alignment, self.inputs = models, models.alignment, inputs
         self.template, self.seed = template, seed
         # Built once for the copies of all sources, and for the sources of the same architecture.
-        self.fused = Runner(models.target, inputs)
-        self._other_heads: dict[int, Runner] = {}
-
-    def copy_of(self, number: int) -> Runner:
-        """Returns what runs the aligned copy of a source: the fused network, with heads of the source's own size."""
-        sizes = own_sizes(self.alignment, number)
-        if not sizes:
-            return self.fused
-        if number not in self._other_heads:
-            model = with_sizes(self.models.target, sizes, self.alignment.target.aliases)
-            self._other_heads[number] = Runner(model, self.inputs)
-        return self._other_heads[number]
+        self.copies = CopyRunners(models.target, inputs, self.alignment)
+        self.fused = self.copies.fused
 
     def has_changed(self, number: int) -> bool:
         """Whether the aligned copy of a source may be another network: neurons moved, or the architecture differs."""
@@ -188,9 +178,9 @@ class _Guard:
         source = self.models.given[number]
         own, state = self.fused if self._is_as_fused(number) else Runner(source, self.inputs), source.state
         aligned = self._moved(state, number)
-        fused = self.copy_of(number)
+        fused = self.copies.of(number)
         outputs, others = own.outputs(state), fused.outputs(aligned)
-        error, remarks = difference(outputs, others), tuple(_remarks(source.name, outputs))
+        error, remarks = difference(outputs, others), tuple(remarks_on(source.name, outputs))
         is_exact = self.alignment.is_function_preserving(number)
         noise = "" if error <= REFUSED else self._explained(own, state, number, error)
         moved = self._moved_groups(number)
@@ -242,7 +232,7 @@ class _Guard:
         if not is_exact and error < float("inf"):
             return ""
         moved = dict(self._moved(state, number))
-        noise = own.noise(state, self.copy_of(number), moved) if is_exact else None
+        noise = own.noise(state, self.copies.of(number), moved) if is_exact else None
         if noise is not None:
             in_double = noise.error_in_double
             least = in_double if in_double < float("inf") else error
@@ -312,18 +302,3 @@ def _reader(alignment: Alignment, key: str) -> AxisSlot | None:
     members = list(alignment.target.groups[key].places.values())
     readers = [slot for slot in members if slot.is_reader]
     return (readers or members)[-1] if len(members) > 1 else None
-
-
-def _remarks(name: str, outputs: list[Tensor]) -> Iterator[str]:
-    if not outputs:
-        yield (
-            f"The output of '{name}' holds no floating-point tensor, so nothing shows whether the aligned source "
-            "computes the same. Give a model whose forward returns tensors (in tuples, lists or mappings)."
-        )
-    bad = sum(int((~torch.isfinite(each)).sum()) for each in outputs)
-    if bad:
-        count = sum(each.numel() for each in outputs)
-        yield (
-            f"'{name}' itself computes NaN or infinity at the example inputs ({bad} of {count} outputs), though its "
-            "weights are finite: only the other outputs were compared. Give inputs as the network expects them."
-        )

@@ -13,6 +13,7 @@ from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.heads import heads_note, joined_head
+from mergekit_ot.fusion.layer_rules import kept_notes
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
@@ -58,6 +59,7 @@ class FusionRun:
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = list(setup.notes)
+        self.notes += kept_notes(self.models.rules, [source.name for source in self.models.sources])
         if self.models.heads:
             names = [source.name for source in self.models.sources]
             self.notes.append(heads_note(names, self.models.graphs, self.models.heads))

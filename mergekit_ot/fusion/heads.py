@@ -104,14 +104,23 @@ def heads_note(names: Sequence[str], graphs: Sequence[ModelGraph], heads: Heads)
         graphs: Of the sources.
         heads: What makes the outputs.
     """
-    first, axis = next(iter(heads.items()))
     parts, start = [], 0
-    for name, graph in zip(names, graphs, strict=True):
-        size = _outputs(graph, first, axis)
+    for name, size in zip(names, head_sizes(graphs, heads), strict=True):
         parts.append(f"{start} to {start + size - 1} are those of '{name}'")
         start += size
     shown = ", ".join(f"'{name}'" for name in heads)
     return f"The fused model has the heads of all models ({shown}), {start} outputs: {'; '.join(parts)}."
+
+
+def head_sizes(graphs: Sequence[ModelGraph], heads: Heads) -> tuple[int, ...]:
+    """Returns the number of outputs of every source, along the first of the heads.
+
+    Args:
+        graphs: Of the sources.
+        heads: What makes the outputs.
+    """
+    first, axis = next(iter(heads.items()))
+    return tuple(_outputs(graph, first, axis) for graph in graphs)
 
 
 def _outputs(graph: ModelGraph, name: str, axis: int) -> int:

@@ -174,6 +174,26 @@ def source_number(text: str, networks: RuledNetworks) -> int:
     raise RecipeError(f"'{text}' {what}. They are: {known}.")
 
 
+def kept_notes(rules: LayerRules, sources: Sequence[str]) -> list[str]:
+    """Returns a sentence per source that parameters are kept from.
+
+    Args:
+        rules: What holds for single parameters.
+        sources: Names of the sources.
+
+    Example:
+        >>> kept_notes(LayerRules({"fc.weight": 1, "fc.bias": 1}), ("a.pt", "b.pt"))
+        ["Kept from 'b.pt' as they are: 2 parameters ('fc.weight', 'fc.bias')."]
+    """
+    notes = []
+    for number, source in enumerate(sources):
+        names = [name for name, own in rules.kept.items() if own == number]
+        shown = ", ".join(f"'{name}'" for name in names[:3]) + (" …" if len(names) > 3 else "")
+        count = "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
+        notes += [f"Kept from '{source}' as they are: {count} ({shown})."] if names else []
+    return notes
+
+
 def _checked(rule: Mapping[str, Any]) -> str:
     """Returns the GLOB of a rule for layers, whose keys make sense."""
     unknown = [key for key in rule if key not in _KEYS]
@@ -208,7 +228,7 @@ def _weights(given: object, glob: str, networks: RuledNetworks) -> dict[str, tup
 
 
 def _gradient(entry: object, where: str) -> tuple[float, ...]:
-    numbers: Sequence[Any] = entry if isinstance(entry, list | tuple) else (entry,)
+    numbers: list[Any] = [*entry] if isinstance(entry, list | tuple) else [entry]
     if not numbers or not all(_is_share(number) for number in numbers):
         raise RecipeError(f"The weights {where} hold {entry!r:.80}: a number of at least zero, or a list of such ones.")
     return tuple(map(float, numbers))

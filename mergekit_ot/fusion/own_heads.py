@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mergekit_ot.fusion.alignment import Alignment
+from mergekit_ot.fusion.running import Inputs, Runner
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.layouts import layout_size
 
@@ -25,6 +26,28 @@ def own_sizes(alignment: Alignment, source: int) -> Sizes:
         if shape != fused:
             found[name] = shape
     return found
+
+
+class CopyRunners:
+    """What runs aligned copies of sources: the fused network, built once for all, with heads of a source's own size.
+
+    Args:
+        target: The fused network.
+        inputs: What they are run with.
+        alignment: The couplings.
+    """
+
+    def __init__(self, target: SourceModel, inputs: Inputs, alignment: Alignment) -> None:
+        self.fused, self._alignment = Runner(target, inputs), alignment
+        self._others: dict[int, Runner] = {}
+
+    def of(self, number: int) -> Runner:
+        """Returns what runs the aligned copy of a source."""
+        sizes = own_sizes(self._alignment, number)
+        if sizes and number not in self._others:
+            model = with_sizes(self.fused.model, sizes, self._alignment.target.aliases)
+            self._others[number] = Runner(model, self.fused.inputs)
+        return self._others[number] if sizes else self.fused
 
 
 def with_sizes(model: SourceModel, sizes: Sizes, aliases: Mapping[str, str]) -> SourceModel:

@@ -22,10 +22,9 @@ from mergekit_ot.fusion.setup import (
     FusionSetup,
     checked_device,
     checked_seed,
-    checked_weights,
     trace_limits,
-    weights_note,
 )
+from mergekit_ot.fusion.shares import checked_weights, weights_note
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.standing import needs_no_graph
 from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
