@@ -79,7 +79,7 @@ class FusionRun:
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self._plan_rotations()
         self.start = self.alignment
-        if self.methods.measure.needs_data:
+        if self.methods.needs_data:
             states = [dict(source.state) for source in self.models.sources]
             self.grams = ResponseGrams(self.models.graphs, states, sorted(self.groups), len(setup.batches))
             for inputs in setup.batches:

@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -15,8 +15,25 @@ from mergekit_ot.errors import RecipeError
 # What `head` may be.
 ONE, BOTH = "one", "both"
 # What a rule for layers may say besides the parameters that it is for.
-KEEP, WEIGHTS = "keep", "weights"
-_KEYS = ("parameters", KEEP, WEIGHTS)
+KEEP, WEIGHTS, SOLVER, MEASURE = "keep", "weights", "solver", "measure"
+_KEYS = ("parameters", KEEP, WEIGHTS, SOLVER, MEASURE)
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """How the neurons are coupled that some layers make.
+
+    Attributes:
+        glob: As the rule names the layers.
+        names: Their parameters.
+        solver: Name of the solver; empty for that of the fusion.
+        measure: Name of the measure; empty for that of the fusion.
+    """
+
+    glob: str
+    names: frozenset[str]
+    solver: str = ""
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,7 @@ class LayerRules:
         kept: Parameter → number of the source that it comes from, as it is.
         weights: Parameter → model weights of its own, one per source, summing to one.
         has_all_heads: Whether the parameters that make the outputs are taken from every source, beside each other.
+        methods: How the neurons of some layers are coupled; of two rules for one layer, the last counts.
 
     Example:
         >>> rules = LayerRules(kept={"fc.weight": 1})
@@ -37,9 +55,10 @@ class LayerRules:
     kept: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     has_all_heads: bool = False
+    methods: tuple[LayerMethod, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.kept or self.weights or self.has_all_heads)
+        return bool(self.kept or self.weights or self.has_all_heads or self.methods)
 
     def weights_of(self, name: str, model_weights: tuple[float, ...]) -> tuple[float, ...]:
         """Returns the model weights of a parameter; those of the fusion where it has none of its own."""
@@ -66,7 +85,11 @@ class LayerRules:
                     f"{source}. Keep both from one model."
                 )
         weights = {aliases.get(name, name): shares for name, shares in self.weights.items()}
-        return LayerRules(kept, weights, self.has_all_heads)
+        methods = tuple(
+            replace(method, names=frozenset(aliases.get(name, name) for name in method.names))
+            for method in self.methods
+        )
+        return LayerRules(kept, weights, self.has_all_heads, methods)
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,8 @@ def layer_rules(
 
     Args:
         keep: ``GLOB`` or ``GLOB=SOURCE``, a source by its number or its name.
-        layers: Mappings of a recipe: ``parameters`` (a GLOB), and ``keep`` (a source) or ``weights``.
+        layers: Mappings of a recipe: ``parameters`` (a GLOB), and ``keep`` (a source), ``weights``, or ``solver`` and
+            ``measure``.
         head: ``one`` or ``both``.
         networks: What they speak of.
 
@@ -105,7 +129,7 @@ def layer_rules(
     """
     if head not in (ONE, BOTH):
         raise RecipeError(f"head={head!r:.80}: it is '{ONE}' (the fused model has one head) or '{BOTH}'.")
-    kept, weights = dict[str, int](), dict[str, tuple[float, ...]]()
+    kept, weights, methods = dict[str, int](), dict[str, tuple[float, ...]](), list[LayerMethod]()
     for text in keep:
         glob, _, source = text.partition("=")
         _keep(kept, glob, source, networks)
@@ -113,12 +137,15 @@ def layer_rules(
         glob = _checked(rule)
         if KEEP in rule:
             _keep(kept, glob, str(rule[KEEP]), networks)
-        else:
+        elif WEIGHTS in rule:
             weights |= _weights(rule[WEIGHTS], glob, networks)
+        else:
+            names = frozenset(matched(glob, networks.names))
+            methods.append(LayerMethod(glob, names, str(rule.get(SOLVER, "")), str(rule.get(MEASURE, ""))))
     both = next((name for name in kept if name in weights), None)
     if both is not None:
         raise RecipeError(f"'{both}' is kept from one model and has model weights of its own. Take one rule out.")
-    return LayerRules(kept, weights, head == BOTH)
+    return LayerRules(kept, weights, head == BOTH, tuple(methods))
 
 
 def _keep(kept: dict[str, int], glob: str, source: str, networks: RuledNetworks) -> None:
@@ -201,9 +228,11 @@ def _checked(rule: Mapping[str, Any]) -> str:
         raise RecipeError(f"A rule for layers has the key '{unknown[0]}'. It takes: {', '.join(_KEYS)}.")
     if not isinstance(rule.get("parameters"), str):
         raise RecipeError("A rule for layers names its parameters by a GLOB, such as 'parameters: blocks.*'.")
-    if (KEEP in rule) == (WEIGHTS in rule):
+    said = [KEEP in rule, WEIGHTS in rule, SOLVER in rule or MEASURE in rule]
+    if sum(said) != 1:
         raise RecipeError(
-            f"The rule for layers '{rule['parameters']}' says either '{KEEP}' (a model) or '{WEIGHTS}' (one per model)."
+            f"The rule for layers '{rule['parameters']}' says one thing: '{KEEP}' (a model), '{WEIGHTS}' (one per "
+            f"model), or '{SOLVER}' and '{MEASURE}' (names). Write a rule for each."
         )
     return rule["parameters"]
 

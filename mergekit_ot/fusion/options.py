@@ -69,8 +69,8 @@ class FusionOptions:
         threads: Threads that torch uses; None gives each piece of work as many as it is worth.
         keep: Parameters that come from one source as they are: ``GLOB``, or ``GLOB=SOURCE`` with a number or a name.
         head: ``one``, or ``both`` where the fused model gets the heads of all sources (`MultiHead`).
-        layers: Rules for single layers: mappings with ``parameters`` (a GLOB), and ``keep`` (a source) or ``weights``
-            (one per source, a number or a list over depth).
+        layers: Rules for single layers: mappings with ``parameters`` (a GLOB), and ``keep`` (a source), ``weights``
+            (one per source, a number or a list over depth), or ``solver`` and ``measure`` (names).
 
     Raises:
         RecipeError: A value has another type than its field, or is below or above what means anything.
@@ -137,7 +137,9 @@ class FusionOptions:
         "GLOB[=MODEL]",
     )
     head: str = choice("one", "Heads of the fused model: one, or those of all models (both). Default: one.", "one|both")
-    layers: tuple[dict[str, Any], ...] = choice((), "Rules for single layers: parameters, and keep or weights.", "", ())
+    layers: tuple[dict[str, Any], ...] = choice(
+        (), "Rules for single layers: parameters, and keep, weights, solver or measure.", "", ()
+    )
 
     def __post_init__(self) -> None:
         for name, check in _checks().items():

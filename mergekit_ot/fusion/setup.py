@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,21 @@ class FusionInputs:
 
 
 @dataclass(frozen=True)
+class MethodsOfLayers:
+    """How the neurons are coupled that some layers make.
+
+    Attributes:
+        names: The parameters of the layers.
+        solver: What couples them; None for that of the fusion.
+        measure: What they are seen by; None for that of the fusion.
+    """
+
+    names: frozenset[str]
+    solver: AbstractBarycenterSolver | None = None
+    measure: AbstractNodeMeasure | None = None
+
+
+@dataclass(frozen=True)
 class FusionMethods:
     """How a fusion goes: everything that a plugin may bring, built.
 
@@ -67,6 +82,7 @@ class FusionMethods:
         repair: What is done after the couplings, or None.
         refinement: The solver that sweeps on from the couplings found, or None.
         symmetries: What may be done to neurons; those that a solver asks for are looked for.
+        of_layers: What holds for the neurons that some layers make.
     """
 
     solver: AbstractBarycenterSolver
@@ -75,6 +91,26 @@ class FusionMethods:
     repair: AbstractRepair | None = None
     refinement: AbstractBarycenterSolver | None = None
     symmetries: tuple[AbstractSymmetry, ...] = ()
+    of_layers: tuple[MethodsOfLayers, ...] = ()
+
+    def of_step(self, makers: Collection[str]) -> tuple[AbstractBarycenterSolver, AbstractNodeMeasure]:
+        """Returns the solver and the measure of neurons; of two rules for one layer, the last counts.
+
+        Args:
+            makers: The parameters that make the neurons.
+        """
+        solver, measure = self.solver, self.measure
+        for own in self.of_layers:
+            if own.names & set(makers):
+                solver, measure = own.solver or solver, own.measure or measure
+        return solver, measure
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a measure looks at responses to calibration data."""
+        return self.measure.needs_data or any(
+            own.measure is not None and own.measure.needs_data for own in self.of_layers
+        )
 
     @property
     def solvers(self) -> tuple[AbstractBarycenterSolver, ...]:

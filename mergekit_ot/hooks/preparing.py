@@ -31,7 +31,7 @@ from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
 from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver
+from mergekit_ot.hooks.methods import build, build_refinement, build_solver, checked_solver, methods_of_layers
 from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.hooks.traces import trace_memory
 from mergekit_ot.storage.kept import KeptRecords
@@ -74,12 +74,13 @@ def prepare(
     methods = _methods(options, manager, given or GivenMethods())
     for source in sources:
         source.check_state()
+    target = _target(inputs, known)
+    rules = _rules(options, sources, target)
+    methods = replace(methods, of_layers=methods_of_layers(rules, methods, manager))
     data, examples = _data(inputs, options, methods, sources[0])
     sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
-    target = _target(inputs, known)
-    goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
-    rules = _rules(options, sources, goal)
+    goal = _goal(target, sources)
 
     def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
         # Few networks ask anything, and what runs them takes time to import.
@@ -133,13 +134,19 @@ def _target(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> int | 
     return target.of_known(with_known(target.make, known))
 
 
-def _rules(options: FusionOptions, sources: tuple[SourceModel, ...], goal: SourceModel) -> LayerRules:
+def _goal(target: int | SourceModel, sources: tuple[SourceModel, ...]) -> SourceModel:
+    """Returns the network whose sizes are taken; a number that is none is told once all is traced."""
+    return target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
+
+
+def _rules(options: FusionOptions, sources: tuple[SourceModel, ...], target: int | SourceModel) -> LayerRules:
     """Returns what holds for single parameters; their names are looked up only where there is anything to say."""
     if not (options.keep or options.layers or options.head != ONE):
         return NO_RULES
     # A target of its own sizes is no source: what is kept comes from the first.
-    number = next((number for number, source in enumerate(sources) if source is goal), 0)
-    networks = RuledNetworks(tuple(goal.architecture.shapes), tuple(source.name for source in sources), number)
+    number = target if isinstance(target, int) and target < len(sources) else 0
+    names = tuple(_goal(target, sources).architecture.shapes)
+    networks = RuledNetworks(names, tuple(source.name for source in sources), number)
     return layer_rules(options.keep, options.layers, options.head, networks)
 
 
@@ -179,8 +186,10 @@ def _data(
 
 
 def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
-    if methods.measure.needs_data:
-        return f"measure '{options.measure or methods.solver.measure}'"
+    if methods.needs_data:
+        own = next((layers.measure for layers in methods.of_layers if layers.measure is not None), methods.measure)
+        name = options.measure or methods.solver.measure
+        return f"measure '{name}'" if methods.measure.needs_data else f"measure '{type(own).__name__}' of a layer"
     if methods.repair is not None and methods.repair.needs_data:
         return f"repair '{options.repair}'"
     return ""
