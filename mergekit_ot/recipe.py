@@ -73,6 +73,8 @@ class FusionRecipe(FusionOptions):
     def _with_tuples(cls, given: ArgsKwargs) -> ArgsKwargs:
         """Takes lists for tuples; everything else has to be of its type."""
         named = {key: tuple(value) if isinstance(value, list) else value for key, value in (given.kwargs or {}).items()}
+        if isinstance(named.get("keep"), str):
+            named["keep"] = (named["keep"],)
         return ArgsKwargs(given.args, named)
 
     @property

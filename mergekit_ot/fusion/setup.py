@@ -108,9 +108,8 @@ class FusionMethods:
     @property
     def needs_data(self) -> bool:
         """Whether a measure looks at responses to calibration data."""
-        return self.measure.needs_data or any(
-            own.measure is not None and own.measure.needs_data for own in self.of_layers
-        )
+        measures = (self.measure, *(own.measure for own in self.of_layers))
+        return any(measure.needs_data for measure in measures if measure is not None)
 
     @property
     def solvers(self) -> tuple[AbstractBarycenterSolver, ...]:

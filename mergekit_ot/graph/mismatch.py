@@ -67,7 +67,10 @@ def check_same_structure(
     sides = _Sides(fused, other, (mine, theirs))
     _check_names(sides)
     different = {name: axis for name in fused.layouts if (axis := first_difference(fused, other, name)) is not None}
+    grouped = _grouped(sides, different)
     for name, axis in different.items():
+        if grouped and (name not in kept or not _is_fixed_alone(fused.layouts[name], other.layouts[name])):
+            raise GraphMismatchError(f"{grouped} {_ONE_ARCHITECTURE}")
         if name not in kept:
             raise GraphMismatchError(_said(sides, name, axis, [each for each in different if each not in kept]))
         if not _is_fixed_alone(fused.layouts[name], other.layouts[name]):
@@ -171,19 +174,29 @@ def _way_out(sides: _Sides, name: str, axis: int, different: Sequence[str]) -> s
 
 
 def _structure(sides: _Sides, name: str, axis: int) -> str:
-    """Returns what differs where neurons stand in other ways: heads that share keys, groups, neurons and outputs."""
+    """Returns what differs where neurons stand in other ways."""
     (here, there), pin = sides.names, _pin(sides.mine, name, axis)
-    ours, theirs = (graph.layouts[name][axis] for graph in (sides.mine, sides.theirs))
-    heads = [_leading(layout) for layout in (ours, theirs)]
-    if all(heads) and len(_factors(ours)) != len(_factors(theirs)) and re.search(r"q_|quer|att|qkv", name):
-        return (
-            f"Grouped queries: {here} has {heads[0]} key heads and {there} has {heads[1]} ('{name}', axis {axis}), and "
-            "where every query has a key head of its own, none can be grouped. Fuse networks that both group their "
-            f"queries, or neither. {_ONE_ARCHITECTURE}"
-        )
+    ours, theirs = (_plain(graph.layouts[name][axis]) for graph in (sides.mine, sides.theirs))
+    said = f"is {ours} in {here} but {theirs} in {there}"
+    if ours == theirs:
+        said = f"is {ours} in both, and they belong to other layers in {here} than in {there}"
     why = "" if pin is None else f" It cannot be resized: {pin}."
-    said = f"Axis {axis} of parameter '{name}' is {_plain(ours)} in {here} but {_plain(theirs)} in {there}."
-    return f"{said}{why} {_ONE_ARCHITECTURE}"
+    return f"Axis {axis} of parameter '{name}' {said}.{why} {_ONE_ARCHITECTURE}"
+
+
+def _grouped(sides: _Sides, different: Mapping[str, int]) -> str:
+    """Returns a sentence on queries that share keys in one network and not in the other; empty where that is not it."""
+    for name, axis in different.items():
+        ours, theirs = (graph.layouts[name][axis] for graph in (sides.mine, sides.theirs))
+        is_attention = all(map(_turned, (ours, theirs))) or re.search(r"(^|[._])[qkv](_|\.|$)|quer|att|qkv", name)
+        if len(_factors(ours)) != len(_factors(theirs)) and is_attention:
+            heads, (here, there) = [_leading(layout) or 1 for layout in (ours, theirs)], sides.names
+            return (
+                f"Grouped queries: {here} has {_counted(heads[0], 'key head')} and {there} has {heads[1]} ('{name}', "
+                f"axis {axis}). Where every query has a key head of its own, or all share one, heads stand in other "
+                "ways: both have to group their queries, or neither."
+            )
+    return ""
 
 
 def _pin(graph: Described, name: str, axis: int) -> Any:

@@ -112,6 +112,8 @@ def methods_of_layers(rules: LayerRules, methods: FusionMethods, manager: Plugin
     """
     found = []
     for rule in rules.methods:
+        if methods.solver.max_sweeps == 0:
+            raise RecipeError(f"The rule for layers '{rule.glob}' has no use: '{methods.solver.name}' couples nothing.")
         solver = build_solver(rule.solver, {}, manager) if rule.solver else None
         who = f"Solver '{rule.solver}', which the rule for layers '{rule.glob}' names,"
         if solver is not None and solver.max_sweeps == 0:
@@ -123,8 +125,6 @@ def methods_of_layers(rules: LayerRules, methods: FusionMethods, manager: Plugin
                 f"{who} moves tensors by scaling '{solver.scaling}', and the fusion's '{methods.solver.name}' by "
                 f"'{methods.solver.scaling}'. One fusion has one."
             )
-        if methods.solver.max_sweeps == 0:
-            raise RecipeError(f"{who} has nothing to couple beside '{methods.solver.name}', which takes all as it is.")
         measure = rule.measure or (solver.measure if solver is not None else "")
         found.append(MethodsOfLayers(rule.names, solver, build(manager, "measure", measure) if measure else None))
     return tuple(found)
