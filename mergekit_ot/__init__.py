@@ -81,6 +81,7 @@ _HOMES = {
     "FusionInputs": "mergekit_ot.fusion.setup",
     "FusionOptions": "mergekit_ot.fusion.options",
     "fuse_with": "mergekit_ot.api",
+    "MultiHead": "mergekit_ot.fusion.heads",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
@@ -184,6 +185,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.alignment import Alignment
     from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView
+    from mergekit_ot.fusion.heads import MultiHead
     from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
     from mergekit_ot.fusion.options import FusionOptions
     from mergekit_ot.fusion.plan import Step

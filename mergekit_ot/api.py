@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,23 +15,18 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.copying import making_shaped
 from mergekit_ot.graph.capture.front_end import AUTO, TraceLimits
-from mergekit_ot.graph.capture.inputs import as_inputs, traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.hooks.checking import check_model as check_model
 from mergekit_ot.hooks.formats import check_format, readers, writers
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.hooks.preparing import GivenMethods, prepare
-from mergekit_ot.hooks.symmetries import required_symmetries
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.checkpoint import load, save
 from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.storage.record import FORMAT, VERSION, Checkpoint
 from mergekit_ot.threads import threads_for
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
-
-if TYPE_CHECKING:
-    from mergekit_ot.graph.symmetry.check import CheckReport
 
 
 def trace_model(
@@ -65,47 +60,6 @@ def trace_model(
     from mergekit_ot.hooks.tracing import trace_with
 
     return trace_with(manager or default_manager(), model, example_inputs, front_end, limits)
-
-
-def check_model(
-    make: Callable[[], nn.Module],
-    example_inputs: Tensor | tuple[object, ...],
-    *,
-    manager: PluginManager | None = None,
-    seed: int = 0,
-    trials: int = 2,
-    front_end: str = AUTO,
-    limits: TraceLimits | None = None,
-) -> CheckReport:
-    """Verifies the neuron groups of a model on fresh instances and pins those that do not hold.
-
-    Args:
-        make: Gives a fresh instance each time; it must never have been run.
-        example_inputs: Inputs of the shapes the model takes.
-        manager: Whose node rules and symmetries are used; the installed plugins by default.
-        seed: Seed of the random weights, inputs and orders.
-        trials: Number of random orders of all groups.
-        front_end: What captures the module: ``auto``, ``export`` or a registered one, such as ``make-fx``.
-        limits: Time and size at which tracing is stopped.
-
-    Raises:
-        ArchitectureError: The model cannot be traced.
-        PluginError: No plugin registers a symmetry, so that nothing could be proven.
-
-    Example:
-        >>> import torch
-        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> report = check_model(make, torch.randn(2, 4))
-        >>> report.groups, report.certified, report.preserved
-        (1, 1, True)
-    """
-    from mergekit_ot.graph.symmetry.check import check
-
-    make = making_shaped(make, as_inputs(example_inputs))
-    model, manager = make(), manager or default_manager()
-    symmetries = required_symmetries(manager)
-    graph = trace_model(model, example_inputs, manager, front_end=front_end, limits=limits)
-    return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
 def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, trust: bool = False) -> Checkpoint:
@@ -213,6 +167,9 @@ def fuse(
     threads: int | None = None,
     front_end: str = AUTO,
     limits: TraceLimits | None = None,
+    keep: Sequence[str] = (),
+    head: str = "one",
+    layers: Sequence[Mapping[str, Any]] = (),
     manager: PluginManager | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -224,7 +181,7 @@ def fuse(
         solver: Name of a registered solver, or a solver.
         solver_options: Options of a solver given by name.
         example_inputs: Inputs to trace the models with; the first batch of `data` where it is not given.
-        model_weights: One per source, non-negative, summing to one; equal by default.
+        model_weights: One per source, non-negative; they are divided by their sum. Equal by default.
         target: Whose sizes the fused model takes: a source's number, or another module of the architecture.
         measure: What a neuron is seen by; the solver's own choice by default.
         data: Calibration batches, of inputs or (inputs, targets); targets are never read.
@@ -241,6 +198,10 @@ def fuse(
         threads: Threads of torch; None gives each piece of work as many as it is worth, one to small networks.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         limits: Time and size at which tracing is stopped.
+        keep: Parameters that come from one source as they are: ``GLOB`` (of the target), or ``GLOB=SOURCE``.
+        head: ``one``, or ``both`` where the fused model gets the heads of all sources, side by side.
+        layers: Rules for single layers: mappings with ``parameters`` (a GLOB), and ``keep``, ``weights``, ``solver`` or
+            ``measure``.
         manager: The plugins to use; the installed ones by default.
         progress: Called with (steps done, steps in all, what is done).
         dry_run: Plan only: the result holds no state.
@@ -275,6 +236,9 @@ def fuse(
         trace_operations=limits.operations,
         executor=executor if isinstance(executor, str) else type(executor).__name__,
         threads=threads,
+        keep=keep,  # type: ignore[arg-type]
+        head=head,
+        layers=layers,  # type: ignore[arg-type]
     )
     return fuse_with(
         FusionInputs(models, target, example_inputs, data),

@@ -17,12 +17,12 @@ from pydantic_core import ArgsKwargs
 
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
+from mergekit_ot.fusion.shares import checked_weights
 from mergekit_ot.storage.files import write_text
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import YAML_COMMENT
 from mergekit_ot.storage.yaml_files import read_yaml
 
-_SUM_TOLERANCE = 1e-6
 _SEEDS = 2**63
 _TYPES = {"bool_type", "int_type", "float_type"}
 # Flags add to what the file says under these.
@@ -76,12 +76,14 @@ class FusionRecipe(FusionOptions):
     def _with_tuples(cls, given: ArgsKwargs) -> ArgsKwargs:
         """Takes lists for tuples; everything else has to be of its type."""
         named = {key: tuple(value) if isinstance(value, list) else value for key, value in (given.kwargs or {}).items()}
+        if isinstance(named.get("keep"), str):
+            named["keep"] = (named["keep"],)
         return ArgsKwargs(given.args, named)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The model weights, equal ones where none are given."""
-        return self.model_weights or tuple(1 / len(self.models) for _ in self.models)
+        """The model weights, divided by their sum; equal ones where none are given."""
+        return checked_weights(self.model_weights, len(self.models))
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `read_recipe` reads back."""
@@ -154,7 +156,7 @@ def check_models(recipe: FusionRecipe) -> None:
             f"A fusion needs at least two models; {count} given. Name the checkpoints: mergeot fuse A B. "
             "(One model is fused into other sizes with --target SPEC.)"
         )
-    check_model_weights(recipe.weights, count)
+    check_model_weights(recipe.model_weights or recipe.weights, count)
     if isinstance(recipe.target, int) and not 0 <= recipe.target < count:
         raise RecipeError(
             f"target {recipe.target} does not exist: with {count} models it is 0 to {count - 1}, or an architecture "
@@ -167,7 +169,7 @@ def check_models(recipe: FusionRecipe) -> None:
 
 
 def check_model_weights(weights: tuple[float, ...], count: int) -> None:
-    """Checks that there is one weight per model, none negative, summing to one.
+    """Checks that there is one weight per model, none negative, and some above zero.
 
     Raises:
         RecipeError: Says which condition fails.
@@ -177,10 +179,8 @@ def check_model_weights(weights: tuple[float, ...], count: int) -> None:
         raise RecipeError(f"{len(weights)} model weights ({shown}) for {count} models: give one per model, in order.")
     if any(not math.isfinite(weight) or weight < 0 for weight in weights):
         raise RecipeError(f"Model weights {shown}: each must be a number of at least zero (zero leaves a model out).")
-    total = math.fsum(weights)
-    if abs(total - 1) > _SUM_TOLERANCE:
-        scaled = f" Scaled to one: {','.join(f'{weight / total:.6g}' for weight in weights)}." if total > 0 else ""
-        raise RecipeError(f"Model weights {shown} sum to {total:g}, not to one.{scaled}")
+    if not 0 < math.fsum(weights) < math.inf:
+        raise RecipeError(f"Model weights {shown} sum to {math.fsum(weights):g}: some model has to count.")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -305,7 +305,7 @@ _FUSE = ("fuse", "a.pt", "b.pt", "-o", "out.pt", "--input-shape", "4")
         ((*_FUSE, "--arch", "nets.py:Net", "--measure", "weight"), "Did you mean 'weights'"),
         ((*_FUSE, "--arch", "nets.py:Net", "--repair", "magic"), "Unknown repair 'magic'"),
         ((*_FUSE, "--arch", "nets.py:Net", "--measure", "activations"), "data"),
-        ((*_FUSE, "--arch", "nets.py:Net", "--model-weights", "0.5,0.6"), "sum to 1.1"),
+        ((*_FUSE, "--arch", "nets.py:Net", "--model-weights", "0,0"), "sum to 0: some model has to count"),
         ((*_FUSE, "--arch", "nets.py:Net", "--model-weights", "1"), "1 model weights"),
         ((*_FUSE, "--arch", "nets.py:Net", "--target", "2"), "target 2 does not exist"),
         ((*_FUSE, "--arch", "nets.py:Net", "--target", "nets.py:Net?other=0"), "has no neurons in 'fc2.weight'"),

@@ -58,7 +58,7 @@ def _flag(name: str, default: object) -> inspect.Parameter:
     flag = _spelled(name)
     if least is not None:
         settings["min"] = least
-    if kind is dict:
+    if kind is dict or (kind is tuple and _is_of_texts(hint)):
         kind = list[str]
     elif kind is tuple:
         kind, settings["parser"] = Any, parse_weights
@@ -69,6 +69,10 @@ def _flag(name: str, default: object) -> inspect.Parameter:
 def _spelled(name: str) -> str:
     # An option that is repeated is a mapping of options.
     return "--" + name.removesuffix("s" if name in _MAPPINGS else "").replace("_", "-")
+
+
+def _is_of_texts(hint: Any) -> bool:
+    return typing.get_args(hint)[:1] == (str,)
 
 
 def _plain(hint: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mergekit_ot.graph.ir import ModelGraph
-from mergekit_ot.graph.layouts import IN, OUT
+from mergekit_ot.graph.layouts import IN, OUT, AxisLayout, resized_layout
 from mergekit_ot.graph.symmetry.signs import Sign
 from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.transport.coupling import Coupling
@@ -96,6 +96,8 @@ class Alignment:
         symmetries: Name of a symmetry → group key → the numbers on which its elements act, for those that a solver asks
             for (the order of neurons is no question).
         scaling: ``density``, or ``paper`` to average what reads neurons as well (no difference for permutations).
+        uncompared: Parameters that follow the couplings and are never compared between sources: heads of which each
+            source keeps its own, and what is kept from one source where others have another size.
 
     Example:
         >>> import torch
@@ -111,6 +113,7 @@ class Alignment:
     couplings: Mapping[str, tuple[Coupling | FamilyCoupling, ...]] = field(default_factory=dict)
     symmetries: Mapping[str, Mapping[str, Places]] = field(default_factory=dict)
     scaling: str = DENSITY
+    uncompared: frozenset[str] = frozenset()
 
     @property
     def signs(self) -> Mapping[str, Places]:
@@ -149,6 +152,13 @@ class Alignment:
             return Permutation.identity(self.target.groups[group].size)
         found = self.couplings[group][source]
         return found.members[pairs] if isinstance(found, FamilyCoupling) else found
+
+    def moved_layouts(self, source: int, parameter: str) -> tuple[AxisLayout, ...]:
+        """Returns the layouts that a source's parameter has in fused sizes; what stays in place keeps its own size."""
+        if parameter not in self.uncompared:
+            return self.target.layouts[parameter]
+        sizes = {key: group.size for key, group in self.target.groups.items()}
+        return tuple(resized_layout(layout, sizes) for layout in self.graphs[source].layouts[parameter])
 
     def role(self, source: int, parameter: str, axis: int, group: str | None) -> str:
         """Returns how a group's neurons on an axis are transported: ``OUT`` is averaged, ``IN`` is split."""

@@ -84,7 +84,12 @@ def compare_repair(
         predictions.add(outputs, inputs)
         for place in range(len(outputs[0])):
             each = [of_model[place] for of_model in outputs]
-            goal = torch.stack([w * x for w, x in zip(model_weights, each[2:], strict=True)]).sum(0)
+            goal = _ensemble(each[2:], model_weights, each[0])
+            if goal is None:
+                return None
+            # Heads of other sizes than the fused one's are no results to compare it with.
+            sums = sums if all(of_source.shape == goal.shape for of_source in each[2:]) else sums[:2]
+            each = each[: len(sums)]
             spread.add(place, goal)
             for of_model, own in zip(sums, each, strict=True):
                 of_model.add(own, goal)
@@ -115,12 +120,29 @@ def _surely_nearer(sources: Sequence[Float[Tensor, " n"]], result: Float[Tensor,
         sources: Distance of each source from the ensemble, sample by sample.
         result: That of the result.
     """
+    if len(sources) < 2 or len(result) < _TELLING:
+        return None
     nearest = min(range(len(sources)), key=lambda number: float(sources[number].mean()))
     gains = result - sources[nearest]
-    if len(sources) < 2 or len(gains) < _TELLING:
-        return None
     error = float(gains.std()) / len(gains) ** 0.5
     return nearest if float(gains.mean()) > _SURE * error else None
+
+
+def _ensemble(outputs: Sequence[Tensor], model_weights: Sequence[float], like: Tensor) -> Tensor | None:
+    """Returns what the sources make together, as the fused network makes it.
+
+    It is the mean; where the fused network has the heads of all, their outputs beside each other; where it keeps one
+    head, the mean over the sources with as many outputs, None where no source has.
+    """
+    alike = [(weight, each) for weight, each in zip(model_weights, outputs, strict=True) if each.shape == like.shape]
+    if len(alike) == len(outputs):
+        return torch.stack([weight * each for weight, each in alike]).sum(0)
+    for axis in range(like.ndim):
+        others = [[*each.shape[:axis], *each.shape[axis + 1 :]] for each in (like, *outputs)]
+        if all(each == others[0] for each in others) and sum(x.shape[axis] for x in outputs) == like.shape[axis]:
+            return torch.cat(list(outputs), axis)
+    total = sum(weight for weight, _ in alike)
+    return torch.stack([weight / total * each for weight, each in alike]).sum(0) if total > 0 else None
 
 
 class _Predictions:
@@ -141,6 +163,8 @@ class _Predictions:
             return
         axis = axis_of_classes(outputs[0][0].shape, inputs)
         self.are_classes &= outputs[0][0].shape[axis] > 1
+        # Heads of several sizes give other classes.
+        self.are_classes &= all(of_model[0].shape == outputs[0][0].shape for of_model in outputs)
         self.are_of_steps |= axis == -1
         if not self.are_classes:
             return

@@ -108,12 +108,14 @@ class RepairComparison:
     @property
     def sentence(self) -> str:
         """What was measured, in words."""
-        nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
-        return (
+        said = (
             f"Distance from the ensemble of the sources on {self.held_out:,} held-out calibration inputs: "
-            f"{self._beside(self.repaired, self.unrepaired)}; {self.sources[nearest]} for the nearest "
-            f"source (number {nearest + 1}).{self._of_predictions}"
+            f"{self._beside(self.repaired, self.unrepaired)}"
         )
+        if not self.sources:
+            return f"{said}."
+        nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
+        return f"{said}; {self.sources[nearest]} for the nearest source (number {nearest + 1}).{self._of_predictions}"
 
     def _beside(self, repaired: object, unrepaired: object) -> str:
         if self.repair == NO_REPAIR:

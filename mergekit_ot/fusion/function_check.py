@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from mergekit_ot.errors import ResultError
 from mergekit_ot.fusion.alignment import Alignment, FamilyCoupling
 from mergekit_ot.fusion.moving import MovedState
+from mergekit_ot.fusion.own_heads import CopyRunners
 from mergekit_ot.fusion.repair import AlignedModels
-from mergekit_ot.fusion.running import Inputs, Runner, State, difference
+from mergekit_ot.fusion.running import Inputs, Runner, State, difference, remarks_on
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.graph.ir import AxisSlot
 from mergekit_ot.storage.limits import CHECK_BYTES
@@ -152,7 +153,8 @@ class _Guard:
         self.models, self.alignment, self.inputs = models, models.alignment, inputs
         self.template, self.seed = template, seed
         # Built once for the copies of all sources, and for the sources of the same architecture.
-        self.fused = Runner(models.target, inputs)
+        self.copies = CopyRunners(models.target, inputs, self.alignment)
+        self.fused = self.copies.fused
 
     def has_changed(self, number: int) -> bool:
         """Whether the aligned copy of a source may be another network: neurons moved, or the architecture differs."""
@@ -176,8 +178,9 @@ class _Guard:
         source = self.models.given[number]
         own, state = self.fused if self._is_as_fused(number) else Runner(source, self.inputs), source.state
         aligned = self._moved(state, number)
-        outputs, others = own.outputs(state), self.fused.outputs(aligned)
-        error, remarks = difference(outputs, others), tuple(_remarks(source.name, outputs))
+        fused = self.copies.of(number)
+        outputs, others = own.outputs(state), fused.outputs(aligned)
+        error, remarks = difference(outputs, others), tuple(remarks_on(source.name, outputs))
         is_exact = self.alignment.is_function_preserving(number)
         noise = "" if error <= REFUSED else self._explained(own, state, number, error)
         moved = self._moved_groups(number)
@@ -187,7 +190,7 @@ class _Guard:
         again = 0.0
         if filled and all(bool(torch.isfinite(each).all()) for each in outputs):
             aligned = self._moved(whole, number)
-            others = self.fused.outputs(aligned)
+            others = fused.outputs(aligned)
             again = difference(outputs, others)
             if not again <= REFUSED:
                 noise = self._explained(own, whole, number, again, next(iter(filled)))
@@ -195,7 +198,7 @@ class _Guard:
             error=error,
             is_coupled=bool(self.alignment.couplings),
             has_moved=bool(moved),
-            is_telling=bool(moved) and self._is_telling(aligned, others, moved, max(error, again)),
+            is_telling=bool(moved) and self._is_telling(fused, aligned, others, moved, max(error, again)),
             is_exact=is_exact,
             filled=tuple(name for name in filled if self.template[name].ndim > 1),
             filled_error=again,
@@ -229,7 +232,7 @@ class _Guard:
         if not is_exact and error < float("inf"):
             return ""
         moved = dict(self._moved(state, number))
-        noise = own.noise(state, self.fused, moved) if is_exact else None
+        noise = own.noise(state, self.copies.of(number), moved) if is_exact else None
         if noise is not None:
             in_double = noise.error_in_double
             least = in_double if in_double < float("inf") else error
@@ -262,7 +265,9 @@ class _Guard:
                 filled[name] = values.to(tensor.dtype)
         return {**filled, **{alias: filled[name] for alias, name in graph.aliases.items() if name in filled}}
 
-    def _is_telling(self, aligned: MovedState, outputs: list[Tensor], moved: list[str], error: float) -> bool:
+    def _is_telling(
+        self, fused: Runner, aligned: MovedState, outputs: list[Tensor], moved: list[str], error: float
+    ) -> bool:
         """Whether the outputs change when one place of each group that moved is put into another order."""
         wrong: dict[str, Tensor] = {}
         aliases = self.alignment.target.aliases
@@ -272,7 +277,7 @@ class _Guard:
             for name in aligned:
                 if slot is not None and aliases.get(name, name) == slot.parameter:
                     wrong[name] = (wrong[name] if name in wrong else aligned[name]).flip(slot.axis)
-        found = self.fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
+        found = fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
         return not difference(outputs, found) <= max(_TELLING * error, _LEAST_TELLING)
 
 
@@ -297,18 +302,3 @@ def _reader(alignment: Alignment, key: str) -> AxisSlot | None:
     members = list(alignment.target.groups[key].places.values())
     readers = [slot for slot in members if slot.is_reader]
     return (readers or members)[-1] if len(members) > 1 else None
-
-
-def _remarks(name: str, outputs: list[Tensor]) -> Iterator[str]:
-    if not outputs:
-        yield (
-            f"The output of '{name}' holds no floating-point tensor, so nothing shows whether the aligned source "
-            "computes the same. Give a model whose forward returns tensors (in tuples, lists or mappings)."
-        )
-    bad = sum(int((~torch.isfinite(each)).sum()) for each in outputs)
-    if bad:
-        count = sum(each.numel() for each in outputs)
-        yield (
-            f"'{name}' itself computes NaN or infinity at the example inputs ({bad} of {count} outputs), though its "
-            "weights are finite: only the other outputs were compared. Give inputs as the network expects them."
-        )

@@ -13,6 +13,8 @@ from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
 from mergekit_ot.fusion.fallback import chosen, judged
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
+from mergekit_ot.fusion.heads import heads_note, joined_head
+from mergekit_ot.fusion.layer_rules import kept_notes
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
 from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
@@ -42,7 +44,7 @@ class FusionRun:
             key for key, group in graph.groups.items() if group.pin is None and set(self.models.sizes(key)) != {1}
         )
         self.plan = build_plan(graph, self.groups, solver.max_sweeps, solver.start)
-        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling)
+        self.alignment = Alignment(self.models.graphs, graph, scaling=solver.scaling, uncompared=self.models.uncompared)
         self.tensors = SourceTensors(self.models.sources, setup.device)
         self.writer = writer
         self.template = template_of(self.models.target, self.models.sources)
@@ -59,6 +61,10 @@ class FusionRun:
         self.reports: dict[str, GroupReport] = {}
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = list(setup.notes)
+        self.notes += kept_notes(self.models.rules, [source.name for source in self.models.sources])
+        if self.models.heads:
+            names = [source.name for source in self.models.sources]
+            self.notes.append(heads_note(names, self.models.graphs, self.models.heads))
         self.comparison: RepairComparison | None = None
         self.alone: int | None = None
         self.grams: ResponseGrams | None = None
@@ -76,7 +82,7 @@ class FusionRun:
         self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
         self._plan_rotations()
         self.start = self.alignment
-        if self.methods.measure.needs_data:
+        if self.methods.needs_data:
             states = [dict(source.state) for source in self.models.sources]
             self.grams = ResponseGrams(self.models.graphs, states, sorted(self.groups), len(setup.batches))
             for inputs in setup.batches:
@@ -112,7 +118,10 @@ class FusionRun:
 
     def _aligned_models(self) -> AlignedModels:
         models = self.models
-        return AlignedModels(models.target, models.sources, self.alignment, models.normal, models.originals)
+        kept, joined = frozenset(models.rules.kept), frozenset(models.heads)
+        return AlignedModels(
+            models.target, models.sources, self.alignment, models.normal, models.originals, kept, joined
+        )
 
     def aligned_alone(self) -> FusionRun:
         """Returns the run with its alignment, and with nothing averaged: for an average that was made without it."""
@@ -193,10 +202,17 @@ class FusionRun:
         """Transports, averages and writes parameters whose every axis is aligned."""
         for name in names:
             dtype = self.models.sources[0].state.dtype(name)
-            tensor = self.tensors.fused(name, alignment, self.setup.model_weights).to("cpu", dtype)
+            tensor = self._fused(name, alignment).to("cpu", dtype)
             for spelling in self._spellings(name):
                 self.mean.write(spelling, tensor)
             self.completed.add(name)
+
+    def _fused(self, name: str, alignment: Alignment) -> Tensor:
+        """Returns a fused parameter: a mean with the weights that hold for it, or the heads of all sources."""
+        axis = self.models.heads.get(name)
+        if axis is not None:
+            return joined_head(name, axis, self.tensors.read, alignment)
+        return self.tensors.fused(name, alignment, self.models.rules.weights_of(name, self.setup.model_weights))
 
     def _spellings(self, name: str) -> list[str]:
         """Returns all names of a parameter in the state dict: several where it is tied."""
@@ -209,7 +225,9 @@ class FusionRun:
         for name, tensor in self.template.items():
             if aliases.get(name, name) in self.completed:
                 continue
-            fitting = (s.state for s in sources if name in s.state and s.state.shape(name) == tensor.shape)
+            kept = self.models.rules.kept.get(name)
+            ordered = sources if kept is None else (sources[kept], *sources)
+            fitting = (s.state for s in ordered if name in s.state and s.state.shape(name) == tensor.shape)
             state = next(fitting, None)
             self.mean.write(name, (tensor if state is None else state.read(name)).detach().clone())
         self.mean.close()

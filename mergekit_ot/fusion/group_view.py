@@ -239,8 +239,9 @@ class GroupView:
         graph = self.alignment.graphs[source]
         names = dict.fromkeys(slot.parameter for slot in graph.groups[self.group].members)
         for name in names:
-            # Running statistics say where the data lie, not what a neuron is; they follow the coupling only.
-            if name not in graph.buffers:
+            # Running statistics say where the data lie, not what a neuron is; they follow the coupling only, as heads
+            # of other classes do.
+            if name not in graph.buffers and name not in self.alignment.uncompared:
                 for block in real_blocks_of(self.read(source, name), graph.layouts[name]):
                     if places_of(block, self.group):
                         yield name, block

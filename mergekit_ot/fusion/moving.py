@@ -176,11 +176,12 @@ def moved_parameter(tensor: Tensor, name: str, alignment: Alignment, source: int
     if not (tensor.is_floating_point() or tensor.is_complex()):
         moved = moved_parameter(tensor.double(), name, alignment, source)
         return moved > 0 if tensor.dtype is torch.bool else moved.round().to(tensor.dtype)
-    blocks, shape = blocks_of(tensor, alignment.graphs[source].layouts[name]), fused_shape(alignment.target, name)
+    layouts = alignment.moved_layouts(source, name)
+    blocks, shape = blocks_of(tensor, alignment.graphs[source].layouts[name]), tuple(map(layout_size, layouts))
     if len(blocks) == 1:
         return transport_block(blocks[0], name, alignment, source).reshape(shape)
     result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    for old, new in zip(blocks, blocks_of(result, alignment.target.layouts[name]), strict=True):
+    for old, new in zip(blocks, blocks_of(result, layouts), strict=True):
         new.view.copy_(transport_block(old, name, alignment, source))
     return result
 

@@ -51,7 +51,7 @@ class FusionOptions:
         solver: Name of a registered solver.
         solver_options: Its options by name.
         measure: What a neuron is seen by; None takes the solver's own choice.
-        model_weights: One per source, non-negative, summing to one; None means equal weights.
+        model_weights: One per source, non-negative; they are divided by their sum. None means equal weights.
         calibration_size: Samples of the calibration data used at most; of a language model, a sample is a sequence.
         calibration_tokens: Tokens of the calibration data used at most, in whole sequences; None sets no limit but
             `calibration_size`. Where both are given, the one that takes fewer sequences counts.
@@ -70,6 +70,10 @@ class FusionOptions:
         trace_operations: Calls into torch after which tracing is stopped; None means the default.
         executor: Name of a registered executor.
         threads: Threads that torch uses; None gives each piece of work as many as it is worth.
+        keep: Parameters that come from one source as they are: ``GLOB``, or ``GLOB=SOURCE`` with a number or a name.
+        head: ``one``, or ``both`` where the fused model gets the heads of all sources (`MultiHead`).
+        layers: Rules for single layers: mappings with ``parameters`` (a GLOB), and ``keep`` (a source), ``weights``
+            (one per source, a number or a list over depth), or ``solver`` and ``measure`` (names).
 
     Raises:
         RecipeError: A value has another type than its field, or is below or above what means anything.
@@ -82,7 +86,9 @@ class FusionOptions:
     solver: str = choice("wb", "Solver; 'mergeot plugins' lists them.", "NAME", ("fuse", "align"))
     solver_options: dict[str, Any] = choice(dict, "An option of the solver; repeatable.", "KEY=VALUE", _ALL)
     measure: str | None = choice(None, "What a neuron is seen by: weights, activations …", "NAME", _ALL)
-    model_weights: tuple[float, ...] | None = choice(None, "One per model, summing to one. Default: equal.", "0.5,0.5")
+    model_weights: tuple[float, ...] | None = choice(
+        None, "One per model, divided by their sum. Default: equal.", "0.5,0.5"
+    )
     calibration_size: Annotated[int, Ge(1)] = choice(
         MOST_SAMPLES,
         "Calibration inputs taken from --data; of a language model, whole sequences. Default: 2000.",
@@ -135,6 +141,15 @@ class FusionOptions:
     threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = choice(
         None, "Threads to compute with. Default: one for small networks, up to all cores for large ones.", "N", _ALL
     )
+    keep: tuple[str, ...] = choice(
+        (),
+        "Parameters that come from one model as they are (a number or name; the --target by default); repeatable.",
+        "GLOB[=MODEL]",
+    )
+    head: str = choice("one", "Heads of the fused model: one, or those of all models (both). Default: one.", "one|both")
+    layers: tuple[dict[str, Any], ...] = choice(
+        (), "Rules for single layers: parameters, and keep, weights, solver or measure.", "", ()
+    )
 
     def __post_init__(self) -> None:
         for name, check in _checks().items():
@@ -149,6 +164,8 @@ def _as_declared(name: str, value: Any) -> Any:
     """Returns a value with what other libraries hold as numbers, tuples and dicts made that."""
     if name == "model_weights" and isinstance(value, Iterable) and not isinstance(value, str):
         return tuple(weight if isinstance(weight, bool | str) else _number(weight) for weight in value)
+    if name in ("keep", "layers") and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        return tuple(value)
     if isinstance(value, Mapping):
         return dict(value)
     return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)

@@ -15,6 +15,7 @@ from mergekit_ot.fusion.comparing import compare_repair
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.moving import transport_values
 from mergekit_ot.fusion.normal_states import NormalStates, NormalStore
+from mergekit_ot.fusion.own_heads import with_sizes
 from mergekit_ot.fusion.predictions import Aim
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.written import ResultCheck
@@ -82,6 +83,10 @@ class RepairContext:
         progress: Called with (steps done, steps in all, what is done).
         note: Called with a sentence that the user of the fusion is told.
         aim: What the results are brought near to, as the repair itself decided (`AbstractRepair.aim`).
+        kept: Parameters that the user keeps from one source: the host puts them back, whatever a repair makes of them,
+            and what they make may have other sizes in other sources.
+        joined: Parameters that hold the heads of all sources, in their order: what they make is what the sources make,
+            side by side.
 
     Example:
         >>> import torch
@@ -103,6 +108,8 @@ class RepairContext:
     progress: Progress | None = None
     note: Notify | None = None
     aim: Aim = Aim.OUTPUTS
+    kept: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,8 @@ class AlignedModels:
         alignment: The couplings.
         normal: How the sources' states were rewritten into their normal forms; None where they were not.
         originals: The sources as they were given, where they were rewritten.
+        kept: Parameters that come from one source as they are.
+        joined: Parameters that hold the heads of all sources.
     """
 
     target: SourceModel
@@ -122,6 +131,15 @@ class AlignedModels:
     alignment: Alignment
     normal: NormalStates | None = None
     originals: tuple[SourceModel, ...] = ()
+    kept: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
+
+    def instance(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Returns a network of the fused architecture that holds a state; one with heads of the sizes that it has."""
+        shapes, uncompared = self.target.architecture.shapes, sorted(self.alignment.uncompared)
+        sizes = {name: tuple(state[name].shape) for name in uncompared if state[name].shape != shapes[name].shape}
+        model = with_sizes(self.target, sizes, self.alignment.target.aliases) if sizes else self.target
+        return model.instance(state)
 
     @property
     def given(self) -> tuple[SourceModel, ...]:
@@ -152,7 +170,7 @@ def repair_context(
         for number, (source, graph) in enumerate(zip(models.sources, graphs, strict=True))
     ]
     return RepairContext(
-        instance=models.target.instance,
+        instance=models.instance,
         fused=fused,
         aligned=tuple(aligned),
         model_weights=tuple(model_weights),
@@ -161,6 +179,8 @@ def repair_context(
         sources=tuple(sources),
         progress=progress,
         note=note,
+        kept=models.kept,
+        joined=models.joined,
     )
 
 
@@ -232,6 +252,9 @@ def repaired_unless_worse(
     with blaming(repair, f"Repair '{name}'"):
         context = replace(context, aim=repair.aim(context))
         state = dict(repair.repair(context))
+    aliases = models.alignment.target.aliases
+    # Whatever a repair makes of them, what the user keeps stays.
+    state |= {name: context.fused[name] for name in state if aliases.get(name, name) in models.kept}
     ResultCheck(template, models.sources, f"repair '{name}'").state(state)
     held_out = list(held_out)
     if not held_out:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.function_check import FunctionCheck
+from mergekit_ot.fusion.heads import MultiHead, head_sizes
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.networks import DeferredField, FusedNetworks
 from mergekit_ot.fusion.options import FusionOptions
@@ -117,9 +119,30 @@ class FusionResult:
     def models(self) -> AlignedModels:
         """The networks and their alignment, in the form in which they were aligned."""
         traced = self.networks.traced if self.networks is not None and self.networks.is_traced else None
-        if traced is None or traced.normal is None:
+        if traced is None:
             return AlignedModels(self.target, self.sources, self.alignment)
-        return AlignedModels(traced.target, traced.sources, self.alignment, traced.normal, traced.originals)
+        target, sources = (traced.target, traced.sources) if traced.normal is not None else (self.target, self.sources)
+        kept, joined = frozenset(traced.rules.kept), frozenset(traced.heads)
+        return AlignedModels(target, sources, self.alignment, traced.normal, traced.originals, kept, joined)
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """Outputs of the head of each source, where the fused model has the heads of all; empty where it has one."""
+        traced = self.networks.traced if self.networks is not None and self.networks.is_traced else None
+        return () if traced is None or not traced.heads else head_sizes(traced.graphs, traced.heads)
+
+    def multi_head(self, axis: int = 1) -> MultiHead:
+        """Returns the fused model with one output per source, where it has the heads of all (``head="both"``).
+
+        Args:
+            axis: The axis of the network's output along which classes stand.
+
+        Raises:
+            RecipeError: It has one head.
+        """
+        if not self.head_sizes:
+            raise RecipeError("The fused model has one head. Fuse with head='both'.")
+        return MultiHead(self.model(), self.state, self.head_sizes, axis).eval()
 
     def repair_context(
         self,

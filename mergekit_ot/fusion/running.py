@@ -176,3 +176,19 @@ def difference(ours: Sequence[Tensor] | None, theirs: Sequence[Tensor] | None) -
         found = float(apart.max()) / scale if apart.numel() else 0.0
         worst = max(worst, found if found == found else float("inf"))
     return worst
+
+
+def remarks_on(name: str, outputs: Sequence[Tensor]) -> Iterator[str]:
+    """Yields sentences on outputs of a source that cannot be compared."""
+    if not outputs:
+        yield (
+            f"The output of '{name}' holds no floating-point tensor, so nothing shows whether the aligned source "
+            "computes the same. Give a model whose forward returns tensors (in tuples, lists or mappings)."
+        )
+    bad = sum(int((~torch.isfinite(each)).sum()) for each in outputs)
+    if bad:
+        count = sum(each.numel() for each in outputs)
+        yield (
+            f"'{name}' itself computes NaN or infinity at the example inputs ({bad} of {count} outputs), though its "
+            "weights are finite: only the other outputs were compared. Give inputs as the network expects them."
+        )

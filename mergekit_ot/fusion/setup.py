@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_ot.errors import RecipeError, reason_of
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.options import FusionOptions
@@ -24,6 +25,7 @@ from mergekit_ot.threads import multiplications_of_run
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 _SEEDS = 2**63
+NO_RULES = LayerRules()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,21 @@ class FusionInputs:
 
 
 @dataclass(frozen=True)
+class MethodsOfLayers:
+    """How the neurons are coupled that some layers make.
+
+    Attributes:
+        names: The parameters of the layers.
+        solver: What couples them; None for that of the fusion.
+        measure: What they are seen by; None for that of the fusion.
+    """
+
+    names: frozenset[str]
+    solver: AbstractBarycenterSolver | None = None
+    measure: AbstractNodeMeasure | None = None
+
+
+@dataclass(frozen=True)
 class FusionMethods:
     """How a fusion goes: everything that a plugin may bring, built.
 
@@ -65,6 +82,7 @@ class FusionMethods:
         repair: What is done after the couplings, or None.
         refinement: The solver that sweeps on from the couplings found, or None.
         symmetries: What may be done to neurons; those that a solver asks for are looked for.
+        of_layers: What holds for the neurons that some layers make.
     """
 
     solver: AbstractBarycenterSolver
@@ -73,6 +91,25 @@ class FusionMethods:
     repair: AbstractRepair | None = None
     refinement: AbstractBarycenterSolver | None = None
     symmetries: tuple[AbstractSymmetry, ...] = ()
+    of_layers: tuple[MethodsOfLayers, ...] = ()
+
+    def of_step(self, makers: Collection[str]) -> tuple[AbstractBarycenterSolver, AbstractNodeMeasure]:
+        """Returns the solver and the measure of neurons; of two rules for one layer, the last counts.
+
+        Args:
+            makers: The parameters that make the neurons.
+        """
+        solver, measure = self.solver, self.measure
+        for own in self.of_layers:
+            if own.names & set(makers):
+                solver, measure = own.solver or solver, own.measure or measure
+        return solver, measure
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a measure looks at responses to calibration data."""
+        measures = (self.measure, *(own.measure for own in self.of_layers))
+        return any(measure.needs_data for measure in measures if measure is not None)
 
     @property
     def solvers(self) -> tuple[AbstractBarycenterSolver, ...]:
@@ -101,6 +138,7 @@ class FusionSetup:
         notes: What the user should know about the sources and the calibration data.
         needs_no_graph: Whether the fusion can be made without a graph.
         data: The calibration data as they were given, for what only some networks need.
+        rules: What holds for single parameters.
     """
 
     networks: FusedNetworks
@@ -115,6 +153,7 @@ class FusionSetup:
     notes: tuple[str, ...] = ()
     needs_no_graph: bool = False
     data: Iterable[Any] | None = None
+    rules: LayerRules = NO_RULES
 
     @property
     def models(self) -> TracedModels:
@@ -130,24 +169,6 @@ class FusionSetup:
         groups = self.models.target_graph.groups.values() if self.methods.solver.max_sweeps else ()
         steps = parameters * max((group.size for group in groups), default=0)
         return max(steps, sum(multiplications_of_run(parameters, inputs) for inputs in batches))
-
-
-def checked_weights(model_weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """Returns one weight per source; zero is a weight like any other.
-
-    Raises:
-        RecipeError: The weights are negative, too many or few, or do not sum to one.
-    """
-    if model_weights is None:
-        return tuple(1.0 / count for _ in range(count))
-    weights = tuple(float(weight) for weight in model_weights)
-    if len(weights) != count:
-        raise RecipeError(f"There are {len(weights)} model weights for {count} models. Give one weight per model.")
-    if any(not weight >= 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
-        raise RecipeError(
-            f"The model weights {list(weights)} must be non-negative and sum to one, not {sum(weights):g}."
-        )
-    return weights
 
 
 def checked_device(name: str) -> torch.device:

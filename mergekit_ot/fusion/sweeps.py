@@ -11,6 +11,7 @@ from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, are_same
 from mergekit_ot.fusion.executor import TaskQueue
 from mergekit_ot.fusion.families import identity_family
+from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
@@ -200,12 +201,13 @@ class AlignmentRun:
     def _task(self, number: int, scope: Scope) -> StepTask:
         step, graphs = self.plan.steps[number], self.alignment.graphs
         grams = self.material.grams
+        solver, measure = self._methods_of(step)
         return StepTask(
             number=number,
             groups=step.groups,
             scope=scope,
-            solver=self.solver,
-            measure=self.setup.methods.measure,
+            solver=solver,
+            measure=measure,
             alignment=replace(
                 self.alignment,
                 graphs=tuple(self._outline(graph) for graph in graphs),
@@ -219,10 +221,18 @@ class AlignmentRun:
             **self._remembered(step, scope),
         )
 
+    def _methods_of(self, step: Step) -> tuple[AbstractBarycenterSolver, AbstractNodeMeasure]:
+        """Returns what couples the neurons of a step, and what they are seen by; a refinement has its own ways."""
+        methods = self.setup.methods
+        if not methods.of_layers or self.solver is not methods.solver:
+            return self.solver, methods.measure
+        members = (slot for key in step.groups for slot in self.alignment.target.groups[key].members)
+        return methods.of_step({slot.parameter for slot in members if not slot.is_reader})
+
     def _remembered(self, step: Step, scope: Scope) -> dict[str, Any]:
         """Returns what the last visit of a step left: products, and its solution where all is as it was then."""
         couplings = self.alignment.couplings
-        own = set(step.groups) if self.solver.is_settled else set()
+        own = set(step.groups) if self._methods_of(step)[0].is_settled else set()
         inputs = tuple(couplings.get(key) for key in self._beside(step) if key not in own)
         last, visit = self._visits.get(step.number), _Visit(scope, inputs)
         self._visits[step.number] = visit

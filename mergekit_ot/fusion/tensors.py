@@ -96,7 +96,7 @@ def presence_of(name: str, alignment: Alignment, source: int, like: Tensor) -> T
     if not present:
         return None
     result = torch.ones_like(like.real)
-    for block in blocks_of(result, alignment.target.layouts[name]):
+    for block in blocks_of(result, alignment.moved_layouts(source, name)):
         _clear_absent(block, present)
     return result
 
@@ -161,7 +161,7 @@ def spread_of(
     counting = [source for source, weight in enumerate(model_weights) if weight > 0]
     apart, moment, nothing = 0.0, 0.0, torch.empty(0)
     for name in alignment.target.layouts if names is None else names:
-        if name in alignment.target.buffers:
+        if name in alignment.target.buffers or name in alignment.uncompared:
             continue
         if any(_presence_by_axis(name, alignment, source, nothing) for source in range(len(model_weights))):
             return None

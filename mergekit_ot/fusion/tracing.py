@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.heads import check_heads, head_parameters, with_all_heads
+from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.normal_states import NormalStates
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.trace_memory import TraceMemory
 from mergekit_ot.graph.capture.description import ModuleDescription, described_module
 from mergekit_ot.graph.ir import ModelGraph
+from mergekit_ot.graph.mismatch import first_difference
 from mergekit_ot.graph.pinning import pinned, refuted_groups
 
 
@@ -87,6 +90,10 @@ class TracedModels:
         target_graph: Its graph.
         normal: How the states were rewritten into their normal forms; None where they are as they were given.
         originals: The sources as they were given, where they were rewritten.
+        rules: What holds for single parameters, by the names that describe them.
+        uncompared: Parameters that are never compared: heads of all sources, and what is kept and differs in size.
+        heads: Parameter that makes outputs → the axis along which those of all sources stand beside each other; empty
+            where the fused model has one head.
     """
 
     sources: tuple[SourceModel, ...]
@@ -95,17 +102,31 @@ class TracedModels:
     target_graph: ModelGraph
     normal: NormalStates | None = None
     originals: tuple[SourceModel, ...] = ()
+    rules: LayerRules = field(default_factory=LayerRules)
+    uncompared: frozenset[str] = frozenset()
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, key: str) -> list[int]:
         """Returns the number of neurons of a group in every source, and in the target last."""
         return [graph.groups[key].size for graph in (*self.graphs, self.target_graph)]
 
 
-def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | SourceModel, tracer: Tracer) -> TracedModels:
+def trace_all(
+    sources: tuple[SourceModel, ...],
+    target: int | nn.Module | SourceModel,
+    tracer: Tracer,
+    rules: LayerRules | None = None,
+) -> TracedModels:
     """Returns all sources and the target, each with its graph.
 
+    Args:
+        sources: In the user's order.
+        target: Whose sizes the fused model takes.
+        tracer: Gives the graphs.
+        rules: What holds for single parameters.
+
     Raises:
-        RecipeError: The target is no source.
+        RecipeError: The target is no source; or what is kept from a source has other sizes than the target.
         GraphMismatchError: A source differs from the target by more than neuron counts.
         ArchitectureError: The target has a group without neurons.
     """
@@ -118,12 +139,48 @@ def trace_all(sources: tuple[SourceModel, ...], target: int | nn.Module | Source
         goal = SourceModel.of(target, "the target")
         goal_graph = tracer.graph_of(goal)
     goal_graph, *graphs = _all_pinned([goal_graph, *graphs])
+    rules = (rules or LayerRules()).described(goal_graph.aliases)
+    heads = head_parameters(goal_graph) if rules.has_all_heads else {}
+    if heads and isinstance(target, int):
+        goal = with_all_heads(goal, graphs, heads)
+        goal_graph, *_ = _all_pinned([tracer.graph_of(goal), *graphs])
     for source, graph in zip(sources, graphs, strict=True):
-        goal_graph.check_same_structure(graph, goal.name, source.name)
+        goal_graph.check_same_structure(graph, goal.name, source.name, {*rules.kept, *heads})
     for key, group in goal_graph.groups.items():
         if group.size < 1:
             raise ArchitectureError(f"Group '{key}' of the target has no neurons. Give it at least one.")
-    return TracedModels(sources, tuple(graphs), goal, goal_graph)
+    models = TracedModels(sources, tuple(graphs), goal, goal_graph)
+    return with_rules(models, rules, heads) if rules else models
+
+
+def with_rules(models: TracedModels, rules: LayerRules, heads: Mapping[str, int]) -> TracedModels:
+    """Returns networks with rules for single parameters.
+
+    Args:
+        models: The networks.
+        rules: By the names that describe parameters.
+        heads: The parameters of which all sources' are taken, and along which axis.
+
+    Raises:
+        RecipeError: What is kept from a source has other sizes than the target, or heads do not fit into it.
+    """
+    goal = models.target_graph
+    check_heads(goal, models.graphs, heads)
+    differing = set(heads)
+    for name, number in rules.kept.items():
+        if name in heads:
+            raise RecipeError(f"'{name}' is to be kept from one model, and --head both takes those of all. Drop one.")
+        graphs = models.graphs if name in goal.layouts else ()
+        differs = [first_difference(goal, graph, name) is not None for graph in graphs]
+        differing |= {name} if any(differs) else set()
+        if differs and differs[number]:
+            source, shapes = models.sources[number], models.target.architecture.shapes
+            raise RecipeError(
+                f"'{name}' is kept from '{source.name}', where it has shape {tuple(source.state.shape(name))}; the "
+                f"fused model takes the sizes of '{models.target.name}', where it has {tuple(shapes[name].shape)}. "
+                f"Take the sizes of the model that it is kept from: --target {number}."
+            )
+    return replace(models, rules=rules, uncompared=frozenset(differing), heads=heads)
 
 
 def _all_pinned(graphs: list[ModelGraph]) -> list[ModelGraph]:

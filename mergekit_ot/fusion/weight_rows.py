@@ -290,7 +290,8 @@ def _holds_any(name: str, alignment: Alignment) -> bool:
 
 
 def _parameters(alignment: Alignment) -> list[str]:
-    return [name for name in alignment.target.layouts if name not in alignment.target.buffers]
+    followers = alignment.target.buffers | alignment.uncompared
+    return [name for name in alignment.target.layouts if name not in followers]
 
 
 def _pairs(model_weights: Sequence[float]) -> Iterator[tuple[int, int]]:

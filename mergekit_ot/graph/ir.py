@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mergekit_ot.errors import GraphMismatchError
 from mergekit_ot.graph.axes.reasons import PinReason
 from mergekit_ot.graph.deferred import Deferred, defer_fields
-from mergekit_ot.graph.layouts import IN, AxisLayout, _shape_free, layout_text, leaf_groups
+from mergekit_ot.graph.layouts import IN, AxisLayout, leaf_groups
+from mergekit_ot.graph.mismatch import check_same_structure
 
 if TYPE_CHECKING:
     import networkx as nx
-
-_ONE_ARCHITECTURE = "Sources must share one architecture up to neuron counts: check --arch for each checkpoint."
 
 
 @dataclass(frozen=True)
@@ -204,43 +202,20 @@ class ModelGraph:
                     (readers if self.roles[parameter, axis, key] == IN else makers).add(key)
         return sorted(readers), sorted(makers)
 
-    def check_same_structure(self, other: ModelGraph, mine: str, theirs: str) -> None:
+    def check_same_structure(self, other: ModelGraph, mine: str, theirs: str, kept: Collection[str] = ()) -> None:
         """Checks that `other` differs from this graph by the sizes of free groups only.
+
+        Args:
+            other: Another graph.
+            mine: Name of the network of this graph, for the message.
+            theirs: Name of the other.
+            kept: Parameters that come from one network as they are: their axes that stay in place may differ.
 
         Raises:
             GraphMismatchError: Names the first parameter that differs.
         """
-        for name in self.layouts:
-            if name not in other.layouts:
-                raise GraphMismatchError(
-                    f"Parameter '{name}' of {mine} does not exist in {theirs}. {_ONE_ARCHITECTURE}"
-                )
-            axis = self._first_difference(other, name)
-            if axis is not None:
-                ours, others = layout_text(self.layouts[name][axis]), layout_text(other.layouts[name][axis])
-                raise GraphMismatchError(
-                    f"Axis {axis} of parameter '{name}' is {ours} in {mine} but {others} in {theirs}."
-                    f"{self._why_not_resized(name, axis)} {_ONE_ARCHITECTURE}"
-                )
-        for name in other.layouts:
-            if name not in self.layouts:
-                raise GraphMismatchError(
-                    f"Parameter '{name}' of {theirs} does not exist in {mine}. {_ONE_ARCHITECTURE}"
-                )
-
-    def _first_difference(self, other: ModelGraph, name: str) -> int | None:
-        """Returns the first axis of a parameter on which the graphs differ by more than the sizes of free groups."""
-        ours, others = self.layouts[name], other.layouts[name]
-        for axis, (layout, theirs) in enumerate(zip(ours, others, strict=False)):
-            if len(ours) != len(others) or _shape_free(layout) != _shape_free(theirs):
-                return axis
-        return None
-
-    def _why_not_resized(self, name: str, axis: int) -> str:
-        """Returns a sentence on the pin of an axis; nothing where it has none."""
-        pins = (group.pin for group in self.pinned_groups.values() if (name, axis, group.key) in self.roles)
-        first = next(pins, None)
-        return "" if first is None else f" It cannot be resized: {first}."
+        if self is not other:
+            check_same_structure(self, other, mine, theirs, kept)
 
 
 def _no_operations() -> nx.DiGraph:

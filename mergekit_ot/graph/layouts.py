@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 OUT = "OUT"
@@ -132,6 +132,24 @@ def fixed_layout(layout: AxisLayout, keys: Collection[str]) -> AxisLayout:
     return options[0] if all(isinstance(option, Fixed) for option in options) else Choice(layout.number, options)
 
 
+def resized_layout(layout: AxisLayout, sizes: Mapping[str, int]) -> AxisLayout:
+    """Returns a layout whose groups have other sizes; what stays in place keeps its own.
+
+    Example:
+        >>> resized_layout(Factors((Neurons("conv2.weight:0", 8), Fixed(16))), {"conv2.weight:0": 6})
+        Factors(parts=(Neurons(group='conv2.weight:0', size=6), Fixed(size=16)))
+    """
+    if isinstance(layout, Neurons):
+        return Neurons(layout.group, sizes[layout.group])
+    if isinstance(layout, Fixed):
+        return layout
+    if isinstance(layout, Factors):
+        return Factors(tuple(resized_layout(part, sizes) for part in layout.parts))
+    if isinstance(layout, Blocks):
+        return Blocks(layout.number, tuple(resized_layout(part, sizes) for part in layout.parts))
+    return Choice(layout.number, tuple(resized_layout(option, sizes) for option in layout.options))
+
+
 def layout_text(layout: AxisLayout) -> str:
     """Returns a layout in the notation of the documentation.
 
@@ -165,12 +183,18 @@ def leaf_groups(layout: AxisLayout) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(map(leaf_groups, inner))))
 
 
-def _shape_free(layout: AxisLayout) -> object:
+def shape_free(layout: AxisLayout) -> object:
+    """Returns what two layouts share that differ by the sizes of groups alone.
+
+    Example:
+        >>> shape_free(Neurons("fc1.weight:0", 8)) == shape_free(Neurons("fc1.weight:0", 6))
+        True
+    """
     if isinstance(layout, Neurons):
         return layout.group
     if isinstance(layout, Fixed):
         return ("fixed", layout.size)
     if isinstance(layout, Choice):
-        return ("choice", tuple(map(_shape_free, layout.options)))
+        return ("choice", tuple(map(shape_free, layout.options)))
     kind = "factors" if isinstance(layout, Factors) else "blocks"
-    return (kind, tuple(map(_shape_free, layout.parts)))
+    return (kind, tuple(map(shape_free, layout.parts)))

@@ -9,9 +9,11 @@ from typing import Any
 
 from mergekit_ot.errors import PluginError, RecipeError, blaming, unknown_name
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AbstractRepair
+from mergekit_ot.fusion.setup import FusionMethods, MethodsOfLayers
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.transport.options import check_option, option_hints, read_number
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
@@ -131,6 +133,32 @@ def build(manager: PluginManager, kind: str, name: str) -> Any:
     registered = _kind_of(manager, kind, name)
     with blaming(registered, f"{kind.capitalize()} '{name}'"):
         return registered()
+
+
+def methods_of_layers(rules: LayerRules, methods: FusionMethods, manager: PluginManager) -> tuple[MethodsOfLayers, ...]:
+    """Returns the solvers and measures that rules name for the neurons of single layers.
+
+    Raises:
+        RecipeError: One is unknown, couples nothing, or moves tensors in another way than the solver of the fusion.
+    """
+    found = []
+    for rule in rules.methods:
+        if methods.solver.max_sweeps == 0:
+            raise RecipeError(f"The rule for layers '{rule.glob}' has no use: '{methods.solver.name}' couples nothing.")
+        solver = build_solver(rule.solver, {}, manager) if rule.solver else None
+        who = f"Solver '{rule.solver}', which the rule for layers '{rule.glob}' names,"
+        if solver is not None and solver.max_sweeps == 0:
+            raise RecipeError(
+                f"{who} couples nothing. Keep those layers from one model ('keep'), or leave the rule out."
+            )
+        if solver is not None and solver.scaling != methods.solver.scaling:
+            raise RecipeError(
+                f"{who} moves tensors by scaling '{solver.scaling}', and the fusion's '{methods.solver.name}' by "
+                f"'{methods.solver.scaling}'. One fusion has one."
+            )
+        measure = rule.measure or (solver.measure if solver is not None else "")
+        found.append(MethodsOfLayers(rule.names, solver, build(manager, "measure", measure) if measure else None))
+    return tuple(found)
 
 
 def _kind_of(manager: PluginManager, kind: str, name: str) -> type[Any]:

@@ -10,26 +10,35 @@ from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture, with_known
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.layer_rules import ONE, LayerRules, RuledNetworks, layer_rules
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.samples import with_limit
 from mergekit_ot.fusion.setup import (
+    NO_RULES,
     FusionInputs,
     FusionMethods,
     FusionSetup,
     checked_device,
     checked_seed,
-    checked_weights,
     trace_limits,
 )
+from mergekit_ot.fusion.shares import checked_weights, weights_note
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.standing import needs_no_graph
 from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
 from mergekit_ot.graph.capture.inputs import traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import build, build_refinement, build_repair, build_solver, checked_solver
+from mergekit_ot.hooks.methods import (
+    build,
+    build_refinement,
+    build_repair,
+    build_solver,
+    checked_solver,
+    methods_of_layers,
+)
 from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.hooks.traces import trace_memory
 from mergekit_ot.storage.kept import KeptRecords
@@ -72,11 +81,13 @@ def prepare(
     methods = _methods(options, manager, given or GivenMethods())
     for source in sources:
         source.check_state()
+    target = _target(inputs, known)
+    rules = _rules(options, sources, target)
+    methods = replace(methods, of_layers=methods_of_layers(rules, methods, manager))
     data, examples = _data(inputs, options, methods, sources[0])
     sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
-    target = _target(inputs, known)
-    goal = target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
+    goal = _goal(target, sources)
 
     def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
         # Few networks ask anything, and what runs them takes time to import.
@@ -87,7 +98,7 @@ def prepare(
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
         tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
-        traced_models = trace_all(sources, target, tracer)
+        traced_models = trace_all(sources, target, tracer, rules)
         if not methods.uses_rotations:
             return traced_models
         # Most solvers do not ask for it, and what proves a normal form takes time to import.
@@ -106,9 +117,10 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=(*notes, *data.notes),
+        notes=(*weights_note(options.model_weights, weights), *notes, *data.notes),
         data=inputs.data,
-        needs_no_graph=needs_no_graph(sources, target, methods, options, weights),
+        rules=rules,
+        needs_no_graph=not rules and needs_no_graph(sources, target, methods, options, weights),
     )
     if not setup.needs_no_graph:
         setup.networks.trace()
@@ -127,6 +139,22 @@ def _target(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> int | 
         return inputs.target
     target = SourceModel.of(inputs.target, "the target")
     return target.of_known(with_known(target.make, known))
+
+
+def _goal(target: int | SourceModel, sources: tuple[SourceModel, ...]) -> SourceModel:
+    """Returns the network whose sizes are taken; a number that is none is told once all is traced."""
+    return target if isinstance(target, SourceModel) else sources[target if 0 <= target < len(sources) else 0]
+
+
+def _rules(options: FusionOptions, sources: tuple[SourceModel, ...], target: int | SourceModel) -> LayerRules:
+    """Returns what holds for single parameters; their names are looked up only where there is anything to say."""
+    if not (options.keep or options.layers or options.head != ONE):
+        return NO_RULES
+    # A target of its own sizes is no source: what is kept comes from the first.
+    number = target if isinstance(target, int) and target < len(sources) else 0
+    names = tuple(_goal(target, sources).architecture.shapes)
+    networks = RuledNetworks(names, tuple(source.name for source in sources), number)
+    return layer_rules(options.keep, options.layers, options.head, networks)
 
 
 def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods) -> FusionMethods:
@@ -165,8 +193,10 @@ def _data(
 
 
 def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
-    if methods.measure.needs_data:
-        return f"measure '{options.measure or methods.solver.measure}'"
+    if methods.needs_data:
+        own = next((layers.measure for layers in methods.of_layers if layers.measure is not None), methods.measure)
+        name = options.measure or methods.solver.measure
+        return f"measure '{name}'" if methods.measure.needs_data else f"measure '{type(own).__name__}' of a layer"
     if methods.repair is not None and methods.repair.needs_data:
         return f"repair '{options.repair}'"
     if options.fallback:

@@ -15,6 +15,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places
 from mergekit_ot.progress import Notify, Progress
@@ -73,13 +74,14 @@ def run_fuse(
     if dry_run:
         _check_plan(recipe, result, manager)
         return FusionOutcome(None, recipe.solver, result)
+    fused_as, is_registered = _widened(fused_as, recipe, result)
     # Under the names of the file whose sizes it has, so that it is read wherever that one is.
     state = sources[recipe.target].of_file(result.state) if isinstance(recipe.target, int) else result.state
     save_checkpoint(
         state,
         output,
-        architecture=fused_as.name if fused_as.is_registered else None,
-        arguments=fused_as.arguments if fused_as.is_registered else None,
+        architecture=fused_as.name if is_registered else None,
+        arguments=fused_as.arguments if is_registered else None,
         input_shape=shape,
         provenance=_provenance(recipe, sources, fused_as) | _repaired(result),
         template=template,
@@ -147,6 +149,14 @@ def _target_of(
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
 
 
+def _widened(fused_as: Architecture, recipe: FusionRecipe, result: FusionResult) -> tuple[Architecture, bool]:
+    """Returns the architecture of the fused model, with room for the heads of all; and whether a file may name it."""
+    if not result.head_sizes or not isinstance(recipe.target, int):
+        return fused_as, fused_as.is_registered
+    wider = with_outputs(fused_as, result.head_sizes[recipe.target], sum(result.head_sizes), result.state)
+    return wider or fused_as, wider is not None and wider.is_registered
+
+
 def _repaired(result: FusionResult) -> dict[str, Any]:
     """Returns whether the repair that was asked for is in the fused model, or which source is, where it was decided."""
     comparison = result.repair_comparison
@@ -170,6 +180,8 @@ def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Archi
         "seed": recipe.seed,
         "target": portable_spec(recipe.target) if isinstance(recipe.target, str) else recipe.target,
         "arch": portable_spec(fused_as.name),
+        "keep": list(recipe.keep),
+        "head": recipe.head,
         "sources": [
             {"name": Path(source.name).name, "sha256": source.checkpoint.sha256, "weight": weight}
             for source, weight in zip(sources, recipe.weights, strict=True)

@@ -141,7 +141,8 @@ def _scored(
         why = f"There is no naive average: {difference}."
     else:
         models["naive"] = result.sources[0].instance(naive_average(states, model_weights))
-    if len(members) > 1:
+    # Heads of different classes have no mean.
+    if len(members) > 1 and not result.alignment.uncompared:
         models["ensemble"] = Ensemble(members, model_weights, _class_axis(members[0], data))
     number = "one source" if len(members) == 1 else f"{len(members)} sources"
     notify(f"Report: scoring {number} and what they make ({', '.join(models)}) on '{data.name}' …")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, RepairContext
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, free_maps
 from mergeot_repair.programs.running import HeldBytes, StagedRun, staged_runs
 
 # A neuron whose deviation is below this share of its layer's says nothing: it is not blown up.
@@ -44,7 +44,7 @@ def _corrected(context: RepairContext) -> dict[str, Tensor]:
     batches, room = list(context.batches), HeldBytes()
     runs = staged_runs(context.program, state, batches, room)
     source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
-    maps = [linear_map for linear_map in MapFinder(context.program).find() if _is_hidden(linear_map, runs[0])]
+    maps = [linear_map for linear_map in free_maps(context) if _is_hidden(linear_map, runs[0])]
     for number, linear_map in enumerate(maps, start=1):
         mean, deviation = _moments(runs, linear_map)
         goal_mean, goal_deviation = _goals(context, source_runs, linear_map)

@@ -24,7 +24,7 @@ class RescaleRepair(AbstractRepair):
         state = {name: value.detach().clone() for name, value in context.fused.items()}
         for linear_map in MapFinder(context.program).find():
             for name in linear_map.weights:
-                if state[name].ndim >= 2:
+                if state[name].ndim >= 2 and name not in context.kept | context.joined:
                     state[name] = _rescaled(context, name, linear_map.output_axis)
         return state
 

@@ -99,7 +99,6 @@ def test_a_solver_option_that_does_not_fit_is_refused(options: dict[str, object]
         ([1.0], "1 model weights for 2 models"),
         ([0.5, 0.25, 0.25], "3 model weights for 2 models"),
         ([1.5, -0.5], "must be non-negative and sum to one"),
-        ([0.5, 0.4], "sum to one, not 0.9"),
         ([0.0, 0.0], "sum to one, not 0"),
         ([float("nan"), 1.0], "must be non-negative"),
         ([float("inf"), 0.0], "must be non-negative and sum to one"),
@@ -151,11 +150,10 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
     [
         (
             lambda: Mlp((6, 8, 3)),
-            r"Axis 0 of parameter 'layers\.1\.weight' is layers\.1\.weight:0 in source 0 but 3! in",
+            r"depth differs: source 0 has 3 layers of 'layers' and source 1 has 2\..*'layers\.2\.weight' of source 0",
         ),
-        (lambda: Mlp((6, 8, 5, 4, 3)), r"Axis 0 of parameter 'layers\.2\.weight' is 3! in source 0 but"),
+        (lambda: Mlp((6, 8, 5, 4, 3)), r"depth differs: source 0 has 3 layers of 'layers' and source 1 has 4\."),
         (lambda: Mlp(bias=False), r"Parameter 'layers\.0\.bias' of source 0 does not exist in source 1"),
-        (lambda: Mlp((6, 8, 5, 4)), r"Axis 0 of parameter 'layers\.2\.weight' is 3! in source 0 but 4! in source 1"),
     ],
 )
 def test_mismatched_architectures_name_the_first_parameter_that_differs(
@@ -163,6 +161,13 @@ def test_mismatched_architectures_name_the_first_parameter_that_differs(
 ) -> None:
     message = assert_refused(GraphMismatchError, match, [Mlp(), make()])
     assert "--arch" in message
+
+
+def test_heads_of_different_classes_are_told_as_such() -> None:
+    match = r"heads have 3 and 4 classes \(outputs\) in source 0 and source 1 \('layers\.2\.weight', axis 0\)"
+    message = assert_refused(GraphMismatchError, match, [Mlp(), Mlp((6, 8, 5, 4))])
+    assert "--keep 'layers.2.*'" in message
+    assert "--head both" in message
 
 
 def test_parameters_that_only_the_other_source_has_are_named() -> None:

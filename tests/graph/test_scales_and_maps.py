@@ -10,9 +10,10 @@ from attentions import NormedHeads, OneBlock
 from rotating import MODELS, ROWS, Decoder, Heads
 from torch import Tensor, nn
 
-from mergekit_ot import Invertible, PositiveScale, api, check_model, default_manager, trace_model
+from mergekit_ot import Invertible, PositiveScale, check_model, default_manager, trace_model
 from mergekit_ot.graph.symmetry.planted import PlantedProof, planted_change
 from mergekit_ot.graph.symmetry.proof import SENSITIVITY, TOLERANCE, Proof
+from mergekit_ot.hooks import checking
 from mergekit_ot.testing import check_symmetry
 
 Make = Callable[[], nn.Module]
@@ -144,12 +145,12 @@ def test_a_check_runs_little_more_than_without_them(
     make_and_inputs: tuple[Make, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
-    run, known = Proof.run, api.required_symmetries
+    run, known = Proof.run, checking.required_symmetries
     monkeypatch.setattr(Proof, "run", lambda self, state: runs.append(1) or run(self, state))
     counts = []
     for left_out in ({"invertible", "positive scale"}, set()):
         kept = [each for each in known(default_manager()) if each.name not in left_out]
-        monkeypatch.setattr(api, "required_symmetries", lambda _, kept=kept: kept)
+        monkeypatch.setattr(checking, "required_symmetries", lambda _, kept=kept: kept)
         runs.clear()
         check_model(*make_and_inputs)
         counts.append(len(runs))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from mergekit_ot import CapturedProgram, named_arguments, operation_name
+from mergekit_ot import CapturedProgram, RepairContext, named_arguments, operation_name
 
 LINEAR, CONVOLUTION, TRANSPOSED, RECURRENT = "linear", "convolution", "transposed", "recurrent"
 _NORMS = ("aten._native_batch_norm_legit_no_training", "aten.batch_norm", "aten.native_batch_norm")
@@ -110,6 +110,15 @@ class LinearMap:
     def is_plain(self) -> bool:
         """Whether every output reads every input, by rows of the weight."""
         return self.kind in (LINEAR, CONVOLUTION) and self.groups == 1 and not self.is_turned
+
+
+def free_maps(context: RepairContext) -> list[LinearMap]:
+    """Returns the linear maps of a fused network that a repair may change: all but what the user keeps.
+
+    Heads of all sources beside each other are fitted to what all sources make; where one has no weight, they stay.
+    """
+    stay = context.kept if all(weight > 0 for weight in context.model_weights) else context.kept | context.joined
+    return [each for each in MapFinder(context.program).find() if not stay & {*each.weights, each.weight}]
 
 
 class MapFinder:

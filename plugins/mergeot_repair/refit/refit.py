@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, MapFinder, Norm
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, Norm, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
 from mergeot_repair.refit.disagreeing import saw_different_things
 from mergeot_repair.refit.pieces import in_pieces
@@ -80,8 +80,8 @@ class RefitRepair(AbstractRepair):
         """
         if self.target == OUTPUTS:
             return Aim.OUTPUTS
-        maps = MapFinder(context.program).find()
-        of_classes = result_maps(context.program, maps)
+        maps = free_maps(context)
+        of_classes = result_maps(context.program, maps, context.joined)
         if self.target == AUTO:
             makers = [linear_map for linear_map in maps if linear_map.node in of_classes]
             return Aim.PROBABILITIES if saw_different_things(context, makers) else Aim.OUTPUTS
@@ -100,7 +100,7 @@ class RefitRepair(AbstractRepair):
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
-            streams = StreamFinder(context, MapFinder(context.program).find()).find()
+            streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
             return _Refit(context, streams, target=self.target).run()
 
@@ -124,9 +124,9 @@ class _Refit:
         self.nodes = {node.name: node for node in context.program.graph.nodes}
         self.runs = staged_runs(context.program, self.state, batches, room)
         source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
-        self.maps = MapFinder(context.program).find()
+        self.maps = free_maps(context)
         is_of_classes = target != OUTPUTS and context.aim is Aim.PROBABILITIES
-        self.results = result_maps(context.program, self.maps) if is_of_classes else frozenset[str]()
+        self.results = result_maps(context.program, self.maps, context.joined) if is_of_classes else frozenset[str]()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
@@ -250,6 +250,8 @@ class _Refit:
 
     def _goals(self, linear_map: LinearMap, target: Target) -> Float[Tensor, "samples outputs"]:
         """Returns what the fused map is to make: what chosen neurons make, or the mean of the aligned sources."""
+        if linear_map.weight in self.context.joined:
+            return torch.cat(target.of_sources, 1)
         chosen = self.selection.rows(linear_map.weight)
         if chosen is not None:
             return torch.cat(target.of_sources, 1)[:, chosen]

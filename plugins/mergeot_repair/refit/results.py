@@ -38,19 +38,23 @@ _MOST_STEPS = 200
 AUTO, OUTPUTS, LOG_PROBABILITIES, PROBABILITIES = "auto", "outputs", "log-probabilities", "probabilities"
 
 
-def result_maps(program: CapturedProgram, maps: Sequence[LinearMap]) -> frozenset[str]:
+def result_maps(
+    program: CapturedProgram, maps: Sequence[LinearMap], joined: frozenset[str] = frozenset()
+) -> frozenset[str]:
     """Returns the operations of those maps that make classes: nothing but a softmax and copies stands behind them.
 
     Args:
         program: The captured program; only one that hands out a single tensor has such a map.
         maps: Its linear maps.
+        joined: Weights that hold the heads of several sources, whose classes are not the same.
     """
     nodes = {node.name: node for node in program.graph.nodes}
     outputs = [node for node in program.graph.nodes if node.op == "output"]
     if len(outputs) != 1 or len(outputs[0].all_input_nodes) != 1:
         return frozenset()
     plain = [each for each in maps if each.kind in (LINEAR, CONVOLUTION) and each.groups == 1 and each.norm is None]
-    return frozenset(each.node for each in plain if _makes_classes(nodes[each.output], each))
+    of_one = [each for each in plain if each.weight not in joined]
+    return frozenset(each.node for each in of_one if _makes_classes(nodes[each.output], each))
 
 
 def _makes_classes(node: fx.Node, linear_map: LinearMap) -> bool:

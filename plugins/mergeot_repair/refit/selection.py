@@ -141,6 +141,8 @@ class Selection:
         if self._makes(name) & self.groups:
             return torch.diag(self._roots(name)).float()
         weight = self.readings[name].weights[0]
+        if weight in self.context.joined:
+            return torch.eye(sum(len(self.context.sources[number].state[weight]) for number in self.used))
         means = []
         for number in self.used:
             source = self.context.sources[number]

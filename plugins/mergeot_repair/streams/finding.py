@@ -83,6 +83,8 @@ class StreamFinder:
         """Returns the streams."""
         streams = []
         for group in self.graph.free_groups.values():
+            if any(slot.parameter in self.context.kept | self.context.joined for slot in group.members):
+                continue  # what is kept in one source's order cannot be turned
             roles = None if group.context else roles_of(group, self.graph, self.context.program, self.maps)
             # Only what is normalised is worth a proof: by an operation, or by several before a gain.
             if roles is not None and (_NORMALISED in group.flags or roles.gains):
