@@ -24,7 +24,9 @@ def fuse_command(recipe: FusionRecipe, device: str) -> str | None:
         recipe: The fusion.
         device: The device that it ran on: what ``auto`` was.
     """
-    if not all(map(_is_said_by_flags, (*recipe.solver_options.values(), *recipe.repair_options.values()))):
+    options = (*recipe.solver_options.values(), *recipe.repair_options.values())
+    # Rules for single layers stand in recipes only.
+    if recipe.layers or not all(map(_is_said_by_flags, options)):
         return None
     options = {field.name: getattr(recipe, field.name) for field in option_fields("fuse")}
     options["device"] = device
@@ -60,6 +62,8 @@ def _flags_of(name: str, value: object) -> list[str]:
         return list(itertools.chain(*said))
     if isinstance(value, bool):
         return [flag] if value else []
+    if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
+        return list(itertools.chain(*[(flag, each) for each in value]))
     if isinstance(value, tuple):
         return [flag, ",".join(map(repr, value))]
     return [] if value is None else [flag, str(value)]
