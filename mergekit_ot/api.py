@@ -108,7 +108,9 @@ def check_model(
     return check(make, graph, traced_inputs(model, example_inputs), symmetries, seed=seed, trials=trials)
 
 
-def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, trust: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, manager: PluginManager | None = None, *, trust: bool = False, state_key: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint without executing anything that stands in it, unless the file is trusted.
 
     Plugins are asked first (hook ``mergeot_load_checkpoint``); the core reads what ``torch.save`` writes, new and
@@ -119,9 +121,10 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, t
         manager: Whose formats are known; the installed plugins by default.
         trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made the file.
             Without it only the weights are read, and the checkpoint has no ``build``.
+        state_key: Which of several state dicts in the file is meant, such as ``params_ema``; the likeliest by default.
 
     Raises:
-        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
+        CheckpointError: The file is missing, has nothing under that key, truncated, carries code, is quantised, or holds no tensor.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -131,7 +134,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, t
         >>> list(checkpoint.state), "model_state_dict" in checkpoint.found
         (['weight'], True)
     """
-    return load(Path(path), readers(manager or default_manager(), is_trusted=trust))
+    return load(Path(path), readers(manager or default_manager(), is_trusted=trust), state_key)
 
 
 def save_checkpoint(
@@ -155,8 +158,9 @@ def save_checkpoint(
         arguments: Its keyword arguments, plain data.
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
-        template: The checkpoint that holds the program to which the state belongs, for formats that need one; it must
-            have been read with ``trust=True``.
+        template: The checkpoint to which the state belongs: the file is written as that one was, with what stands
+            beside the weights there, and is described by a file beside it (``net.pt.json``). Formats that need a
+            program take it from there; it must have been read with ``trust=True``.
         overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
 

@@ -24,6 +24,8 @@ _ARCHIVE_END = b"PK\x05\x06"
 _PICKLE = "data.pkl"
 # What a legacy file begins with: this number, pickled, and the version of the format.
 _LEGACY_NUMBER, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_LEGACY_BYTES = _LEGACY_NUMBER.to_bytes(10, "little")
+_LEGACY_START = 64
 _COUNT_BYTES = 8
 
 # The first bytes of files that hold weights which cannot be read here, and the way out.
@@ -62,6 +64,12 @@ def content_of(path: Path) -> object:
     return _in_archive(path) if magic == _ZIP_MAGIC else _in_pickles(path)
 
 
+def is_bare_pickle(path: Path) -> bool:
+    """Returns whether a file is a pickle that torch did not write."""
+    start = read_bounded(path, _LEGACY_START)
+    return not start.startswith(_ZIP_MAGIC) and _LEGACY_BYTES not in start
+
+
 def _in_archive(path: Path) -> object:
     """Returns what stands in a file of the format that is an archive of a pickle and of memory."""
     with Archive(path) as archive:
@@ -95,11 +103,6 @@ def _pickle_in(path: Path, archive: Archive) -> str:
         return names[0]
     if names:
         raise CheckpointError(f"'{path}' is damaged: it holds {len(names)} files {_PICKLE}. Write or copy it again.")
-    if archive.members and all(name.endswith(".npy") for name in archive.members):
-        raise CheckpointError(
-            f"'{path}' is an .npz archive of NumPy arrays ({held}), not a PyTorch checkpoint. Save its arrays as "
-            "tensors: torch.save({name: torch.from_numpy(array) for name, array in numpy.load(path).items()}, 'w.pt')."
-        )
     raise CheckpointError(
         f"'{path}' is a zip archive, but not a PyTorch checkpoint: it holds no {_PICKLE}, but {held}. "
         "Expected a file written by torch.save(model.state_dict(), path)."
@@ -137,7 +140,11 @@ def _in_pickles(path: Path) -> object:
         return Memory(None, dtype)
 
     for expected in (_LEGACY_NUMBER, _LEGACY_VERSION):
-        if _read(path, stream, find, is_cut) != expected:
+        first = _read(path, stream, find, is_cut)
+        if first != expected:
+            # Clients that send arrays keep them in pickles of their own.
+            if expected == _LEGACY_NUMBER and isinstance(first, Mapping | list | tuple):
+                return first
             _refuse_other(path)
     _read(path, stream, find, is_cut)  # what machine it was written on
     start = stream.tell()
