@@ -113,18 +113,16 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Reads a checkpoint without executing anything that stands in it, unless the file is trusted.
 
-    Plugins are asked first (hook ``mergeot_load_checkpoint``); the core reads what ``torch.save`` writes, new and
-    legacy, bare or inside the wrappers of training scripts.
+    Plugins are asked first (hook ``mergeot_load_checkpoint``), then it is what ``torch.save`` or NumPy wrote.
 
     Args:
         path: The file, or the folder of a format that has several files.
         manager: Whose formats are known; the installed plugins by default.
-        trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made the file.
-            Without it only the weights are read, and the checkpoint has no ``build``.
+        trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made it.
         state_key: Which of several state dicts in the file is meant, such as ``params_ema``; the likeliest by default.
 
     Raises:
-        CheckpointError: The file is missing, has nothing under that key, truncated, carries code, is quantised, or holds no tensor.
+        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor (there).
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -158,9 +156,7 @@ def save_checkpoint(
         arguments: Its keyword arguments, plain data.
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
-        template: The checkpoint to which the state belongs: the file is written as that one was, with what stands
-            beside the weights there, and is described by a file beside it (``net.pt.json``). Formats that need a
-            program take it from there; it must have been read with ``trust=True``.
+        template: The checkpoint to which the state belongs: gives the container and, read with trust, the program.
         overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
 

@@ -73,10 +73,7 @@ class ArrayArchive:
             or dtype.newbyteorder("=") in (np.longdouble, np.clongdouble)
         ):
             kind = _KIND_NAMES.get(dtype.kind, f"the type {shortened(dtype)}")
-            raise self._error(
-                f"'{shortened(name)}' in '{self.path}' holds {kind}, not numbers. "
-                f"{self._advice}"
-            )
+            raise self._error(f"'{shortened(name)}' in '{self.path}' holds {kind}, not numbers. {self._advice}")
         count, held = math.prod(shape), self._archive.members[member].size - begin
         if count * dtype.itemsize != held:
             raise self._error(

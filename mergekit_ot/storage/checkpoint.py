@@ -15,15 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
-from mergekit_ot.storage.array_files import SUFFIX as ARRAYS
-from mergekit_ot.storage.array_files import ArraysForm, read_arrays
+from mergekit_ot.storage.array_files import read_arrays
 from mergekit_ot.storage.files import check_is_file, check_readable
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
 from mergekit_ot.storage.regular import check_regular
 from mergekit_ot.storage.replacing import replacing
-from mergekit_ot.storage.side_files import described, side_file, side_text
+from mergekit_ot.storage.side_files import described, form_of, side_file, side_text
 from mergekit_ot.storage.state_dicts import narrow_name, quantised_name
 from mergekit_ot.storage.store import compacted, write_all
 from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
@@ -54,7 +53,7 @@ def load(path: Path, formats: Sequence[Loader], state_key: str | None = None) ->
         check_is_file(path)
         checkpoint = read_arrays(path) or read_torch_file(path)
     checkpoint = described(_under(checkpoint, state_key))
-    _check_types(checkpoint)
+    check_types(checkpoint)
     return checkpoint
 
 
@@ -71,7 +70,12 @@ def _under(checkpoint: Checkpoint, state_key: str | None) -> Checkpoint:
     )
 
 
-def _check_types(checkpoint: Checkpoint) -> None:
+def check_types(checkpoint: Checkpoint) -> None:
+    """Checks that the numbers of a checkpoint can be averaged.
+
+    Raises:
+        CheckpointError: They are quantised, or of a type in which nothing can be computed.
+    """
     path = checkpoint.path
     damaged = quantised_name(checkpoint.state)
     if damaged is not None:
@@ -116,14 +120,13 @@ def save(
         _check_plain(value, key)
     program = None if template is None or template.build is None else str(template.path)
     known = {**metadata, "template": program}
-    form = None if template is None else template.form
+    form = form_of(path, template)
     with contextlib.ExitStack() as stack:
         beside = stack.enter_context(replacing(path, overwrite=overwrite))
-        if form is None or not form.suits(path):
-            if any(write(beside, compact, known) for write in formats):
-                mark_archive(beside)
-                return
-            form = ArraysForm() if path.suffix == ARRAYS else form
+        is_by_name = form is None or not form.suits(path)
+        if is_by_name and any(write(beside, compact, known) for write in formats):
+            mark_archive(beside)
+            return
         if form is None:
             write_all(compact, TorchWriter(beside, metadata))
             return

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_ot.storage.pickles import AbstractBuilt, DamagedPickle, HeldBytes, Maker, Named, hashed
+from mergekit_ot.storage.pickles import AbstractBuilt, DamagedPickle, HeldBytes, Maker, Named
 
 # Types by kind and bytes, as NumPy writes them, that torch has too.
 _TYPES = {

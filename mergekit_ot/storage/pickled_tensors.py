@@ -68,7 +68,8 @@ _NESTED = Unusable("a nested tensor", "Save its parts as tensors of their own.")
 _QUANTISED = Unusable("a quantised tensor", "Dequantise it to float32, or use the original checkpoint.")
 _SUBCLASS = Unusable("a tensor of a class of its own", "Save it as a plain tensor.")
 _ARRAY = Unusable(
-    "a NumPy array of what are no numbers of torch", "Save numbers: torch.save({name: torch.from_numpy(array), …}, path)."
+    "a NumPy array of what are no numbers of torch",
+    "Save numbers: torch.save({name: torch.from_numpy(array), …}, path).",
 )
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.array_files import SUFFIX as ARRAYS
+from mergekit_ot.storage.array_files import ArraysForm
 from mergekit_ot.storage.files import file_digest, json_text
+from mergekit_ot.storage.forms import AbstractForm
 from mergekit_ot.storage.limits import HEADER_BYTES
 from mergekit_ot.storage.marks import JSON_KEY, is_ours
 from mergekit_ot.storage.outputs import check_output
@@ -40,8 +43,19 @@ def side_of(path: Path, template: Checkpoint | None) -> Path | None:
         path: The checkpoint.
         template: Gives the form in which it is written.
     """
+    form = form_of(path, template)
+    return None if form is None or form.has_room(path) else side_file(path)
+
+
+def form_of(path: Path, template: Checkpoint | None) -> AbstractForm | None:
+    """Returns the form in which a checkpoint is written to `path`, where no other format goes by its name.
+
+    Args:
+        path: The checkpoint.
+        template: Gives the form; None where it is a file of mergeot's own.
+    """
     form = None if template is None else template.form
-    return None if form is None or not form.suits(path) or form.has_room(path) else side_file(path)
+    return ArraysForm() if path.suffix == ARRAYS and (form is None or not form.suits(path)) else form
 
 
 def check_side(path: Path, template: Checkpoint | None, inputs: Iterable[str | Path], *, overwrite: bool) -> None:

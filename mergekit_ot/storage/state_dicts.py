@@ -90,7 +90,7 @@ class Candidate:
     @property
     def is_usual(self) -> bool:
         """Whether it stands where training scripts keep a state dict."""
-        return not self.path or any(shortened(key).lower() in _WRAPPERS for key in self.path)
+        return is_usual_key(self.key)
 
 
 def find_state(content: object) -> FoundState | None:
@@ -191,6 +191,16 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]
 
 def _is_shared(prefix: str, names: Iterable[str]) -> bool:
     return all(name.startswith(prefix) for name in names)
+
+
+def is_usual_key(key: str) -> bool:
+    """Returns whether training scripts keep a state dict under a key, or at the top level.
+
+    Example:
+        >>> [is_usual_key(key) for key in ("", "checkpoint.model", "discriminator")]
+        [True, True, False]
+    """
+    return not key or any(part.lower() in _WRAPPERS for part in key.split("."))
 
 
 def is_of_training(key: object, value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from mergekit_ot.storage.file_options import STATE_DICT
 from mergekit_ot.storage.forms import AbstractForm
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import MARK, YAML_COMMENT
@@ -20,7 +21,6 @@ from mergekit_ot.storage.plain_data import NotPlainError, PlainCopy
 from mergekit_ot.storage.state_dicts import Candidate, is_average, is_of_training
 from mergekit_ot.storage.torch_stream import torch_stream
 
-STATE_DICT = "state-dict"
 # Names that end so are of other forms.
 _OTHER_SUFFIXES = (".safetensors", ".npz", ".pt2")
 _PICKLE_PROTOCOL = 4
@@ -145,7 +145,7 @@ class WrappedForm(AbstractForm):
             if place == self._chosen.path[: depth + 1]:
                 continue
             if any(other[: depth + 1] == place for other in self._stale):
-                lost.append(f"{shortened(key)} (an averaged copy of the source's weights)")
+                lost.append(f"{shortened(key)} (another copy of the source's weights)")
             elif is_of_training(key, value):
                 lost.append(f"{shortened(key)} (state of the training)")
             else:

@@ -111,9 +111,7 @@ def _candidate(path: Path, content: object, chosen: Candidate, candidates: Seque
         found=held.sentence,
         form=WrappedForm(content, chosen, candidates, held.prefix, is_pickle=is_bare_pickle(path)),
         key=chosen.key,
-        alternatives={
-            other.key: functools.partial(_candidate, path, content, other, candidates) for other in others
-        },
+        alternatives={other.key: functools.partial(_candidate, path, content, other, candidates) for other in others},
     )
 
 
