@@ -116,7 +116,7 @@ def _lightning(state: State) -> dict[str, Any]:
 
 def _from_lightning(path: str) -> State:
     content = _load(path)
-    assert {"epoch", "pytorch-lightning_version", "hyper_parameters", "state_dict"} == content.keys()
+    assert content.keys() >= {"epoch", "pytorch-lightning_version", "hyper_parameters", "state_dict"}
     assert content["hyper_parameters"] == {"lr": 0.1, "widths": [6]}
     assert torch.equal(content["state_dict"].pop("model_loss.weight"), torch.tensor([1.0, 0.3]))
     return into_net({name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()})
@@ -182,12 +182,12 @@ KINDS = [
                     **{n: t for n, t in _load(p).items() if "total" in n}}, says=("left by a profiler",)),
     Kind("average beside", lambda s: {"params": s, "params_ema": state_of(9)}, lambda p: into_net(_load(p)["params"]),
          says=("--state-key params_ema takes them", "params_ema (another copy")),
-    Kind("average taken", lambda s: {"params": state_of(9), "params_ema": s}, lambda p: into_net(_load(p)["params_ema"]),
-         ("--state-key", "params_ema"), says=("params (another copy",)),
+    Kind("average taken", lambda s: {"params": state_of(9), "params_ema": s}, lambda p: into_net(
+        _load(p)["params_ema"]), ("--state-key", "params_ema"), says=("params (another copy",)),
     Kind("average inside", lambda s: {**_behind("online_model.", state_of(9)), **_behind("ema_model.", s),
                                       "step": torch.tensor(5)},
          lambda p: {"step": _load(p).pop("step"), **into_net(
-             {n.removeprefix("ema_model."): t for n, t in _load(p).items() if n != "step"})},
+             {n.removeprefix("ema_model."): t for n, t in _load(p).items() if n.startswith("ema")})},
          ("--strip-prefix", "ema_model."), says=("out of date",)),
     Kind("adversarial", lambda s: {"judge": _judge().state_dict(), "maker": s, "optimizer": _optimizer()},
          lambda p: into_net(_load(p)["maker"]), says=("kept beside the weights as they are: judge", "left out:")),

@@ -55,7 +55,7 @@ def test_who_reads_the_source_reads_the_result(command: Command, kind: Kind) -> 
         assert torch.equal(found[name], tensor), name
         assert found[name].dtype == tensor.dtype
     # A second run replaces what the first one wrote, and takes it for a source as the first one took the source.
-    command("fuse", output, names[1], "-o", output + "2", "--model-weights", "1,0", *ON, *kind.flags)
+    command("fuse", output, names[1], "-o", f"again{kind.end}", "--model-weights", "1,0", *ON, *kind.flags)
     command("fuse", *names, "-o", output, "--model-weights", "1,0", *ON, *kind.flags)
 
 
@@ -137,9 +137,9 @@ def test_a_target_of_other_sizes_is_in_the_container_of_the_first_source(command
     kind = next(kind for kind in KINDS if kind.name == "lightning")
     command("fuse", *_written(kind), "-o", "s.ckpt", *ON, *kind.flags, "--target", "nets.py:net?hidden=4")
     content = torch.load("s.ckpt")
+    assert content.keys() == {"epoch", "pytorch-lightning_version", "hyper_parameters", "state_dict"}
     small = make_net(4)
     small.load_state_dict({name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()})
-    assert content["epoch"] == 3
 
 
 def test_a_result_without_a_name_ends_as_its_source(command: Command) -> None:

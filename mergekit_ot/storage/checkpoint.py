@@ -62,6 +62,8 @@ def _under(checkpoint: Checkpoint, state_key: str | None) -> Checkpoint:
         return checkpoint
     if state_key in checkpoint.alternatives:
         return checkpoint.alternatives[state_key]()
+    if not checkpoint.key and not checkpoint.alternatives:
+        return checkpoint  # it holds one state dict and nothing around it: nothing else can be meant
     keys = [key or "(the top level)" for key in (checkpoint.key, *checkpoint.alternatives)]
     held = f"{', '.join(map(repr, keys[:8]))}{' …' if len(keys) > 8 else ''}"
     raise CheckpointError(
