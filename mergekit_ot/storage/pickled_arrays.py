@@ -94,6 +94,8 @@ def array_makers() -> dict[str, Maker]:
         return None if tensor is None else tensor.item()
 
     return {
+        # How no bytes are written.
+        **{f"{module}.bytes": lambda *_: b"" for module in ("builtins", "__builtin__")},
         "numpy.dtype": HeldType,
         "argparse.Namespace": HeldNamespace,
         "_codecs.encode": lambda text="", *_: HeldBytes(text) if isinstance(text, str) else text,

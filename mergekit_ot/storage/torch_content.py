@@ -33,6 +33,11 @@ _OTHER_FORMATS = {
     b"GGUF": "It is a GGUF file: quantised weights for inference. Fuse the original (unquantised) checkpoints, "
     "then convert the fused one.",
     b"\x89HDF": "It is an HDF5 (Keras) file. Load it in its framework and save the weights as a PyTorch state dict.",
+    **dict.fromkeys(
+        (b"ggml", b"lmgg", b"fmgg", b"tjgg"),
+        "It is a GGML file: quantised weights for inference. Fuse the original (unquantised) checkpoints, then "
+        "convert the fused one.",
+    ),
     b"\x93NUM": "It is one NumPy array. Save tensors by name: torch.save({'weight': torch.from_numpy(array)}, path).",
 }
 # Files of text that stand beside checkpoints, by the end of their names.
@@ -42,6 +47,9 @@ _OTHER_NAMES = {
     ".json": "It is a JSON file, which holds no weights. Name the file of the weights beside it.",
     ".yaml": "It is a YAML file, which holds no weights. A recipe is given with --recipe.",
     ".yml": "It is a YAML file, which holds no weights. A recipe is given with --recipe.",
+    ".onnx": "It is an ONNX file: a program for inference. Fuse the checkpoints that it was exported from, then "
+    "export the fused one.",
+    ".tflite": "It is a TensorFlow Lite file: a program for inference. Fuse the checkpoints that it was made from.",
     ".py": "It is Python code, which holds no weights. An architecture is given with --arch FILE:NAME.",
 }
 _RESAVE = (
