@@ -14,6 +14,7 @@ from mergekit_ot.storage.renaming import Renaming, are_places, behind_prefix
 
 _SHOWN = 5
 _LISTED = 8
+_LOOKED_AT = 50
 
 
 def ask_for_key(checkpoint: Checkpoint, keys: Iterable[str]) -> ArchitectureError:
@@ -39,7 +40,8 @@ def ask_for_prefix(checkpoint: Checkpoint, arch: str, prefixes: Sequence[str]) -
 
 def weights_besides(checkpoint: Checkpoint, arch: str, way: Renaming, names: Sequence[str]) -> ArchitectureError:
     """Returns the error for a network that fits and has unknown weights beside it."""
-    weights = [name for name in names if constants_among(checkpoint.state, [name]) is None] or names
+    looked_at = names[:_LOOKED_AT]  # to look at a tensor is to read it
+    weights = [name for name in looked_at if constants_among(checkpoint.state, [name]) is None] or names
     fits = f" ({way.sentence})" if way.sentence else ""
     or_prefix = f", or take only what begins so with --strip-prefix {shortened(way.prefix)}" if way.prefix else ""
     return ArchitectureError(

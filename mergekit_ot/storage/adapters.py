@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 _FACTOR = re.compile(
     r"(^|[._])(lora_(A|B|down|up|embedding_[AB]|magnitude_vector)|hada_w[12]_[ab]|lokr_w[12]|ia3_l|vera_lambda_[bd]"
-    r"|oft_r|boft_R|prompt_encoder|adapter_(down|up))([._]|$)"
+    r"|oft_r|boft_R)([._]|$)"
 )
 REASON = (
     "factors of the differences to a base model. Factors are not unique: each product B·A has many pairs of them, so "

@@ -54,7 +54,8 @@ def form_of(path: Path, template: Checkpoint | None) -> AbstractForm | None:
         path: The checkpoint.
         template: Gives the form; None where it is a file of mergeot's own.
     """
-    form = None if template is None else template.form
+    # A folder's form makes no file.
+    form = None if template is None or (template.form is not None and template.form.is_folder) else template.form
     return ArraysForm() if path.suffix == ARRAYS and (form is None or not form.suits(path)) else form
 
 

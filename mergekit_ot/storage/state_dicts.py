@@ -39,7 +39,7 @@ _NOT_SEARCHED = ("optim", "scheduler", "scaler", "amp", "rng")
 _MAX_DEPTH = 6
 _QUANTISED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 # What the words in a name say that belongs to a copy of the weights which is an average over the training.
-_AVERAGES = frozenset({"ema", "averaged", "average", "shadow", "swa", "polyak"})
+_AVERAGES = frozenset({"ema", "averaged", "shadow", "swa", "polyak"})
 
 
 @dataclass(frozen=True)
