@@ -62,20 +62,21 @@ def trace_model(
     return trace_with(manager or default_manager(), model, example_inputs, front_end, limits)
 
 
-def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, trust: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, manager: PluginManager | None = None, *, trust: bool = False, state_key: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint without executing anything that stands in it, unless the file is trusted.
 
-    Plugins are asked first (hook ``mergeot_load_checkpoint``); the core reads what ``torch.save`` writes, new and
-    legacy, bare or inside the wrappers of training scripts.
+    Plugins are asked first (hook ``mergeot_load_checkpoint``), then it is what ``torch.save`` or NumPy wrote.
 
     Args:
         path: The file, or the folder of a format that has several files.
         manager: Whose formats are known; the installed plugins by default.
-        trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made the file.
-            Without it only the weights are read, and the checkpoint has no ``build``.
+        trust: Whether a program in the file (``.pt2``) may be loaded, which can run code of whoever made it.
+        state_key: Which of several state dicts in the file is meant, such as ``params_ema``; the likeliest by default.
 
     Raises:
-        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
+        CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor (there).
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -85,7 +86,7 @@ def load_checkpoint(path: str | Path, manager: PluginManager | None = None, *, t
         >>> list(checkpoint.state), "model_state_dict" in checkpoint.found
         (['weight'], True)
     """
-    return load(Path(path), readers(manager or default_manager(), is_trusted=trust))
+    return load(Path(path), readers(manager or default_manager(), is_trusted=trust), state_key)
 
 
 def save_checkpoint(
@@ -109,8 +110,7 @@ def save_checkpoint(
         arguments: Its keyword arguments, plain data.
         input_shape: Shape of one input without the batch axis.
         provenance: Plain data on how the weights were made.
-        template: The checkpoint that holds the program to which the state belongs, for formats that need one; it must
-            have been read with ``trust=True``.
+        template: The checkpoint to which the state belongs: gives the container and, read with trust, the program.
         overwrite: Whether a file that mergeot did not write may be replaced; its own files it replaces.
         manager: Whose formats are used; the installed plugins by default.
 

@@ -18,12 +18,15 @@ from pydantic_core import ArgsKwargs
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.shares import checked_weights
+from mergekit_ot.storage.file_options import FORMATS, FileOptions, WritingOptions
 from mergekit_ot.storage.files import write_text
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import YAML_COMMENT
 from mergekit_ot.storage.yaml_files import read_yaml
 
 _SEEDS = 2**63
+# A result that is given no name has the ending of its source where that says the container.
+_KEPT_SUFFIXES = (".safetensors", ".npz")
 _TYPES = {"bool_type", "int_type", "float_type"}
 # Flags add to what the file says under these.
 _OPTIONS = ("solver_options", "repair_options")
@@ -46,7 +49,7 @@ _FIRST_KEYS += (
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class FusionRecipe(FusionOptions):
+class FusionRecipe(FusionOptions, FileOptions, WritingOptions):
     """One fusion: sources in order, the method (`FusionOptions`), and where the result goes.
 
     Attributes:
@@ -129,6 +132,8 @@ def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
     for key, value in flags.items():
         if value is not None and value != () and value != [] and value != {}:
             content[key] = {**content.get(key, {}), **value} if key in _OPTIONS else value
+    if "output" not in content:
+        content |= _named_as_source(content)
     try:
         # Checked strictly: a text is no number, a fraction no whole one, and a list stands for the tuple that it gives.
         recipe = FusionRecipe(**{key: _as_tuple(value) for key, value in content.items()})
@@ -162,6 +167,11 @@ def check_models(recipe: FusionRecipe) -> None:
             f"target {recipe.target} does not exist: with {count} models it is 0 to {count - 1}, or an architecture "
             "SPEC."
         )
+    if recipe.format not in FORMATS:
+        raise RecipeError(
+            f"'{shortened(recipe.format)}' is no format: it is {', '.join(FORMATS[:-1])} or {FORMATS[-1]}. A file "
+            "named .safetensors, .npz or .pt2 has the format of its name."
+        )
     if len(recipe.arch) not in (0, 1, count):
         raise RecipeError(
             f"{len(recipe.arch)} architectures for {count} models: give --arch once for all, or once each."
@@ -183,6 +193,16 @@ def check_model_weights(weights: tuple[float, ...], count: int) -> None:
         raise RecipeError(f"Model weights {shown} sum to {math.fsum(weights):g}: some model has to count.")
 
 
+def _named_as_source(content: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the output whose ending says the container of the source whose sizes it takes, where names say it."""
+    models, target = content.get("models"), content.get("target", 0)
+    place = target if isinstance(target, int) else 0
+    if not isinstance(models, list | tuple) or not 0 <= place < len(models) or not isinstance(models[place], str):
+        return {}
+    suffix = Path(models[place]).suffix
+    return {"output": f"fused{suffix}"} if suffix in _KEPT_SUFFIXES else {}
+
+
 def _read(path: Path) -> dict[str, Any]:
     content = read_yaml(path, RecipeError)
     if not isinstance(content, Mapping):
@@ -194,7 +214,7 @@ def _read(path: Path) -> dict[str, Any]:
         if name in known:
             raise RecipeError(f"Recipe key '{shortened(key)}' is there twice in '{path}', with '-' and with '_'.")
         known[name] = value
-    for single in ("arch", "models", "trust"):
+    for single in ("arch", "models", "trust", "ignore"):
         if isinstance(known.get(single), str):
             known[single] = [known[single]]
     return known

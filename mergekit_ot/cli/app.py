@@ -47,7 +47,8 @@ def fuse(
         list[str] | None, typer.Argument(metavar="A.pt B.pt …", show_default=False, help="The source models, in order.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt.")
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt."),
     ] = None,
     arch: Arch = None,
     trust: Trust = None,
@@ -181,9 +182,11 @@ def evaluate(
     """Score checkpoints on data: mean loss and accuracy in percent, all in one pass."""
     with output.working():
         from mergekit_ot.jobs.looking import run_eval
+        from mergekit_ot.storage.file_options import FileOptions
 
-        device = chosen["device"] or "cpu"
-        scores = run_eval(models, arch or (), data, device, installed_plugins(), output.note, trust or ())
+        device = chosen.pop("device") or "cpu"
+        files = FileOptions(**chosen)
+        scores = run_eval(models, arch or (), data, device, installed_plugins(), output.note, trust or (), files)
     output.show_scores(models, scores, as_json=as_json)
 
 

@@ -1,7 +1,8 @@
-"""Flags made of the fields of `FusionOptions`: a new choice of a fusion is a flag without a line here."""
+"""Flags made of the fields of `FusionOptions` and of those on files: a new choice is a flag without a line here."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -13,6 +14,7 @@ from annotated_types import Ge
 
 from mergekit_ot.cli.options import parse_options, parse_weights
 from mergekit_ot.fusion.options import FusionOptions, option_fields
+from mergekit_ot.storage.file_options import FileOptions, WritingOptions
 
 Command = Callable[..., None]
 _CHOSEN = "chosen"
@@ -26,7 +28,10 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
         command: Name of the command.
         **defaults: Values where a flag is not given, for options that this command sets itself.
     """
-    flags = [_flag(field.name, defaults.get(field.name)) for field in option_fields(command)]
+    flags = [_flag(FusionOptions, field.name, defaults.get(field.name)) for field in option_fields(command)]
+    for record in (FileOptions, WritingOptions):
+        fields = dataclasses.fields(record)
+        flags += [_flag(record, field.name, None) for field in fields if command in field.metadata["commands"]]
 
     def decorate(function: Command) -> Command:
         own = inspect.signature(function, eval_str=True).parameters
@@ -38,6 +43,8 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
             chosen = {flag.name: values.pop(flag.name) for flag in flags}
             for name in _MAPPINGS & chosen.keys():
                 chosen[name] = parse_options(chosen[name], _spelled(name))
+            if "ignore" in chosen:
+                chosen["ignore"] = tuple(chosen["ignore"] or ())
             function(**values, **{_CHOSEN: chosen})
 
         parameters = [*before, *flags, *after]
@@ -50,15 +57,15 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
     return decorate
 
 
-def _flag(name: str, default: object) -> inspect.Parameter:
-    metadata = FusionOptions.__dataclass_fields__[name].metadata
+def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
+    metadata = record.__dataclass_fields__[name].metadata
     settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
-    hint = typing.get_type_hints(FusionOptions, include_extras=True)[name]
+    hint = typing.get_type_hints(record, include_extras=True)[name]
     kind, least = _plain(hint)
     flag = _spelled(name)
     if least is not None:
         settings["min"] = least
-    if kind is dict or (kind is tuple and _is_of_texts(hint)):
+    if kind is dict or (kind is tuple and str in typing.get_args(hint)):
         kind = list[str]
     elif kind is tuple:
         kind, settings["parser"] = Any, parse_weights
@@ -69,10 +76,6 @@ def _flag(name: str, default: object) -> inspect.Parameter:
 def _spelled(name: str) -> str:
     # An option that is repeated is a mapping of options.
     return "--" + name.removesuffix("s" if name in _MAPPINGS else "").replace("_", "-")
-
-
-def _is_of_texts(hint: Any) -> bool:
-    return typing.get_args(hint)[:1] == (str,)
 
 
 def _plain(hint: Any) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.jobs.containers import container_of
 from mergekit_ot.jobs.fusing import check_methods, source_model
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import input_files
@@ -83,13 +84,17 @@ def run_align(
     for output in outputs:
         if folder.is_dir():
             check_output(output, input_files(recipe), overwrite=recipe.overwrite)
-    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
-    for source, output in zip(sources[1:], outputs, strict=True):
-        check_format(manager, output, source.checkpoint)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
+    containers = [container_of(sources, place, output, recipe.format) for place, output in enumerate(outputs, start=1)]
+    for container in containers:
+        check_format(manager, container.output, container.template)
+        if folder.is_dir():
+            container.check(input_files(recipe), overwrite=recipe.overwrite)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     written = []
-    for source, output in zip(sources[1:], outputs, strict=True):
+    for source, container in zip(sources[1:], containers, strict=True):
+        output = container.output
         # A file is to hold the reference's own form: what only a normal form allows is left out.
         result = align_pair(sources[0], source, recipe, inputs, data, manager, progress, may_rewrite=False)
         check_reference_order(sources[0], result, recipe.solver)
@@ -102,16 +107,17 @@ def run_align(
         make, digest = source.make, source.checkpoint.sha256
         with made_folder(folder):
             save_checkpoint(
-                source.of_file(aligned),
+                container.state(aligned),
                 output,
                 architecture=make.name if make.is_registered else None,
                 arguments=make.arguments if make.is_registered else None,
                 input_shape=shape,
                 provenance={"aligned_to": Path(reference).name, "solver": recipe.solver, "sha256": digest},
-                template=source.checkpoint,
+                template=container.template,
                 overwrite=recipe.overwrite,
                 manager=manager,
             )
+        container.tell(notify)
         sentence = "" if result.check is None else result.check.sentence
         written.append(
             AlignedFile(

@@ -151,7 +151,7 @@ def _check_nothing_is_about_an_alignment(recipe: FusionRecipe, pictures: Picture
 def _read(request: _Request) -> _Pair:
     recipe, manager = request.recipe, request.manager
     test = resolve_data(recipe.data or "", manager)
-    first, second = read_sources(recipe.models, recipe.arch, manager, request.notify, recipe.trust)
+    first, second = read_sources(recipe.models, recipe.arch, manager, request.notify, recipe.trust, recipe)
     states = first.module().state_dict(), second.module().state_dict()
     check_same_shapes(*states)
     return _Pair(first, second, states, test)

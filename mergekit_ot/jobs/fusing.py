@@ -15,9 +15,10 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.jobs.containers import container_of
 from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
-from mergekit_ot.jobs.places import check_fusion_places
+from mergekit_ot.jobs.places import check_fusion_places, input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
@@ -56,10 +57,12 @@ def run_fuse(
     check_methods(recipe, manager)
     check_fusion_places(recipe, recipe_file, is_dry=dry_run)
     output = Path(recipe.output)
-    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
+    container = container_of(sources, recipe.target, output, recipe.format)
     if not dry_run:
         check_format(manager, output, template)
+        container.check(input_files(recipe, recipe_file), overwrite=recipe.overwrite)
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
@@ -76,18 +79,18 @@ def run_fuse(
         return FusionOutcome(None, recipe.solver, result)
     fused_as, is_registered = _widened(fused_as, recipe, result)
     # Under the names of the file whose sizes it has, so that it is read wherever that one is.
-    state = sources[recipe.target].of_file(result.state) if isinstance(recipe.target, int) else result.state
     save_checkpoint(
-        state,
+        container.state(result.state),
         output,
         architecture=fused_as.name if is_registered else None,
         arguments=fused_as.arguments if is_registered else None,
         input_shape=shape,
         provenance=_provenance(recipe, sources, fused_as) | _repaired(result),
-        template=template,
+        template=container.template,
         overwrite=recipe.overwrite,
         manager=manager,
     )
+    container.tell(notify)
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if recipe.report is not None:
         # Most fusions have no report, and what writes one takes time to import.

@@ -29,13 +29,14 @@ from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.sources.spec_files import spec_files
+from mergekit_ot.storage.file_options import FileOptions
 from mergekit_ot.storage.files import write_text
 from mergekit_ot.storage.marks import DOT_COMMENT, XML_COMMENT
 from mergekit_ot.storage.outputs import check_outputs
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(FileOptions):
     """The checkpoint that is looked at, and how its architecture is traced.
 
     Attributes:
@@ -73,7 +74,7 @@ class Subject:
 
     def read(self, manager: PluginManager, notify: Notify) -> tuple[ReadSource, tuple[Tensor, ...]]:
         """Returns the source that was read, and inputs to trace it by."""
-        source = read_sources([self.path], self.arch, manager, notify, self.trust)[0]
+        source = read_sources([self.path], self.arch, manager, notify, self.trust, self)[0]
         # Nothing that follows reads the weights, and whoever looks at a checkpoint wants to know that they are damaged.
         source.state.check_all()
         batches = None if self.data is None else resolve_data(self.data, manager)
@@ -122,10 +123,11 @@ def run_eval(
     manager: PluginManager,
     notify: Notify,
     trust: Sequence[str] = (),
+    files: FileOptions | None = None,
 ) -> tuple[Evaluation, ...]:
     """Scores checkpoints on the test part of data, in one pass."""
     source = resolve_data(data, manager)
-    models = [read.module() for read in read_sources(paths, arch, manager, notify, trust)]
+    models = [read.module() for read in read_sources(paths, arch, manager, notify, trust, files or FileOptions())]
     scores = evaluate(models, source, device)
     for path, score in zip(paths, scores, strict=True):
         if not math.isfinite(score.loss):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import DataError
-from mergekit_ot.sources.arrays import ArrayArchive
 from mergekit_ot.sources.specs import Spec, call_with, find_object, parse_spec, registered
+from mergekit_ot.storage.arrays import ArrayArchive
 from mergekit_ot.storage.files import missing_file
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.regular import check_regular

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture
+from mergekit_ot.sources.fits import Fit, fit
+from mergekit_ot.sources.misfits import shown
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
-from mergekit_ot.storage.file_names import FileNames, constants_among
+from mergekit_ot.storage.file_names import FileNames
+from mergekit_ot.storage.file_options import FileOptions
 from mergekit_ot.storage.finite import FiniteStore
-from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
-from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.progress import Notify
+
+_AS_THEY_ARE = FileOptions()
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,14 @@ class ReadSource:
         """The file name, as the user gave it."""
         return str(self.checkpoint.path)
 
-    def of_file(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Returns a state of the architecture as the file has it: a tied tensor once, with the file's constants."""
-        return self.names.of_file(state, self.checkpoint.state)
+    def of_file(self, state: Mapping[str, Tensor], *, is_renamed: bool = True) -> Mapping[str, Tensor]:
+        """Returns a state of the architecture as the file has it: a tied tensor once, with the file's constants.
+
+        Args:
+            state: Name → tensor.
+            is_renamed: Whether it goes into a file of the same kind, in which names have their prefix.
+        """
+        return self.names.of_file(state, self.checkpoint.state, is_renamed=is_renamed)
 
     def module(self) -> nn.Module:
         """Returns a fresh module that holds the state."""
@@ -61,7 +69,12 @@ class ReadSource:
 
 
 def read_sources(
-    paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Notify, trust: Sequence[str] = ()
+    paths: Sequence[str],
+    arch: Sequence[str],
+    manager: PluginManager,
+    notify: Notify,
+    trust: Sequence[str] = (),
+    files: FileOptions = _AS_THEY_ARE,
 ) -> list[ReadSource]:
     """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
 
@@ -73,6 +86,7 @@ def read_sources(
         manager: Whose formats and architectures are known.
         notify: Told what was found.
         trust: Those of the checkpoints whose programs may be loaded.
+        files: Which weights in the files are meant.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -87,7 +101,7 @@ def read_sources(
     checkpoints = []
     for path in paths:
         is_trusted = os.path.realpath(path) in trusted
-        checkpoints.append(load_checkpoint(Path(path), manager, trust=is_trusted))
+        checkpoints.append(load_checkpoint(Path(path), manager, trust=is_trusted, state_key=files.state_key))
         notify(f"{path}: {checkpoints[-1].found}")
         if is_trusted and checkpoints[-1].build is None:
             notify(f"{path} holds no program: that it is trusted changes nothing.")
@@ -98,10 +112,11 @@ def read_sources(
         # One object per architecture: it is then traced once for all its checkpoints.
         twin = next((other for other in sources if other.make == make), None)
         make, known = (make, KnownArchitecture(make)) if twin is None else (twin.make, twin.known)
-        state, names = fitted(checkpoint, make, known)
-        for sentence in names.sentences:
+        fits = _fit(checkpoint, make, known, files, notify)
+        for sentence in fits.names.sentences:
             notify(f"{checkpoint.path}: {sentence}")
-        sources.append(ReadSource(checkpoint, make, FiniteStore(state, str(checkpoint.path)), known, names))
+        state = FiniteStore(fits.state, str(checkpoint.path))
+        sources.append(ReadSource(fits.checkpoint, make, state, known, fits.names))
     return sources
 
 
@@ -142,53 +157,16 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     return resolve_architecture(checkpoint.architecture, manager, checkpoint.arguments)
 
 
-def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture) -> tuple[FittedStore, FileNames]:
-    """Returns the state in the architecture's order and how the file's names differ, after checking that they agree.
-
-    A tensor that the architecture has under several names may stand in the file under one of them. Where nothing is
-    missing, constants that the architecture does not have are left out: masks, positions, counters.
-
-    Raises:
-        ArchitectureError: Names the tensors that are missing or unexpected, or the first shape that differs.
-    """
+def _fit(source: Checkpoint, make: Architecture, known: KnownArchitecture, files: FileOptions, notify: Notify) -> Fit:
     try:
-        expected = known.shapes
+        _ = known.shapes
     except ArchitectureError as failure:
-        if make.name != checkpoint.architecture:
+        if make.name != source.architecture:
             raise
         raise ArchitectureError(
-            f"The architecture that '{checkpoint.path}' carries cannot be built. {failure}"
+            f"The architecture that '{source.path}' carries cannot be built. {failure}"
         ) from failure
-    store = checkpoint.state
-    difference, constants = misfit(store, expected, known.ties), {}
-    if difference is not None and difference.unexpected and not difference.missing:
-        constants = constants_among(store, difference.unexpected) or {}
-        difference = misfit(store, expected, known.ties, constants)
-    if difference is not None:
-        raise ArchitectureError(
-            f"'{checkpoint.path}' does not fit architecture '{make.name}'{_difference_text(difference)} "
-            "Check --arch and its arguments."
-        )
-    state = FittedStore(store, expected, known.ties)
-    return state, FileNames(state.filled, constants)
-
-
-def _difference_text(difference: Misfit) -> str:
-    shape = difference.reshaped
-    if shape is not None:
-        return f": '{shape.name}' is {_shape(shape.held)} in the file and {_shape(shape.expected)} in the architecture."
-    if difference.retyped is not None:
-        kind = str(difference.retyped.held).removeprefix("torch.")
-        return f": '{difference.retyped.name}' holds {kind} in the file and floating-point weights in the architecture."
-    sentences = [
-        f" {what}: {_first(names)}."
-        for what, names in (
-            ("Missing in the file", difference.missing),
-            ("Not in the architecture", difference.unexpected),
-        )
-        if names
-    ]
-    return "." + "".join(sentences)
+    return fit(source, make.name, known, files, notify)
 
 
 def check_target(make: Architecture, spec: str) -> None:
@@ -200,14 +178,6 @@ def check_target(make: Architecture, spec: str) -> None:
     for name, tensor in KnownArchitecture(make).shapes.items():
         if tensor.dim() and 0 in tensor.shape:
             raise ArchitectureError(
-                f"Target '{spec}' has no neurons in '{name}' (shape {_shape(tensor.shape)}): a fused layer needs at "
+                f"Target '{spec}' has no neurons in '{name}' (shape {shown(tensor.shape)}): a fused layer needs at "
                 "least one. Give a width of 1 or more."
             )
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(map(shortened, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "a scalar"

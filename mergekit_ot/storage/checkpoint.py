@@ -7,6 +7,7 @@ the user trusts.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.array_files import read_arrays
 from mergekit_ot.storage.files import check_is_file, check_readable
+from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
 from mergekit_ot.storage.regular import check_regular
 from mergekit_ot.storage.replacing import replacing
+from mergekit_ot.storage.side_files import described, form_of, side_file, side_text
 from mergekit_ot.storage.state_dicts import narrow_name, quantised_name
 from mergekit_ot.storage.store import compacted, write_all
 from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
@@ -29,12 +33,14 @@ Loader = Callable[[Path], Checkpoint | None]
 Saver = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], bool | None]
 
 
-def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
+def load(path: Path, formats: Sequence[Loader], state_key: str | None = None) -> Checkpoint:
     """Reads a checkpoint; of what ``torch.save`` writes, nothing is executed.
 
     Args:
         path: The file, or the folder of a format that has several files.
-        formats: Asked first, in order; then it is what ``torch.save`` writes. They know whether the file is trusted.
+        formats: Asked first, in order; then it is an archive of arrays, or what ``torch.save`` writes. They know
+            whether the file is trusted.
+        state_key: Which of several state dicts in the file is meant; None takes the likeliest.
 
     Raises:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
@@ -45,7 +51,34 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
     checkpoint = next((content for content in asked if content is not None), None)
     if checkpoint is None:
         check_is_file(path)
-        checkpoint = read_torch_file(path)
+        checkpoint = read_arrays(path) or read_torch_file(path)
+    checkpoint = described(_under(checkpoint, state_key))
+    check_types(checkpoint)
+    return checkpoint
+
+
+def _under(checkpoint: Checkpoint, state_key: str | None) -> Checkpoint:
+    if state_key is None or state_key == checkpoint.key:
+        return checkpoint
+    if state_key in checkpoint.alternatives:
+        return checkpoint.alternatives[state_key]()
+    if not checkpoint.key and not checkpoint.alternatives:
+        return checkpoint  # it holds one state dict and nothing around it: nothing else can be meant
+    keys = [key or "(the top level)" for key in (checkpoint.key, *checkpoint.alternatives)]
+    held = f"{', '.join(map(repr, keys[:8]))}{' …' if len(keys) > 8 else ''}"
+    raise CheckpointError(
+        f"'{checkpoint.path}' has no state dict under the key '{shortened(state_key)}'. It has one under: {held}. Give "
+        "--state-key one of these, or leave it out."
+    )
+
+
+def check_types(checkpoint: Checkpoint) -> None:
+    """Checks that the numbers of a checkpoint can be averaged.
+
+    Raises:
+        CheckpointError: They are quantised, or of a type in which nothing can be computed.
+    """
+    path = checkpoint.path
     damaged = quantised_name(checkpoint.state)
     if damaged is not None:
         raise CheckpointError(
@@ -59,7 +92,6 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
             f"'{narrow}' in '{path}' is of the type {kind}, in which nothing can be computed. "
             "Convert it to bfloat16 or float32 with the tool that made it."
         )
-    return checkpoint
 
 
 def save(
@@ -90,14 +122,22 @@ def save(
         _check_plain(value, key)
     program = None if template is None or template.build is None else str(template.path)
     known = {**metadata, "template": program}
-    with replacing(path, overwrite=overwrite) as beside:
-        if any(write(beside, compact, known) for write in formats):
+    form = form_of(path, template)
+    with contextlib.ExitStack() as stack:
+        beside = stack.enter_context(replacing(path, overwrite=overwrite))
+        is_by_name = form is None or not form.suits(path)
+        if is_by_name and any(write(beside, compact, known) for write in formats):
             mark_archive(beside)
-        elif template is not None and template.form is not None:
-            template.form.write(beside, compact, metadata)
-            mark_archive(beside)
-        else:
+            return
+        if form is None:
             write_all(compact, TorchWriter(beside, metadata))
+            return
+        form.write(beside, compact, metadata)
+        mark_archive(beside)
+        if not form.has_room(path):
+            # What describes a file is in its place before the file is.
+            described_in = stack.enter_context(replacing(side_file(path), overwrite=overwrite))
+            described_in.write_text(side_text(beside, metadata), encoding="utf-8")
 
 
 def _check_plain(value: object, where: str) -> None:

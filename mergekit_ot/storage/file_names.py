@@ -1,4 +1,4 @@
-"""Names of a file beside those of its architecture: tied tensors that it leaves out, constants that it has besides."""
+"""Names of a file beside those of its architecture: prefixes, tied tensors left out, and what it has besides."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mergekit_ot.storage.limits import shortened
+from mergekit_ot.storage.renaming import Renaming
 from mergekit_ot.storage.store import TensorStore
 
 # How much the ratio of frequencies that follow each other may vary, by rounding.
 _RATIO_TOLERANCE = 1e-2
 _SHOWN = 2
+# What stands in a file besides the network because the user said so.
+IGNORED, OUTSIDE = "ignored", "not behind the prefix"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class FileNames:
 
     Attributes:
         filled: Name that the file leaves out → name under which it has the same tensor.
-        constants: Name that the architecture does not have → what stands there: no weights.
+        constants: Name that the architecture does not have → what stands there: no weights of the network.
+        renaming: Under which names the file has the tensors of the architecture.
+        stale: Names of averaged copies of the weights, which are not written beside other weights.
 
     Example:
         >>> names = FileNames({"head.weight": "embedding.weight"})
@@ -33,31 +38,55 @@ class FileNames:
 
     filled: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
+    renaming: Renaming = field(default_factory=Renaming)
+    stale: Sequence[str] = ()
 
     @property
     def sentences(self) -> Iterator[str]:
         """What is taken from where, and what is left out."""
+        if self.renaming.sentence:
+            yield self.renaming.sentence
         if self.filled:
             pairs = [f"'{shortened(name)}' is '{shortened(held)}'" for name, held in self.filled.items()]
             yield f"tied weights stand in the file once: {_listed(pairs)}"
-        if self.constants:
-            kinds = [f"'{shortened(name)}' ({kind})" for name, kind in self.constants.items()]
+        kinds: dict[str, list[str]] = {kind: [] for kind in (IGNORED, OUTSIDE, "")}
+        for name, kind in self.constants.items():
+            shown = f"'{shortened(name)}'"
+            kinds[kind if kind in kinds else ""].append(shown if kind in kinds else f"{shown} ({kind})")
+        for kind in (IGNORED, OUTSIDE):
+            if kinds[kind]:
+                yield f"not fused, and left as they are ({kind}): {_listed(kinds[kind])}"
+        if kinds[""]:
             yield (
                 "not in the architecture, and no weights, so that nothing is computed from them and they stay as they "
-                f"are: {_listed(kinds)}"
+                f"are: {_listed(kinds[''])}"
             )
+        if self.stale:
+            names = [f"'{shortened(name)}'" for name in self.stale]
+            yield f"not written on, as it would be out of date beside other weights: {_listed(names)}"
 
-    def of_file(self, state: Mapping[str, Tensor], file: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+    def of_file(
+        self, state: Mapping[str, Tensor], file: Mapping[str, Tensor] | None = None, *, is_renamed: bool = True
+    ) -> Mapping[str, Tensor]:
         """Returns a state of the architecture under the names of the file.
 
         Args:
             state: Name → tensor.
             file: Gives the constants; without it they are left out.
+            is_renamed: Whether it goes into a file of the same kind. Into another kind, a state whose names differ by
+                more than tied weights goes under the names of the architecture.
         """
-        if not self.filled and not self.constants:
+        held = self.renaming.held
+        if held and not is_renamed:
             return state
-        kept = {name: tensor for name, tensor in state.items() if name not in self.filled}
-        return kept | {name: file[name] for name in self.constants if file is not None}
+        kept = {held.get(name, name): tensor for name, tensor in state.items() if name not in self.filled}
+        constants = {name: file[name] for name in self.constants if file is not None}
+        if not held:
+            return kept | constants if self.filled or constants else state
+        if self.renaming.is_by_place:
+            return {name: kept[name] for name in held.values()}
+        # What the file lacks (counters) is not added behind its prefix under another name.
+        return {name: tensor for name, tensor in kept.items() if name in set(held.values())} | constants
 
 
 def constants_among(store: TensorStore, names: Sequence[str]) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mergekit_ot.errors import CheckpointError
+from mergekit_ot.storage.adapters import REASON, WAY_OUT
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import with_mark
 from mergekit_ot.storage.replacing import replacing
@@ -88,10 +89,12 @@ def check_is_file(path: Path) -> None:
     """Checks that `path` is no folder.
 
     Raises:
-        CheckpointError: It is one; the message lists what is in it.
+        CheckpointError: It is one; the message lists what is in it, or says that it is an adapter.
     """
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.is_file())
+        if "adapter_config.json" in files:
+            raise CheckpointError(f"'{path}' holds an adapter: {REASON}. {WAY_OUT}")
         listing = f" It contains: {', '.join(files[:8])}." if files else ""
         raise CheckpointError(f"'{path}' is a folder, not a checkpoint.{listing} Name one file.")
 

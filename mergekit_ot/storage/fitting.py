@@ -74,7 +74,7 @@ def misfit(
     """
     filled = filled_names(store, expected, ties)
     lacking = (name for name in expected if name not in store and name not in filled)
-    missing = tuple(name for name in lacking if not name.endswith(_OPTIONAL_SUFFIX))
+    missing = tuple(name for name in lacking if not is_optional(name))
     unexpected = tuple(name for name in store.names if name not in expected and name not in ignored)
     if missing or unexpected:
         return Misfit(missing, unexpected, None)
@@ -85,6 +85,11 @@ def misfit(
         if name in store and _takes_weights(tensor.dtype) and not _takes_weights(store.dtype(name)):
             return Misfit((), (), None, OtherType(name, store.dtype(name)))
     return None
+
+
+def is_optional(name: str) -> bool:
+    """Returns whether a file may lack a tensor: a counter that takes no part in the function."""
+    return name.endswith(_OPTIONAL_SUFFIX)
 
 
 def filled_names(store: TensorStore, expected: Mapping[str, Tensor], ties: Ties) -> dict[str, str]:

@@ -45,3 +45,19 @@ class AbstractForm(abc.ABC):
         Raises:
             CheckpointError: The state does not go into this form.
         """
+
+    def has_room(self, path: Path) -> bool:
+        """Returns whether what it writes there holds the metadata; else they go into a file beside it.
+
+        Args:
+            path: Where it writes, or will.
+        """
+        return True
+
+    def suits(self, path: Path) -> bool:
+        """Returns whether a file of that name is of this form; else a format that goes by the name is asked first."""
+        return False
+
+    def sentences(self) -> list[str]:
+        """Returns what it keeps of the checkpoint besides the weights, and what it leaves out."""
+        return []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.limits import check_unfolded, shortened
+from mergekit_ot.storage.pickled_arrays import HeldArray, array_makers
 from mergekit_ot.storage.pickles import DamagedPickle, Maker, Named, hashed
 
 # Names that a pickle of plain tensors, numbers and settings may hold; nothing of it is imported.
@@ -22,7 +23,7 @@ _PLAIN = re.compile(
     rf"torch\.(cuda\.)?(Size|device|dtype|\w*Storage|\w*Tensor|{_DTYPES}|{_LAYOUTS})$"
     r"|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_\w+|serialization\._get_layout|nn\.parameter\.\w+)$"
     r"|torch\.storage\.\w+Storage$|collections\.(OrderedDict|Counter|defaultdict)$|_codecs\.encode$|argparse\.Namespace$"
-    r"|numpy\.(dtype|ndarray|bool_?|float\d+|u?int\d+|dtypes\.\w+|_?core\.multiarray\.(scalar|_reconstruct))$"
+    r"|numpy\.(dtype|ndarray|bool_?|float\d+|u?int\d+|dtypes\.\w+|_?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer))$"
     r"|(builtins|__builtin__)\.(set|frozenset|list|dict|tuple|int|float|bool|str|bytes|bytearray|complex|slice|range)$"
 )
 _STORAGES = {
@@ -66,7 +67,10 @@ _META = Unusable("a tensor on the meta device, which has a shape and no values",
 _NESTED = Unusable("a nested tensor", "Save its parts as tensors of their own.")
 _QUANTISED = Unusable("a quantised tensor", "Dequantise it to float32, or use the original checkpoint.")
 _SUBCLASS = Unusable("a tensor of a class of its own", "Save it as a plain tensor.")
-_ARRAY = Unusable("a NumPy array", "Save tensors: torch.save({name: torch.from_numpy(array), …}, path).")
+_ARRAY = Unusable(
+    "a NumPy array of what are no numbers of torch",
+    "Save numbers: torch.save({name: torch.from_numpy(array), …}, path).",
+)
 
 
 def foreign_names(named: Mapping[str, object]) -> list[str]:
@@ -134,7 +138,7 @@ def tensor_makers(where: str) -> dict[str, Maker]:
         "collections.Counter": _mapping,
         "collections.defaultdict": lambda *_: {},
         **{f"torch._utils._rebuild_{kind}": made for kind, made in _UNUSABLE.items()},
-        **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _ARRAY for core in ("core", "_core")},
+        **array_makers(),
     }
     return makers
 
@@ -212,14 +216,21 @@ def _with_bits(tensor: Tensor | Unusable, metadata: object) -> Tensor | Unusable
 
 
 def is_tensor(value: object) -> bool:
-    """Returns whether a value is a tensor, usable or not; packed weights are a tuple of such."""
+    """Returns whether a value is a tensor or an array, usable or not; packed weights are a tuple of such."""
     if isinstance(value, tuple | list):
         return any(isinstance(part, Unusable) for part in value[:16])
-    return isinstance(value, Tensor | Unusable)
+    return isinstance(value, Tensor | Unusable | HeldArray)
+
+
+def tensor_in(value: object) -> Tensor | None:
+    """Returns a tensor, or an array as one; None where a value is neither, or unusable."""
+    return value.tensor if isinstance(value, HeldArray) else value if isinstance(value, Tensor) else None
 
 
 def unusable_in(value: object) -> Unusable | None:
     """Returns what is unusable in a value of a state dict, or None."""
     if isinstance(value, tuple | list):
         return next((part for part in value[:16] if isinstance(part, Unusable)), None)
+    if isinstance(value, HeldArray):
+        return _ARRAY if value.tensor is None else None
     return value if isinstance(value, Unusable) else None

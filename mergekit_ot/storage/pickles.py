@@ -7,6 +7,7 @@ whatever a step copies, are counted, so that a small file cannot ask for much ti
 
 from __future__ import annotations
 
+import abc
 import io
 import pickletools
 from collections.abc import Callable, Mapping
@@ -50,6 +51,30 @@ class StandIn:
 @final
 class _Mark:
     """Where a group of values begins on the stack."""
+
+
+class AbstractBuilt(abc.ABC):
+    """What a maker gives where a pickle makes something first, and says later (BUILD) what it holds."""
+
+    @abc.abstractmethod
+    def build(self, state: object) -> None:
+        """Takes what it holds.
+
+        Raises:
+            DamagedPickle: It cannot hold that.
+        """
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HeldBytes:
+    """Bytes that a pickle spells as text, one character for each.
+
+    Attributes:
+        text: The text.
+    """
+
+    text: str
 
 
 Maker = Callable[..., Any]
@@ -130,6 +155,7 @@ class PickleReader:
             return StandIn(what.name)
         if arguments and isinstance(arguments[0], list | dict):
             self.spend(len(arguments[0]))  # it may be copied
+        self.spend(_worth(arguments))
         return maker(*arguments)
 
 
@@ -208,6 +234,22 @@ def _name_of_two(reader: PickleReader, _: object) -> None:
     reader.name(f"{module}.{name}")
 
 
+def _build(reader: PickleReader, _: object) -> None:
+    (state,) = _pop(reader, 1)
+    target = reader.stack[-1]
+    # Of what is not made there are no attributes.
+    if isinstance(target, AbstractBuilt):
+        reader.spend(_worth(state))
+        target.build(state)
+
+
+def _worth(value: object) -> int:
+    """Returns the steps that bytes are worth which are copied: a pickle may name the same ones many times."""
+    parts = value if isinstance(value, tuple) else (value,)
+    held = [part.text if isinstance(part, HeldBytes) else part for part in parts]
+    return sum(len(part) >> 10 for part in held if isinstance(part, str | bytes | bytearray))
+
+
 def _push(reader: PickleReader, value: object) -> None:
     reader.stack.append(value)
 
@@ -254,7 +296,7 @@ _STEPS: dict[str, Callable[[PickleReader, Any], object]] = {
     "STACK_GLOBAL": _name_of_two,
     "INST": _make_instance,
     "OBJ": _make_object,
-    "BUILD": lambda reader, _: _pop(reader, 1),  # attributes of what is not made
+    "BUILD": _build,
     "BINPERSID": lambda reader, _: reader.stack.append(reader.find(reader.stack.pop())),
     "PERSID": lambda reader, key: reader.stack.append(reader.find(key)),
 }

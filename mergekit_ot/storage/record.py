@@ -40,6 +40,8 @@ class Checkpoint:
         example_inputs: Inputs of that program.
         has_untouched_program: Whether the file holds a program that was not read, because the file is not trusted.
         form: How a state that belongs to it is written as this one was; None where that is a file of mergeot's own.
+        key: The keys that lead to the state in the file, joined by points; empty at the top level.
+        alternatives: Key → what reads another state dict that stands in the same file.
 
     Example:
         What a reader of a format returns (hook ``mergeot_load_checkpoint``):
@@ -61,6 +63,8 @@ class Checkpoint:
     example_inputs: tuple[Tensor, ...] | None = None
     has_untouched_program: bool = False
     form: AbstractForm | None = None
+    key: str = ""
+    alternatives: Mapping[str, Callable[[], Checkpoint]] = field(default_factory=dict)
 
     @functools.cached_property
     def sha256(self) -> str:

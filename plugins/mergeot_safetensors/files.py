@@ -15,7 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_ot import AbstractFileWriter, Checkpoint, MappedFile, TensorStore, carried_by
+from mergekit_ot import (
+    AbstractFileWriter,
+    AbstractForm,
+    Checkpoint,
+    MappedFile,
+    TensorStore,
+    carried_by,
+    torch_stream,
+)
 from mergekit_ot.errors import CheckpointError
 from mergeot_safetensors.header import LENGTH_BYTES, read_header
 
@@ -96,8 +104,50 @@ class SafetensorsStore(TensorStore):
 
 
 @final
+class SafetensorsForm(AbstractForm):
+    """A safetensors file with the texts of its header.
+
+    Args:
+        texts: What the header says beside the table of tensors.
+    """
+
+    name = "safetensors"
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = {key: text for key, text in texts.items() if key != _KEY}
+
+    def suits(self, path: Path) -> bool:
+        """Returns whether the name is one of a safetensors file."""
+        return path.suffix == SUFFIX
+
+    def has_room(self, path: Path) -> bool:
+        """Returns whether the header says how the weights were made: a state dict of torch has none."""
+        return self.suits(path)
+
+    def write(self, path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Writes a safetensors file, or where the name is another one, a state dict as torch saves it."""
+        if not self.suits(path):
+            with torch_stream(path) as stream:
+                torch.save(dict(state), stream)
+            return
+        with SafetensorsWriter(path, metadata, self._texts) as writer:
+            for name, tensor in state.items():
+                writer.write(name, tensor)
+
+
+@final
 class SafetensorsWriter(AbstractFileWriter):
-    """Writes a state and plain metadata as a safetensors file."""
+    """Writes a state and plain metadata as a safetensors file.
+
+    Args:
+        path: The file.
+        metadata: Plain data: what the file says about the state.
+        texts: What else its header says.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> None:
+        super().__init__(path, metadata)
+        self._texts = {"format": "pt"} if texts is None else dict(texts)
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Writes the file.
@@ -108,7 +158,7 @@ class SafetensorsWriter(AbstractFileWriter):
         separate = _separate(state)
         plain = {key: value for key, value in self.metadata.items() if key != "template"}
         try:
-            save_file(separate, self.path, metadata={"format": "pt", _KEY: json.dumps(plain)})
+            save_file(separate, self.path, metadata={**self._texts, _KEY: json.dumps(plain)})
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             failed = _SYSTEM_ERROR.search(str(error))
             if failed is not None:
@@ -162,7 +212,10 @@ def load(path: Path) -> Checkpoint:
     carried = carried_by(path, kept)
     written = ", written by mergekit_ot" if kept else ""
     named = f", architecture '{carried['architecture']}'" if carried["architecture"] else ""
-    return Checkpoint(path, store, found=f"safetensors file with {len(store)} tensors{written}{named}", **carried)
+    # A file of mergeot's own has no form but its name.
+    form = None if kept else SafetensorsForm(store.texts)
+    found = f"safetensors file with {len(store)} tensors{written}{named}"
+    return Checkpoint(path, store, found=found, form=form, **carried)
 
 
 def _metadata(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hostile.arrays import ARRAYS
+from hostile.arrays_as_models import ARRAYS_AS_MODELS
 from hostile.case import Case
 from hostile.described import DESCRIBED
 from hostile.headers import HEADERS
@@ -10,4 +11,4 @@ from hostile.places import PLACES
 from hostile.recipes import RECIPES
 from hostile.torch_files import TORCH_FILES
 
-CASES: list[Case] = [*TORCH_FILES, *DESCRIBED, *HEADERS, *ARRAYS, *RECIPES, *PLACES]
+CASES: list[Case] = [*TORCH_FILES, *DESCRIBED, *HEADERS, *ARRAYS, *ARRAYS_AS_MODELS, *RECIPES, *PLACES]

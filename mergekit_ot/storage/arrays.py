@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from mergekit_ot.errors import DataError
+from mergekit_ot.errors import DataError, MergeotError
 from mergekit_ot.storage.archives import Archive
 from mergekit_ot.storage.limits import shortened
 
@@ -34,14 +34,21 @@ class ArrayArchive:
 
     Args:
         path: The archive.
+        error: What is raised where it is damaged.
+        advice: What its arrays should be, for messages.
 
     Raises:
-        DataError: It is damaged, or no archive.
+        MergeotError: It is damaged, or no archive.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._archive = Archive(path, DataError)
+    def __init__(
+        self,
+        path: Path,
+        error: type[MergeotError] = DataError,
+        advice: str = "Save plain arrays, such as float32 inputs and int64 targets.",
+    ) -> None:
+        self.path, self._error, self._advice = path, error, advice
+        self._archive = Archive(path, error)
 
     @property
     def names(self) -> list[str]:
@@ -52,11 +59,11 @@ class ArrayArchive:
         """Returns an array in the byte order of this machine.
 
         Raises:
-            DataError: It holds no numbers, its shape does not fit its bytes, or it unfolds to more than the limit.
+            MergeotError: It holds no numbers, its shape does not fit its bytes, or it unfolds to more than the limit.
         """
         member = name + _SUFFIX
         if member not in self._archive.members:
-            raise DataError(
+            raise self._error(
                 f"'{shortened(name)}' in '{self.path}' is no array, but another file. Save it with numpy.savez."
             )
         dtype, shape, is_fortran, begin = self._header(name, self._archive.read(member, _HEADER_BYTES))
@@ -66,13 +73,10 @@ class ArrayArchive:
             or dtype.newbyteorder("=") in (np.longdouble, np.clongdouble)
         ):
             kind = _KIND_NAMES.get(dtype.kind, f"the type {shortened(dtype)}")
-            raise DataError(
-                f"'{shortened(name)}' in '{self.path}' holds {kind}, not numbers. Save plain arrays, such as "
-                "float32 inputs and int64 targets."
-            )
+            raise self._error(f"'{shortened(name)}' in '{self.path}' holds {kind}, not numbers. {self._advice}")
         count, held = math.prod(shape), self._archive.members[member].size - begin
         if count * dtype.itemsize != held:
-            raise DataError(
+            raise self._error(
                 f"'{shortened(name)}' in '{self.path}' is damaged: its header says that it is of shape "
                 f"{'×'.join(shortened(size, 24) for size in shape[:8])}, and {held} bytes follow. Save it again."
             )
@@ -82,7 +86,7 @@ class ArrayArchive:
             ordered = array.reshape(shape, order="F" if is_fortran else "C")
         except ValueError as failure:
             why = shortened(str(failure), 200)
-            raise DataError(f"'{shortened(name)}' in '{self.path}' is damaged: {why}. Save it again.") from failure
+            raise self._error(f"'{shortened(name)}' in '{self.path}' is damaged: {why}. Save it again.") from failure
         return ordered.astype(dtype.newbyteorder("="), copy=False)
 
     def _header(self, name: str, content: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
@@ -93,13 +97,13 @@ class ArrayArchive:
             reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, is_fortran, dtype = reader(stream)
         except Exception as failure:  # the header is a Python expression, and what fails in it is anything
-            raise DataError(
+            raise self._error(
                 f"'{shortened(name)}' in '{self.path}' is no array of numbers, or damaged "
                 f"({shortened(str(failure).splitlines()[0] if str(failure) else type(failure).__name__, 200)}). "
                 "Save it again with numpy.savez."
             ) from failure
         if any(not isinstance(size, int) or isinstance(size, bool) or size < 0 for size in shape):
-            raise DataError(f"'{shortened(name)}' in '{self.path}' is damaged: its shape is no list of sizes.")
+            raise self._error(f"'{shortened(name)}' in '{self.path}' is damaged: its shape is no list of sizes.")
         return dtype, shape, is_fortran, stream.tell()
 
     def close(self) -> None:
