@@ -16,7 +16,7 @@ from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import refining_solver
 from mergekit_ot.jobs.keeping import user_traces
-from mergekit_ot.jobs.places import check_fusion_places
+from mergekit_ot.jobs.places import check_fusion_places, check_kind, input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
@@ -58,6 +58,7 @@ def run_fuse(
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
     if not dry_run:
+        check_kind(recipe.output, input_files(recipe, recipe_file), template, overwrite=recipe.overwrite)
         check_format(manager, output, template)
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
@@ -148,9 +149,10 @@ def _target_of(
 
 
 def _repaired(result: FusionResult) -> dict[str, Any]:
-    """Returns whether the repair that was asked for is in the fused model, where that was decided."""
+    """Returns what was measured on the way: how true the aligned sources are, and whether a repair is in the model."""
     comparison = result.repair_comparison
-    return {} if comparison is None else {"is_repaired": comparison.is_written}
+    checked = {"aligned_sources_max_error": result.aligned_sources_max_error}
+    return checked if comparison is None else {**checked, "is_repaired": comparison.is_written}
 
 
 def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:

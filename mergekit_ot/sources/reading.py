@@ -121,7 +121,7 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     if spec is not None:
         return resolve_architecture(spec, manager)
     if checkpoint.build is not None:
-        return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
+        return Architecture(checkpoint.architecture or f"the program in {checkpoint.path.name}", {}, checkpoint.build)
     if checkpoint.has_untouched_program:
         raise ArchitectureError(
             f"'{checkpoint.path}' holds a program, and loading a program can run code of whoever made the file: pass "
@@ -130,7 +130,7 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     if checkpoint.architecture is None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
-            "builds the network, such as --arch nets.py:mlp."
+            f"builds the network, such as --arch nets.py:mlp.{_beside(checkpoint.path)}"
         )
     # Only registered names: a file must not be able to name code.
     if checkpoint.architecture not in manager.architectures:
@@ -167,10 +167,17 @@ def fitted(checkpoint: Checkpoint, make: Architecture, known: KnownArchitecture)
     if difference is not None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not fit architecture '{make.name}'{_difference_text(difference)} "
-            "Check --arch and its arguments."
+            f"Check --arch and its arguments.{_beside(checkpoint.path)}"
         )
     state = FittedStore(store, expected, known.ties)
     return state, FileNames(state.filled, constants)
+
+
+def _beside(path: Path) -> str:
+    """Returns a sentence on the configuration that stands beside a file, where one does."""
+    if path.is_dir() or not (path.parent / "config.json").is_file():
+        return ""
+    return f" Or name its folder, '{path.parent}', whose config.json says what the network is."
 
 
 def _difference_text(difference: Misfit) -> str:

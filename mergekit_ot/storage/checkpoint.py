@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.files import check_is_file, check_readable
+from mergekit_ot.storage.folders import replacing_folder
+from mergekit_ot.storage.forms import goes_into_folder
 from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
 from mergekit_ot.storage.regular import check_regular
@@ -88,12 +90,16 @@ def save(
     compact = {name: compacted(value) for name, value in state.items() if isinstance(value, Tensor)}
     for key, value in metadata.items():
         _check_plain(value, key)
+    if template is not None and template.form is not None and goes_into_folder(path, template.form):
+        with replacing_folder(path, metadata, overwrite=overwrite) as folder:
+            template.form.write(folder, compact, metadata)
+        return
     program = None if template is None or template.build is None else str(template.path)
     known = {**metadata, "template": program}
     with replacing(path, overwrite=overwrite) as beside:
         if any(write(beside, compact, known) for write in formats):
             mark_archive(beside)
-        elif template is not None and template.form is not None:
+        elif template is not None and template.form is not None and not template.form.is_folder:
             template.form.write(beside, compact, metadata)
             mark_archive(beside)
         else:

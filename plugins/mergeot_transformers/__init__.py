@@ -1,13 +1,21 @@
-"""Module rules for models of the `transformers` library whose operations do not tell what they do.
+"""Folders of the `transformers` library as checkpoints, and rules for modules whose operations tell too little.
 
-Nothing here imports `transformers`: a module is known by the name of its class.
+The rules import no `transformers`: a module is known by the name of its class. Folders need it (extra ``hf``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergekit_ot import NodeRule, hookimpl
+from mergekit_ot.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mergekit_ot import Checkpoint
+
+_INDEX = ".index.json"
 
 
 @hookimpl
@@ -16,3 +24,19 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     from mergeot_transformers.experts import EXPERTS
 
     return EXPERTS
+
+
+@hookimpl
+def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
+    """Return the checkpoint where `path` is a folder with a ``config.json`` and weights; no code of it is run."""
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            return None
+        from mergeot_transformers.folder import load_folder
+
+        return load_folder(path)
+    if path.name.endswith(_INDEX) and path.is_file():
+        raise CheckpointError(
+            f"'{path}' is the index of weights that stand in several files. Name its folder: '{path.parent}'."
+        )
+    return None
