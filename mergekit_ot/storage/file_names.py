@@ -48,7 +48,7 @@ class FileNames:
             )
 
     def of_file(self, state: Mapping[str, Tensor], file: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
-        """Returns a state of the architecture under the names of the file.
+        """Returns a state of the architecture under the names of the file, which has what is still tied once.
 
         Args:
             state: Name → tensor.
@@ -56,8 +56,12 @@ class FileNames:
         """
         if not self.filled and not self.constants:
             return state
-        kept = {name: tensor for name, tensor in state.items() if name not in self.filled}
+        kept = {name: tensor for name, tensor in state.items() if not self._is_left_out(name, state)}
         return kept | {name: file[name] for name in self.constants if file is not None}
+
+    def _is_left_out(self, name: str, state: Mapping[str, Tensor]) -> bool:
+        held = state.get(self.filled.get(name, ""))
+        return held is not None and (held is state[name] or torch.equal(held, state[name]))
 
 
 def constants_among(store: TensorStore, names: Sequence[str]) -> dict[str, str] | None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mergekit_ot import Checkpoint
 
 _INDEX = ".index.json"
+# Outputs that are files even where the sources are folders.
+_FILES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 
 
 @hookimpl
@@ -40,3 +42,14 @@ def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
             f"'{path}' is the index of weights that stand in several files. Name its folder: '{path.parent}'."
         )
     return None
+
+
+@hookimpl
+def mergeot_check_output(path: Path, template: Checkpoint | None) -> None:
+    """Refuse a folder as the output where something that belongs into it cannot be copied."""
+    if template is None or template.form is None or not template.form.is_folder or path.suffix.lower() in _FILES:
+        return
+    from mergeot_transformers.form import FolderForm
+
+    if isinstance(template.form, FolderForm):
+        template.form.check()

@@ -32,6 +32,7 @@ _LEFT = re.compile(
 _MODULES = "modules.json"
 _PATHS = ("_name_or_path", "name_or_path")
 _NOT_COPIED = ("auto_map",)
+_TIED = "tie_word_embeddings"
 _LOADER = "model.safetensors"
 
 
@@ -51,6 +52,15 @@ class FolderForm(AbstractForm):
     def __init__(self, folder: Path, store: ShardedStore, names: DiskNames | None) -> None:
         self.folder, self.store, self.names = folder, store, names
 
+    def check(self) -> None:
+        """Checks that what belongs to the folder can be copied.
+
+        Raises:
+            CheckpointError: Something is a link to a file outside of it.
+        """
+        for _ in belonging(self.folder):
+            pass
+
     def write(self, path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Writes weights, configuration, the files that belong to them, and a model card.
 
@@ -60,10 +70,15 @@ class FolderForm(AbstractForm):
         path.mkdir(exist_ok=True)
         written = dict(state) if self.names is None else self.names.on_disk(state)
         self._write_weights(path, written)
+        # What was tied and no longer is has a name of its own, which the library would tie again.
+        is_untied = self.names is not None and not set(state) <= {*self.names.plain, *self.names.groups}
         for file in belonging(self.folder):
             target = path / file
             target.parent.mkdir(exist_ok=True)
             _copy(self.folder / file, target)
+        if is_untied:
+            content = _untied(read_json(path / "config.json"))
+            (path / "config.json").write_bytes(json_bytes({**content, _TIED: False}))
         (path / CARD).write_text(model_card(self.folder, metadata), encoding="utf-8")
 
     def _write_weights(self, path: Path, state: Mapping[str, Tensor]) -> None:
@@ -83,6 +98,13 @@ class FolderForm(AbstractForm):
             size = sum(tensor.nbytes for tensor in state.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
             (path / f"{_LOADER}{INDEX}").write_bytes(json_bytes(index))
+
+
+def _untied(content: Any) -> Any:
+    """Returns a configuration in which nothing is tied."""
+    if not isinstance(content, dict):
+        return content
+    return {key: False if key == _TIED else _untied(value) for key, value in content.items()}
 
 
 def _as_safetensors(file: str) -> str:

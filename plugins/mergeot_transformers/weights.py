@@ -67,7 +67,7 @@ def _places(index: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"'{index}' has no table 'weight_map' of names and files. Copy or download it again.")
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file or file in (".", "..") or "\\" in file:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", "..") or "\\" in file:
             raise CheckpointError(
                 f"'{index}' says that '{name[:80]}' stands in {str(file)[:80]!r}, which is no file name in its folder. "
                 "Do not use this folder unless you know why."
