@@ -63,18 +63,20 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 NETWORKS["gpt2"][2].update(n_layer=2, n_head=3, bos_token_id=1, eos_token_id=2, initializer_range=0.2)
 
 
-def fresh(name: str, seed: int) -> Any:
+def fresh(name: str, seed: int, **sizes: Any) -> Any:
     """Returns a random network of the library, in float32."""
     import transformers
 
     kind, config, settings = NETWORKS[name]
     torch.manual_seed(seed)
-    return getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
+    return getattr(transformers, kind)(getattr(transformers, config)(**{**settings, **sizes})).eval()
 
 
-def saved(name: str, seed: int, folder: Path, kind: torch.dtype = torch.float32, shard: str = "1GB") -> Path:
+def saved(
+    name: str, seed: int, folder: Path, kind: torch.dtype = torch.float32, shard: str = "1GB", **sizes: Any
+) -> Path:
     """Saves a random network as the library does it."""
-    model = fresh(name, seed).to(kind)
+    model = fresh(name, seed, **sizes).to(kind)
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
 

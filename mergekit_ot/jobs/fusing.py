@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_ot.api import fuse_with, save_checkpoint
+from mergekit_ot.api import fuse_with, load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
 from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
@@ -25,6 +25,7 @@ from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import DataSource
@@ -56,11 +57,11 @@ def run_fuse(
     check_fusion_places(recipe, recipe_file, is_dry=dry_run)
     output = Path(recipe.output)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
-    template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
+    template = _template_of(recipe, sources, manager)
     if not dry_run:
         check_kind(recipe.output, input_files(recipe, recipe_file), template, overwrite=recipe.overwrite)
         check_format(manager, output, template)
-    fused_as, target = _target_of(recipe, sources, manager)
+    fused_as, target = _target_of(recipe, sources, manager, template)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     result = fuse_with(
@@ -138,12 +139,22 @@ def _check_plan(recipe: FusionRecipe, result: FusionResult, manager: PluginManag
         check_something_is_free(result.alignment.target, keys, result.target.name)
 
 
+def _template_of(recipe: FusionRecipe, sources: list[ReadSource], manager: PluginManager) -> Checkpoint | None:
+    """Returns the checkpoint whose form and sizes the fused model takes; a target may be named by a folder as well."""
+    if isinstance(recipe.target, int):
+        return sources[recipe.target].checkpoint
+    return load_checkpoint(recipe.target, manager) if Path(recipe.target).is_dir() else None
+
+
 def _target_of(
-    recipe: FusionRecipe, sources: list[ReadSource], manager: PluginManager
+    recipe: FusionRecipe, sources: list[ReadSource], manager: PluginManager, template: Checkpoint | None
 ) -> tuple[Architecture, int | SourceModel]:
     if isinstance(recipe.target, int):
         return sources[recipe.target].make, recipe.target
-    make = resolve_architecture(recipe.target, manager)
+    if template is not None and template.build is not None:
+        make = Architecture(template.architecture or recipe.target, {}, template.build)
+    else:
+        make = resolve_architecture(recipe.target, manager)
     check_target(make, recipe.target)
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
 

@@ -7,6 +7,7 @@ the user trusts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,16 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
     """
-    check_readable(path)
-    check_regular(path)
+    # A name that no file here can have may be one that a format knows how to find.
+    may_be_found = not os.path.lexists(path) and len(path.parts) > 1 and not os.path.lexists(path.parent)
+    if not may_be_found:
+        check_readable(path)
+        check_regular(path)
     asked = (read(path) for read in formats)
     checkpoint = next((content for content in asked if content is not None), None)
     if checkpoint is None:
+        check_readable(path)
+        check_regular(path)
         check_is_file(path)
         checkpoint = read_torch_file(path)
     damaged = quantised_name(checkpoint.state)

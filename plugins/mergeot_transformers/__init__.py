@@ -5,6 +5,7 @@ The rules import no `transformers`: a module is known by the name of its class. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mergekit_ot import Checkpoint
 
 _INDEX = ".index.json"
+# A repository of the hub, which may stand in the cache of this machine.
+_CACHED = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 # Outputs that are files even where the sources are folders.
 _FILES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 
@@ -31,6 +34,11 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
 @hookimpl
 def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint where `path` is a folder with a ``config.json`` and weights; no code of it is run."""
+    name = _CACHED.fullmatch(path.as_posix())
+    if name is not None and not path.exists():
+        from mergeot_transformers.cache import cached_folder
+
+        path = cached_folder(name["repository"], name["revision"]) or path
     if path.is_dir():
         if not (path / "config.json").is_file():
             return None

@@ -71,7 +71,7 @@ class FolderForm(AbstractForm):
         written = dict(state) if self.names is None else self.names.on_disk(state)
         self._write_weights(path, written)
         # What was tied and no longer is has a name of its own, which the library would tie again.
-        is_untied = self.names is not None and not set(state) <= {*self.names.plain, *self.names.groups}
+        is_untied = self.names is not None and bool(self.names.apart(state))
         for file in belonging(self.folder):
             target = path / file
             target.parent.mkdir(exist_ok=True)

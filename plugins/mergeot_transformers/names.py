@@ -72,6 +72,7 @@ class DiskNames:
         self.groups: dict[str, Group] = {}
         self.unused: list[str] = []
         expected = dict(model.state_dict())
+        self._ties = _ties_of(model)
         by_key: dict[str, Group] = {}
         for name in sorted(store.names, key=dot_natural_key):
             self._place(name, expected, by_key)
@@ -131,8 +132,12 @@ class DiskNames:
         written = {file: state[name] for name, file in self.plain.items()}
         for group in {id(group): group for group in self.groups.values()}.values():
             written |= self._taken_apart(group, state)
+        return written | {name: state[name] for name in self.apart(state)}
+
+    def apart(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Returns the names of a state that the file does not have, but for those of weights that are tied to one."""
         extra = [name for name in state if name not in self.plain and name not in self.groups]
-        return written | {name: state[name] for name in extra}
+        return [name for name in extra if not any(_is_same(state, name, other) for other in self._ties.get(name, ()))]
 
     def _taken_apart(self, group: Group, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the tensors of the file that the outputs of a group came from, by the library's reverse rule."""
@@ -156,6 +161,18 @@ class DiskNames:
             choices = (name, name.removeprefix(prefix), prefix + name)
             own[next((choice for choice in choices if choice in files), name)] = tensor
         return own
+
+
+def _ties_of(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Returns name → the other names of the same parameter."""
+    classes: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        classes.setdefault(id(parameter), []).append(name)
+    return {name: [other for other in names if other != name] for names in classes.values() for name in names}
+
+
+def _is_same(state: Mapping[str, Tensor], name: str, other: str) -> bool:
+    return other in state and (state[other] is state[name] or torch.equal(state[other], state[name]))
 
 
 @final

@@ -205,3 +205,60 @@ def test_what_stands_in_a_folder_decides_what_may_be_replaced(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="was not written by mergeot"):
         save_checkpoint(state, tmp_path / "net", template=checkpoint, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "net"]
+
+
+def test_a_folder_as_the_target_gives_sizes_and_form(tmp_path: Path) -> None:
+    first, second = (saved("bert_bare", seed, tmp_path / f"net{seed}") for seed in (1, 2))
+    wide = saved("bert_bare", 3, tmp_path / "wide", intermediate_size=64)
+    ran("fuse", first, second, "-o", tmp_path / "merged", "--solver", "wb", "--target", wide)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["intermediate_size"] == 64
+    shapes = {name: tensor.shape for name, tensor in raw(tmp_path / "merged").items()}
+    assert shapes == {name: tensor.shape for name, tensor in raw(wide).items()}
+    assert not loaded("bert_bare", tmp_path / "merged")[1]["missing_keys"]
+
+
+def test_a_repository_in_the_cache_is_found_without_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "hub" / "models--somebody--net"
+    folder = saved("bert_bare", 1, place / "snapshots" / revision)
+    (place / "blobs").mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(place / "blobs" / file.name)
+        file.symlink_to(Path("..") / ".." / "blobs" / file.name)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("somebody/net", "somebody/net@main", f"somebody/net@{revision}"):
+        checkpoint = load_checkpoint(name)
+        assert checkpoint.path == folder
+        save_checkpoint(dict(checkpoint.state), tmp_path / "copy", template=checkpoint)
+    assert not any(file.is_symlink() for file in (tmp_path / "copy").iterdir())
+    for name in ("somebody/other", "somebody/net@v2"):
+        with pytest.raises(CheckpointError, match="There is no file"):
+            load_checkpoint(name)
+
+
+def test_an_architecture_that_the_user_gives_counts(tmp_path: Path) -> None:
+    first, second = (saved("vit", seed, tmp_path / f"net{seed}") for seed in (1, 2))
+    (tmp_path / "nets.py").write_text(
+        "from transformers import AutoConfig, AutoModelForImageClassification\n"
+        "def net(folder):\n"
+        "    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder))\n"
+    )
+    spec = f"{tmp_path / 'nets.py'}:net?folder={first}"
+    ran(
+        "align", first, second, "-o", tmp_path / "aligned", "--solver", "wb", "--arch", spec, "--input-shape", "3,16,16"
+    )
+    assert apart(loaded("vit", tmp_path / "aligned" / "net2")[0], loaded("vit", second)[0], "vit") < 1e-4
+
+
+def test_a_whole_state_dict_of_a_tied_network_is_written_once(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(saved("llama_tied", 1, tmp_path / "net"))
+    save_checkpoint(loaded("llama_tied", tmp_path / "net")[0], tmp_path / "copy", template=checkpoint)
+    assert raw(tmp_path / "copy").keys() == raw(tmp_path / "net").keys()
