@@ -8,6 +8,7 @@ the user trusts.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
 # Formats in the order in which they are asked: each reads a path, or writes a state with its metadata to one, and says
 # so; what none of them takes is a file of torch.
 Loader = Callable[[Path], Checkpoint | None]
+# What ends a file's name, other than the version that may end that of a model.
+_SUFFIX = re.compile(r"\.[a-z]\w*")
 Saver = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], bool | None]
 
 
@@ -43,7 +46,7 @@ def load(path: Path, formats: Sequence[Loader]) -> Checkpoint:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
     """
     # A name that no file here can have may be one that a format knows how to find.
-    may_be_found = not os.path.lexists(path) and len(path.parts) > 1 and not os.path.lexists(path.parent)
+    may_be_found = len(path.parts) == 2 and not os.path.lexists(path.parent) and not _SUFFIX.fullmatch(path.suffix)
     if not may_be_found:
         check_readable(path)
         check_regular(path)
