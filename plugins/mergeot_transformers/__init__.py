@@ -31,7 +31,8 @@ def mergeot_node_rules() -> Mapping[str, NodeRule | str]:
     return EXPERTS
 
 
-@hookimpl
+# After formats that know their own folders.
+@hookimpl(trylast=True)
 def mergeot_load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint where `path` is a folder with a ``config.json`` and weights; no code of it is run."""
     name = _CACHED.fullmatch(path.as_posix())

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mergekit_ot.errors import CheckpointError
 
-# Where kernels, code or other weights come from, and how outputs are packed: not for a file to say.
+# Where kernels, code or other weights come from, how outputs are packed, who wrote it: not for a file to say.
 _NOT_FOLLOWED = frozenset(
     {
         "attn_implementation",
@@ -34,6 +34,7 @@ _NOT_FOLLOWED = frozenset(
         "output_hidden_states",
         "output_attentions",
         "torchscript",
+        "transformers_version",
     }
 )
 # Sizes that make modules or tables in Python, one by one.

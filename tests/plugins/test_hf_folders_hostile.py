@@ -248,3 +248,9 @@ def test_a_file_name_stays_a_file(folder: Path) -> None:
         save_checkpoint(dict(checkpoint.state), folder.parent / name, template=checkpoint)
         assert (folder.parent / name).is_file()
         assert load_checkpoint(folder.parent / name).state.keys() == checkpoint.state.keys()
+
+
+def test_folders_of_one_configuration_have_one_architecture(folder: Path) -> None:
+    other = configured(saved("llama_tied", 2, folder.parent / "other"), transformers_version="4.40.0", dtype="bfloat16")
+    first, second = read_sources([str(folder), str(other)], [], default_manager(), lambda text: None)
+    assert first.known is second.known
