@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.files import made_folder
+from mergekit_ot.storage.folders import check_folder_output
 from mergekit_ot.storage.outputs import check_folder, check_output
 
 
@@ -81,9 +83,10 @@ def run_align(
     check_methods(recipe, manager)
     check_folder(folder)
     outputs = _output_names(folder, others)
-    for output in outputs:
+    for output, other in zip(outputs, others, strict=True):
         if folder.is_dir():
-            check_output(output, input_files(recipe), overwrite=recipe.overwrite)
+            check = check_folder_output if os.path.isdir(other) else check_output
+            check(output, input_files(recipe), overwrite=recipe.overwrite)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
     containers = [container_of(sources, place, output, recipe.format) for place, output in enumerate(outputs, start=1)]
     for container in containers:
@@ -135,7 +138,8 @@ def run_align(
 def _output_names(folder: Path, others: Sequence[str]) -> list[Path]:
     names: list[Path] = []
     for other in others:
-        path, count = folder / Path(other).name, 2
+        # Of a folder such as "." too.
+        path, count = folder / Path(os.path.abspath(other)).name, 2
         while path in names:
             path, count = folder / f"{Path(other).stem}-{count}{Path(other).suffix}", count + 1
         names.append(path)

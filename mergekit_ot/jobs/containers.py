@@ -69,13 +69,13 @@ class Container:
             notify(f"{self.output}: how it was made stands in '{side}'.")
 
 
-def container_of(sources: Sequence[ReadSource], target: int | str, output: Path, wanted: str) -> Container:
+def container_of(sources: Sequence[ReadSource], target: int | str | Checkpoint, output: Path, wanted: str) -> Container:
     """Returns the container of a result.
 
     Args:
         sources: What is fused.
-        target: The place of the source whose sizes and container it takes; the container is that of the first one
-            where the target is an architecture, whose sizes are its own.
+        target: The place of the source whose sizes and container it takes, or a checkpoint that gives both. The
+            container is that of the first source where the target is an architecture, whose sizes are its own.
         output: Where it is written.
         wanted: ``source``, ``state-dict`` or ``mergeot``.
 
@@ -85,8 +85,14 @@ def container_of(sources: Sequence[ReadSource], target: int | str, output: Path,
     is_resized = not isinstance(target, int)
     source = sources[target] if isinstance(target, int) else sources[0]
     template = source.checkpoint
-    if is_resized:
-        template = dataclasses.replace(template, build=None)
+    if isinstance(target, str):
+        # The configuration in a folder says other sizes.
+        form = None if template.form is not None and template.form.is_folder else template.form
+        template = dataclasses.replace(template, build=None, form=form)
+    if isinstance(target, Checkpoint):
+        template = target
+        if wanted == AS_SOURCE:
+            return Container(output, template, None, True, is_resized)
     if wanted == AS_SOURCE:
         form = template.form
         is_same = form is None or form.suits(output)

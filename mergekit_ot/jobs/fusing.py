@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_ot.api import fuse_with, save_checkpoint
+from mergekit_ot.api import fuse_with, load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError
 from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
@@ -18,7 +18,7 @@ from mergekit_ot.hooks.methods import refining_solver
 from mergekit_ot.jobs.containers import container_of
 from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
-from mergekit_ot.jobs.places import check_fusion_places, input_files
+from mergekit_ot.jobs.places import check_fusion_places, check_kind, input_files
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
@@ -27,6 +27,7 @@ from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import DataSource
@@ -58,12 +59,13 @@ def run_fuse(
     check_fusion_places(recipe, recipe_file, is_dry=dry_run)
     output = Path(recipe.output)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
-    template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
-    container = container_of(sources, recipe.target, output, recipe.format)
+    goal = _folder_of(recipe, manager)
+    container = container_of(sources, goal or recipe.target, output, recipe.format)
     if not dry_run:
-        check_format(manager, output, template)
+        check_kind(recipe.output, input_files(recipe, recipe_file), container.template, overwrite=recipe.overwrite)
+        check_format(manager, output, container.template)
         container.check(input_files(recipe, recipe_file), overwrite=recipe.overwrite)
-    fused_as, target = _target_of(recipe, sources, manager)
+    fused_as, target = _target_of(recipe, sources, manager, goal)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
     result = fuse_with(
@@ -142,12 +144,22 @@ def _check_plan(recipe: FusionRecipe, result: FusionResult, manager: PluginManag
         check_something_is_free(result.alignment.target, keys, result.target.name)
 
 
+def _folder_of(recipe: FusionRecipe, manager: PluginManager) -> Checkpoint | None:
+    """Returns the folder whose form and sizes the fused model takes, where the target is named by one."""
+    if isinstance(recipe.target, str) and Path(recipe.target).is_dir():
+        return load_checkpoint(recipe.target, manager)
+    return None
+
+
 def _target_of(
-    recipe: FusionRecipe, sources: list[ReadSource], manager: PluginManager
+    recipe: FusionRecipe, sources: list[ReadSource], manager: PluginManager, goal: Checkpoint | None
 ) -> tuple[Architecture, int | SourceModel]:
     if isinstance(recipe.target, int):
         return sources[recipe.target].make, recipe.target
-    make = resolve_architecture(recipe.target, manager)
+    if goal is not None and goal.build is not None:
+        make = Architecture(goal.architecture or recipe.target, {}, goal.build)
+    else:
+        make = resolve_architecture(recipe.target, manager)
     check_target(make, recipe.target)
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
 
@@ -161,11 +173,12 @@ def _widened(fused_as: Architecture, recipe: FusionRecipe, result: FusionResult)
 
 
 def _repaired(result: FusionResult) -> dict[str, Any]:
-    """Returns whether the repair that was asked for is in the fused model, or which source is, where it was decided."""
+    """Returns what was measured on the way: how true aligned sources are, and which network is the result."""
     comparison = result.repair_comparison
+    checked: dict[str, Any] = {"aligned_sources_max_error": result.aligned_sources_max_error}
     if result.alone is not None:
-        return {"source_alone": result.alone}
-    return {} if comparison is None else {"is_repaired": comparison.is_written}
+        return {**checked, "source_alone": result.alone}
+    return checked if comparison is None else {**checked, "is_repaired": comparison.is_written}
 
 
 def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from pathlib import Path
 from mergekit_ot.errors import CheckpointError, RecipeError
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources.spec_files import spec_files
+from mergekit_ot.storage.folders import check_folder_output
+from mergekit_ot.storage.forms import goes_into_folder, names_folder
 from mergekit_ot.storage.outputs import check_folder, check_output, check_outputs, is_same
+from mergekit_ot.storage.record import Checkpoint
 
 
 def input_files(recipe: FusionRecipe, recipe_file: Path | None = None) -> list[str | Path]:
@@ -30,12 +33,41 @@ def check_fusion_places(recipe: FusionRecipe, recipe_file: Path | None = None, *
         MergeotError: A file or the folder cannot be written, or one would be lost.
     """
     inputs = input_files(recipe, recipe_file)
-    output = Path(recipe.output)
     if not is_dry:
-        check_file_name(recipe.output)
-        check_output(output, inputs, overwrite=recipe.overwrite)
+        check_fused_place(recipe.output, inputs, recipe)
     if recipe.report is not None:
         _check_report(recipe, Path(recipe.report), inputs, recipe_file, is_dry=is_dry)
+
+
+def check_fused_place(place: str, inputs: list[str | Path], recipe: FusionRecipe) -> None:
+    """Checks where a fused model is written, before the sources are read: a file, or a folder like the sources.
+
+    Raises:
+        CheckpointError: It cannot be written, or something would be lost.
+    """
+    if names_folder(place) and any(map(_may_be_folder, recipe.models)):
+        check_folder_output(Path(place), inputs, overwrite=recipe.overwrite)
+    else:
+        check_file_name(place)
+        check_output(Path(place), inputs, overwrite=recipe.overwrite)
+
+
+def check_kind(place: str, inputs: list[str | Path], template: Checkpoint | None, *, overwrite: bool) -> None:
+    """Checks that a fused model goes into what its place is called, once the sources are read.
+
+    Raises:
+        CheckpointError: It is a file and the place is a folder, or it is a folder and cannot be written.
+    """
+    form = None if template is None else template.form
+    if goes_into_folder(Path(place), form):
+        check_folder_output(Path(place), inputs, overwrite=overwrite)
+    else:
+        check_file_name(place)
+        check_output(Path(place), inputs, overwrite=overwrite)
+
+
+def _may_be_folder(model: str) -> bool:
+    return not Path(model).is_file()
 
 
 def _check_report(
@@ -56,7 +88,9 @@ def _check_report(
         _check_same_recipe(recipe, recipe_file)
         files.pop(RECIPE_FILE)
     if folder.is_dir():
-        check_outputs({"The output": output, **files}, inputs, overwrite=recipe.overwrite)
+        # A folder as the output was checked by itself.
+        outputs = files if names_folder(recipe.output) else {"The output": output, **files}
+        check_outputs(outputs, inputs, overwrite=recipe.overwrite)
 
 
 def check_file_name(name: str) -> None:

@@ -22,7 +22,7 @@ from mergekit_ot.scoring.evaluation import Evaluation
 from mergekit_ot.sources.portable import portable_path, portable_spec, portable_text, portable_value
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
-from mergekit_ot.storage.files import file_digest
+from mergekit_ot.storage.files import file_digest, folder_digest, size_of
 
 if TYPE_CHECKING:
     from mergekit_ot.report.outcome import FusionOutcome
@@ -148,7 +148,7 @@ def collect_report(
         FileFacts(
             portable_path(source.name),
             source.checkpoint.sha256,
-            source.checkpoint.path.stat().st_size,
+            size_of(source.checkpoint.path),
             _count(source.known.outline),
             _spec(source.make),
             weight,
@@ -158,8 +158,8 @@ def collect_report(
     name = portable_path(str(output))
     fused = FileFacts(
         name,
-        file_digest(output),
-        output.stat().st_size,
+        folder_digest(output) if output.is_dir() else file_digest(output),
+        size_of(output),
         _count(result.target.architecture.outline),
         _spec(fused_as),
         None,

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
+from mergekit_ot.graph.capture.inputs import is_of_fixed_shapes
 from mergekit_ot.progress import Notify
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
@@ -40,14 +41,15 @@ def example_inputs_of(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
     """Returns inputs to trace a source by, and the shape of one input without the batch axis (None for a guess).
 
-    In this order: the shape that is given, the checkpoint's own, the first batch of the data, and at last the first
-    plausible shape that a fresh instance accepts.
+    In this order: those of a program that takes no others, the shape that is given, the checkpoint's own, the first
+    batch of the data, the checkpoint's inputs, and at last the first plausible shape that a fresh instance accepts.
 
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
     """
-    if source.checkpoint.example_inputs is not None and source.checkpoint.build is source.make.build:
-        return source.checkpoint.example_inputs, None
+    own = source.checkpoint.example_inputs if source.checkpoint.build is source.make.build else None
+    if own is not None and is_of_fixed_shapes(source.known.outline):
+        return own, None
     shape = source.checkpoint.input_shape if input_shape is None else input_shape
     if shape is not None:
         if not shape:
@@ -60,7 +62,7 @@ def example_inputs_of(
     if data is not None:
         inputs = _first_rows(data)
         return inputs, tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
-    return _guessed(source, notify), None
+    return (_guessed(source, notify) if own is None else own), None
 
 
 def _first_rows(data: Iterable) -> tuple[Tensor, ...]:

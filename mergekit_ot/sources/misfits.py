@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.storage.adapters import REASON, WAY_OUT, adapter_names
@@ -88,8 +89,16 @@ def _advice(checkpoint: Checkpoint, difference: Misfit, prefix: str | None) -> s
     if prefix is not None and not behind_prefix(names, prefix):
         return f"No name in it begins with '{shortened(prefix)}': check --strip-prefix."
     if len(difference.unexpected) == len(names) and difference.missing:
-        return "No name in the file is one of the architecture: check --arch, and that the file holds this network."
-    return "Check --arch and its arguments."
+        said = "No name in the file is one of the architecture: check --arch, and that the file holds this network."
+        return said + folder_hint(checkpoint.path)
+    return "Check --arch and its arguments." + folder_hint(checkpoint.path)
+
+
+def folder_hint(path: Path) -> str:
+    """Returns a sentence on the configuration that stands beside a file, where one does."""
+    if path.is_dir() or not (path.parent / "config.json").is_file():
+        return ""
+    return f" Or name its folder, '{path.parent}', whose config.json says what the network is."
 
 
 def _difference(difference: Misfit) -> str:

@@ -14,7 +14,7 @@ from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture
 from mergekit_ot.sources.fits import Fit, fit
-from mergekit_ot.sources.misfits import shown
+from mergekit_ot.sources.misfits import folder_hint, shown
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
 from mergekit_ot.storage.file_names import FileNames
 from mergekit_ot.storage.file_options import FileOptions
@@ -136,7 +136,7 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     if spec is not None:
         return resolve_architecture(spec, manager)
     if checkpoint.build is not None:
-        return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
+        return Architecture(checkpoint.architecture or f"the program in {checkpoint.path.name}", {}, checkpoint.build)
     if checkpoint.has_untouched_program:
         raise ArchitectureError(
             f"'{checkpoint.path}' holds a program, and loading a program can run code of whoever made the file: pass "
@@ -145,7 +145,7 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
     if checkpoint.architecture is None:
         raise ArchitectureError(
             f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
-            "builds the network, such as --arch nets.py:mlp."
+            f"builds the network, such as --arch nets.py:mlp.{folder_hint(checkpoint.path)}"
         )
     # Only registered names: a file must not be able to name code.
     if checkpoint.architecture not in manager.architectures:

@@ -8,6 +8,8 @@ the user trusts.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from torch import Tensor
 from mergekit_ot.errors import CheckpointError
 from mergekit_ot.storage.array_files import read_arrays
 from mergekit_ot.storage.files import check_is_file, check_readable
+from mergekit_ot.storage.folders import replacing_folder
+from mergekit_ot.storage.forms import goes_into_folder
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import mark_archive
 from mergekit_ot.storage.record import Checkpoint
@@ -30,6 +34,8 @@ from mergekit_ot.storage.torch_format import TorchWriter, read_torch_file
 # Formats in the order in which they are asked: each reads a path, or writes a state with its metadata to one, and says
 # so; what none of them takes is a file of torch.
 Loader = Callable[[Path], Checkpoint | None]
+# What ends a file's name, other than the version that may end that of a model.
+_SUFFIX = re.compile(r"\.[a-z]\w*")
 Saver = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], bool | None]
 
 
@@ -45,11 +51,16 @@ def load(path: Path, formats: Sequence[Loader], state_key: str | None = None) ->
     Raises:
         CheckpointError: The file is missing, truncated, carries code, is quantised, or holds no tensor.
     """
-    check_readable(path)
-    check_regular(path)
+    # A name that no file here can have may be one that a format knows how to find.
+    may_be_found = len(path.parts) == 2 and not os.path.lexists(path.parent) and not _SUFFIX.fullmatch(path.suffix)
+    if not may_be_found:
+        check_readable(path)
+        check_regular(path)
     asked = (read(path) for read in formats)
     checkpoint = next((content for content in asked if content is not None), None)
     if checkpoint is None:
+        check_readable(path)
+        check_regular(path)
         check_is_file(path)
         checkpoint = read_arrays(path) or read_torch_file(path)
     checkpoint = described(_under(checkpoint, state_key))
@@ -120,6 +131,10 @@ def save(
     compact = {name: compacted(value) for name, value in state.items() if isinstance(value, Tensor)}
     for key, value in metadata.items():
         _check_plain(value, key)
+    if template is not None and template.form is not None and goes_into_folder(path, template.form):
+        with replacing_folder(path, metadata, overwrite=overwrite) as folder:
+            template.form.write(folder, compact, metadata)
+        return
     program = None if template is None or template.build is None else str(template.path)
     known = {**metadata, "template": program}
     form = form_of(path, template)

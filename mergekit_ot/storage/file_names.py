@@ -68,7 +68,7 @@ class FileNames:
     def of_file(
         self, state: Mapping[str, Tensor], file: Mapping[str, Tensor] | None = None, *, is_renamed: bool = True
     ) -> Mapping[str, Tensor]:
-        """Returns a state of the architecture under the names of the file.
+        """Returns a state of the architecture under the names of the file, which has what is still tied once.
 
         Args:
             state: Name → tensor.
@@ -79,7 +79,8 @@ class FileNames:
         held = self.renaming.held
         if held and not is_renamed:
             return state
-        kept = {held.get(name, name): tensor for name, tensor in state.items() if name not in self.filled}
+        left_out = {name for name in self.filled if self._is_left_out(name, state)}
+        kept = {held.get(name, name): tensor for name, tensor in state.items() if name not in left_out}
         constants = {name: file[name] for name in self.constants if file is not None}
         if not held:
             return kept | constants if self.filled or constants else state
@@ -87,6 +88,10 @@ class FileNames:
             return {name: kept[name] for name in held.values()}
         # What the file lacks (counters) is not added behind its prefix under another name.
         return {name: tensor for name, tensor in kept.items() if name in set(held.values())} | constants
+
+    def _is_left_out(self, name: str, state: Mapping[str, Tensor]) -> bool:
+        held = state.get(self.filled.get(name, ""))
+        return held is not None and (held is state[name] or torch.equal(held, state[name]))
 
 
 def constants_among(store: TensorStore, names: Sequence[str]) -> dict[str, str] | None:

@@ -118,6 +118,28 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) or path.stat().st_size
+
+
+def folder_digest(folder: Path) -> str:
+    """Returns the SHA-256 of the names and digests of all files in a folder.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp())
+        >>> empty = folder_digest(place)
+        >>> _ = (place / "notes.txt").write_text("mine")
+        >>> folder_digest(place) == empty
+        False
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
 def plain(value: object) -> object:
     """Returns plain data in which numbers that JSON cannot hold (NaN, infinity) are None."""
     if isinstance(value, float):

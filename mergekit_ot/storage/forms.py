@@ -9,6 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
+# A place with one of these at its end is a file, whatever the sources are.
+FILE_SUFFIXES = (
+    ".pt",
+    ".pth",
+    ".pt2",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".tar",
+    ".safetensors",
+    ".npz",
+    ".npy",
+    ".h5",
+)
+
 
 class AbstractForm(abc.ABC):
     """How the file or folder of a checkpoint is built around its tensors, and how another state is put into it.
@@ -38,7 +54,7 @@ class AbstractForm(abc.ABC):
         """Writes a state.
 
         Args:
-            path: A place where nothing is yet; it is renamed into its own place afterwards.
+            path: A place where nothing is yet, or an empty folder; it is renamed into its own place afterwards.
             state: Name → tensor, under the names that the checkpoint's `state` has.
             metadata: Plain data on what the state is and how it was made, for forms that have room for it.
 
@@ -61,3 +77,23 @@ class AbstractForm(abc.ABC):
     def sentences(self) -> list[str]:
         """Returns what it keeps of the checkpoint besides the weights, and what it leaves out."""
         return []
+
+
+def names_folder(place: str) -> bool:
+    """Returns whether the name of an output says that it is a folder: by its end, or because a folder is there.
+
+    Example:
+        >>> [names_folder(name) for name in ("merged/", "merged", "fused.pt")]
+        [True, False, False]
+    """
+    return place.endswith(("/", "\\")) or (Path(place).is_dir() and not is_file_name(Path(place)))
+
+
+def is_file_name(path: Path) -> bool:
+    """Returns whether a path ends as files do: then a folder of sources makes no folder of it."""
+    return path.suffix.lower() in FILE_SUFFIXES
+
+
+def goes_into_folder(path: Path, form: AbstractForm | None) -> bool:
+    """Returns whether a state that is written to `path` in a form becomes a folder of files."""
+    return form is not None and form.is_folder and not is_file_name(path)

@@ -73,6 +73,27 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), *, overwri
         raise CheckpointError(refusal(path, error)) from error
 
 
+def check_new_place(path: Path, target: Path, inputs: Iterable[str | Path]) -> None:
+    """Checks the folder in which something is written, and that it is no input, nor within one or around one.
+
+    Args:
+        path: Where it is written, as the user gave it.
+        target: Where a link leads that stands there.
+        inputs: What is read.
+
+    Raises:
+        CheckpointError: Says what stands in the way.
+    """
+    inputs = list(inputs)
+    _check_place(path, target)
+    _check_no_input(path, target, inputs)
+    for name in inputs:
+        if os.path.isdir(target) and Path(name).resolve().is_relative_to(target.resolve()):
+            raise CheckpointError(
+                f"The input '{name}' stands in the output '{path}': it would be lost. Choose another place."
+            )
+
+
 def check_outputs(
     outputs: Mapping[str, Path | None], inputs: Iterable[str | Path] = (), *, overwrite: bool = False
 ) -> None:

@@ -51,19 +51,19 @@ def replacing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_output(path, overwrite=overwrite)
     target = place_of(path)
     try:
-        with _folder_beside(target) as folder:
+        with folder_beside(target) as folder:
             beside = folder / path.name
             mode = _mode_of_new(beside)
             try:
                 yield beside
             except Exception as error:
-                reason = _reason(error, beside)
-                if reason is error:
+                cause = reason(error, beside)
+                if cause is error:
                     raise
-                raise reason from error
+                raise cause from error
             _finish(beside, mode, target)
             os.replace(beside, target)
-            _sync(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise CheckpointError(refusal(path, error)) from error
 
@@ -75,7 +75,8 @@ def discard_unfinished() -> None:
 
 
 @contextlib.contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Gives a new folder beside a place, locked as long as the block runs, and removes it afterwards."""
     _remove_leftovers(target.parent)
     folder, lock = _locked_folder(target)
     try:
@@ -158,10 +159,11 @@ def _finish(beside: Path, mode: int, target: Path) -> None:
         with contextlib.suppress(OSError):
             os.chown(beside, old.st_uid, old.st_gid)
     beside.chmod(mode)
-    _sync(beside)
+    sync(beside)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
     if path.is_dir() and os.name != "posix":
         return
     opened = os.open(path, os.O_RDONLY)
@@ -171,7 +173,7 @@ def _sync(path: Path) -> None:
         os.close(opened)
 
 
-def _reason(error: Exception, beside: Path) -> BaseException:
+def reason(error: Exception, beside: Path) -> BaseException:
     """Returns why writing failed: libraries that write by themselves hide an interrupt, or that a disk is full."""
     for cause in causes_of(error):
         if isinstance(cause, KeyboardInterrupt):

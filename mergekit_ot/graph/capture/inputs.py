@@ -23,7 +23,12 @@ def as_inputs(example_inputs: object) -> tuple[object, ...]:
 def traced_inputs(model: nn.Module, example_inputs: object) -> tuple[object, ...]:
     """Returns the inputs at which a module is traced: a batch of one is doubled where the module takes other sizes."""
     inputs = as_inputs(example_inputs)
-    return inputs if isinstance(model, _FixedShapes) and model.has_fixed_shapes else doubled(inputs)
+    return inputs if is_of_fixed_shapes(model) else doubled(inputs)
+
+
+def is_of_fixed_shapes(model: nn.Module) -> bool:
+    """Returns whether a module is a program that holds at its own shapes only."""
+    return isinstance(model, _FixedShapes) and model.has_fixed_shapes
 
 
 def doubled(inputs: tuple[object, ...]) -> tuple[object, ...]:
