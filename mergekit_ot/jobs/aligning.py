@@ -17,7 +17,7 @@ from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.jobs.fusing import check_methods, source_model
+from mergekit_ot.jobs.fusing import check_guesses, check_methods, source_model
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import input_files
 from mergekit_ot.progress import Notify, Progress
@@ -84,6 +84,7 @@ def run_align(
         if folder.is_dir():
             check_output(output, input_files(recipe), overwrite=recipe.overwrite)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
+    check_guesses(recipe, sources, manager)
     for source, output in zip(sources[1:], outputs, strict=True):
         check_format(manager, output, source.checkpoint)
     data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)

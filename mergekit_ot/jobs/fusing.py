@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import FusionOutcome
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
@@ -55,7 +57,9 @@ def run_fuse(
     check_methods(recipe, manager)
     check_fusion_places(recipe, recipe_file, is_dry=dry_run)
     output = Path(recipe.output)
-    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust)
+    stands = takes_neurons_as_they_stand(recipe, manager)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, as_they_stand=stands)
+    check_guesses(recipe, sources, manager)
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
     if not dry_run:
         check_format(manager, output, template)
@@ -128,6 +132,30 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
         manager.get("measure", recipe.measure)
     if recipe.repair != NO_REPAIR:
         manager.get("repair", recipe.repair)
+
+
+def takes_neurons_as_they_stand(recipe: FusionRecipe, manager: PluginManager) -> bool:
+    """Whether a fusion is the mean of its models' tensors and nothing else, which needs no architecture."""
+    solver = manager.get("solver", recipe.solver)
+    is_more = recipe.refine or recipe.repair != NO_REPAIR or recipe.measure is not None or recipe.data is not None
+    return solver.max_sweeps == 0 and not is_more and isinstance(recipe.target, int)
+
+
+def check_guesses(recipe: FusionRecipe, sources: Sequence[ReadSource], manager: PluginManager) -> None:
+    """Checks that nothing which was asked for runs networks whose function was only guessed.
+
+    Raises:
+        ArchitectureError: Something does.
+    """
+    measure = recipe.measure or manager.get("solver", recipe.solver).measure
+    running = {
+        f"--repair {recipe.repair}": recipe.repair != NO_REPAIR,
+        f"The measure '{measure}'": manager.get("measure", measure).needs_data,
+        "--data": recipe.data is not None,
+    }
+    for doing, is_asked in running.items():
+        if is_asked:
+            check_function_is_known([(source.name, source.make) for source in sources], doing)
 
 
 def _check_plan(recipe: FusionRecipe, result: FusionResult, manager: PluginManager) -> None:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
 from mergekit_ot.progress import Notify
+from mergekit_ot.sources.bare import Holder
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
@@ -46,6 +47,8 @@ def example_inputs_of(
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
     """
+    if isinstance(source.known.outline, Holder):
+        return (torch.zeros(2, 1),), input_shape
     if source.checkpoint.example_inputs is not None and source.checkpoint.build is source.make.build:
         return source.checkpoint.example_inputs, None
     shape = source.checkpoint.input_shape if input_shape is None else input_shape

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture
-from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.sources.bare import check_alike, holder_of
+from mergekit_ot.sources.guesses import confirmed_architecture, guessed_architecture
+from mergekit_ot.sources.specs import Architecture, parse_spec, resolve_architecture
 from mergekit_ot.storage.file_names import FileNames, constants_among
 from mergekit_ot.storage.finite import FiniteStore
 from mergekit_ot.storage.fitting import FittedStore, Misfit, misfit
@@ -61,7 +63,13 @@ class ReadSource:
 
 
 def read_sources(
-    paths: Sequence[str], arch: Sequence[str], manager: PluginManager, notify: Notify, trust: Sequence[str] = ()
+    paths: Sequence[str],
+    arch: Sequence[str],
+    manager: PluginManager,
+    notify: Notify,
+    trust: Sequence[str] = (),
+    *,
+    as_they_stand: bool = False,
 ) -> list[ReadSource]:
     """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
 
@@ -73,6 +81,7 @@ def read_sources(
         manager: Whose formats and architectures are known.
         notify: Told what was found.
         trust: Those of the checkpoints whose programs may be loaded.
+        as_they_stand: Whether tensors are only averaged, which needs no architecture where names and shapes are equal.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -92,9 +101,14 @@ def read_sources(
         if is_trusted and checkpoints[-1].build is None:
             notify(f"{path} holds no program: that it is trusted changes nothing.")
     sources: list[ReadSource] = []
+    holder = None
+    if as_they_stand and not arch and not all(map(_says_its_architecture, checkpoints)):
+        check_alike(checkpoints)
+        holder = holder_of(max(checkpoints, key=lambda checkpoint: len(checkpoint.state)))
+        notify("No file need say what its architecture is: tensors of equal names are averaged as they stand.")
     for index, checkpoint in enumerate(checkpoints):
         spec = arch[index if len(arch) > 1 else 0] if arch else None
-        make = _architecture_of(checkpoint, spec, manager)
+        make = holder or _architecture_of(checkpoint, spec, manager, notify)
         # One object per architecture: it is then traced once for all its checkpoints.
         twin = next((other for other in sources if other.make == make), None)
         make, known = (make, KnownArchitecture(make)) if twin is None else (twin.make, twin.known)
@@ -117,8 +131,16 @@ def _trusted_places(paths: Sequence[str], trust: Sequence[str]) -> set[str]:
     return {os.path.realpath(name) for name in trust}
 
 
-def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:
+def _says_its_architecture(checkpoint: Checkpoint) -> bool:
+    # A program that is not trusted is refused in words of its own.
+    return any((checkpoint.build, checkpoint.architecture, checkpoint.has_untouched_program))
+
+
+def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager, notify: Notify) -> Architecture:
     if spec is not None:
+        parsed = parse_spec(spec)
+        if parsed.name is None and parsed.place in manager.guesses:
+            return confirmed_architecture(parsed, checkpoint, manager)
         return resolve_architecture(spec, manager)
     if checkpoint.build is not None:
         return Architecture(f"the program in {checkpoint.path.name}", {}, checkpoint.build)
@@ -128,10 +150,9 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
             f"--trust {checkpoint.path} if you trust them, or --arch SPEC to take only the weights from it."
         )
     if checkpoint.architecture is None:
-        raise ArchitectureError(
-            f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
-            "builds the network, such as --arch nets.py:mlp."
-        )
+        make, sentence = guessed_architecture(checkpoint, manager)
+        notify(sentence)
+        return make
     # Only registered names: a file must not be able to name code.
     if checkpoint.architecture not in manager.architectures:
         known = ", ".join(sorted(manager.architectures)) or "none"
