@@ -31,7 +31,7 @@ _GROUND = {"text", "errors", "progress", "threads"}
 _IDEAS = {*_GROUND, "graph", "transport", "scoring", "storage"}
 _ENGINE = {*_IDEAS, "fusion"}
 _DOORS = {*_ENGINE, "hooks"}
-_NAMES = {*_DOORS, "api", "sources", "pictures", "recipe"}
+_NAMES = {*_DOORS, "api", "sources", "pictures", "recipe", "recipe_files"}
 MAY_IMPORT = {
     "text": set(),
     "errors": {"text"},
@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "fusion": _IDEAS,
     "hooks": _ENGINE,
     "pictures": _ENGINE,
-    "recipe": _ENGINE,
+    "recipe_files": {*_GROUND, "storage"},
+    "recipe": {*_ENGINE, "recipe_files"},
     "api": _DOORS,
     "sources": {*_DOORS, "api"},
     "report": _NAMES,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.api import fuse_with, save_checkpoint
-from mergekit_ot.errors import CheckpointError, MergeotError
+from mergekit_ot.errors import CheckpointError, MergeotError, RecipeError
 from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
@@ -15,11 +16,12 @@ from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.hooks.methods import build_solver, refining_solver
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places
+from mergekit_ot.jobs.recipes import write_recipe
 from mergekit_ot.progress import Notify, Progress
-from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.recipe import FusionRecipe, place_in_recipe
 from mergekit_ot.report.outcome import FusionOutcome
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
@@ -27,6 +29,7 @@ from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.casting import in_type, number_type
 
 if TYPE_CHECKING:
     from mergekit_ot.sources.datasets import DataSource
@@ -40,6 +43,7 @@ def run_fuse(
     *,
     dry_run: bool = False,
     recipe_file: Path | None = None,
+    save_recipe: Path | None = None,
 ) -> FusionOutcome:
     """Fuses checkpoints as a recipe says and saves the fused model; whatever can fail is tried before the work.
 
@@ -50,12 +54,13 @@ def run_fuse(
         progress: Told about each step.
         dry_run: Whether to plan only; nothing is written then.
         recipe_file: The file that the recipe was read from, which no output may replace.
+        save_recipe: Where the recipe is written once the model is, as a file that repeats the fusion.
 
     Raises:
         MergeotError: Anything the user gave does not fit; nothing is written then.
     """
-    check_methods(recipe, manager)
-    check_fusion_places(recipe, recipe_file, is_dry=dry_run)
+    check_methods(recipe, manager, recipe_file)
+    check_fusion_places(recipe, recipe_file, save_recipe, is_dry=dry_run)
     output = Path(recipe.output)
     stands = takes_neurons_as_they_stand(recipe, manager)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, as_they_stand=stands)
@@ -63,6 +68,7 @@ def run_fuse(
     template = sources[recipe.target].checkpoint if isinstance(recipe.target, int) else None
     if not dry_run:
         check_format(manager, output, template)
+    _check_type(recipe, sources)
     fused_as, target = _target_of(recipe, sources, manager)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
@@ -76,11 +82,13 @@ def run_fuse(
     )
     if dry_run:
         _check_plan(recipe, result, manager)
+        if save_recipe is not None:
+            notify(f"'{save_recipe}' was not written: a dry run writes nothing.")
         return FusionOutcome(None, recipe.solver, result)
     # Under the names of the file whose sizes it has, so that it is read wherever that one is.
     state = sources[recipe.target].of_file(result.state) if isinstance(recipe.target, int) else result.state
     save_checkpoint(
-        state,
+        state if recipe.dtype is None else in_type(state, recipe.dtype),
         output,
         architecture=fused_as.name if fused_as.is_registered else None,
         arguments=fused_as.arguments if fused_as.is_registered else None,
@@ -91,18 +99,27 @@ def run_fuse(
         manager=manager,
     )
     outcome = FusionOutcome(str(output), recipe.solver, result)
+    if save_recipe is not None:
+        write_recipe(save_recipe, recipe, notify)
     if recipe.report is not None:
-        # Most fusions have no report, and what writes one takes time to import.
-        from mergekit_ot.report.writing import write_report
+        with _telling_of(outcome, notify):
+            # Most fusions have no report, and what writes one takes time to import.
+            from mergekit_ot.report.writing import write_report
 
-        try:
             write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
-        except MergeotError as error:
-            raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
-        except BaseException:
-            notify(f"'{outcome.output}' was written, but its report was not.")
-            raise
     return outcome
+
+
+@contextlib.contextmanager
+def _telling_of(outcome: FusionOutcome, notify: Notify) -> Iterator[None]:
+    """Says that a model was written where its report fails."""
+    try:
+        yield
+    except MergeotError as error:
+        raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
+    except BaseException:
+        notify(f"'{outcome.output}' was written, but its report was not.")
+        raise
 
 
 def _data_of(spec: str, manager: PluginManager) -> DataSource:
@@ -117,21 +134,37 @@ def source_model(source: ReadSource) -> SourceModel:
     return SourceModel(name=source.name, make=source.known, state=source.state)
 
 
-def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
+def check_methods(recipe: FusionRecipe, manager: PluginManager, recipe_file: Path | None = None) -> None:
     """Checks the methods that a recipe names, before any file is read.
+
+    Args:
+        recipe: What names them.
+        manager: Whose methods are known.
+        recipe_file: The file that it was read from, for messages.
 
     Raises:
         MergeotError: A solver, measure, repair or executor is not registered, or there is no such device.
     """
-    choose_device(recipe.device)
-    manager.get("solver", recipe.solver)
-    manager.get("executor", recipe.executor)
-    if recipe.refine:
-        refining_solver(manager)
-    if recipe.measure is not None:
-        manager.get("measure", recipe.measure)
-    if recipe.repair != NO_REPAIR:
-        manager.get("repair", recipe.repair)
+    checks: dict[str, Callable[[], object]] = {
+        "device": lambda: choose_device(recipe.device),
+        "solver": lambda: manager.get("solver", recipe.solver),
+        "executor": lambda: manager.get("executor", recipe.executor),
+        "refine": lambda: recipe.refine and refining_solver(manager),
+        "measure": lambda: recipe.measure is None or manager.get("measure", recipe.measure),
+        "repair": lambda: recipe.repair == NO_REPAIR or manager.get("repair", recipe.repair),
+        "dtype": lambda: recipe.dtype is None or number_type(recipe.dtype),
+        "solver_options": lambda: build_solver(recipe.solver, recipe.solver_options, manager),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except MergeotError as error:
+            raise type(error)(f"{error}{place_in_recipe(recipe_file, key, vars(recipe)[key])}") from error
+
+
+def _check_type(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> None:
+    if recipe.dtype is not None and any(source.checkpoint.build for source in sources):
+        raise RecipeError("A program has the types of numbers that it was made with: leave 'dtype' out.")
 
 
 def takes_neurons_as_they_stand(recipe: FusionRecipe, manager: PluginManager) -> bool:
