@@ -91,6 +91,8 @@ def test_methods_of_mergekit_give_the_command_that_aligns(method: str, tmp_path:
             4,
             "Unknown recipe key 'merge_metod'. Did you mean 'merge_method'? Valid keys: arch",
         ),
+        (_TWO, 1, "add 'merge_method: wb'"),
+        (f"{_TWO}solver: wb\n", 1, "add 'merge_method: wb'"),
         (f"{_TWO}merge_method: [wb]\n", 4, "has to be the name of a solver"),
         (f"{_TWO}merge_method: wb\ntokenizer_source: union\n", 5, "keeps the vocabulary of its sources"),
         (f"{_TWO}merge_method: wb\nsolver: gwb\n", 5, "says the same as merge_method"),
@@ -115,6 +117,8 @@ def test_methods_of_mergekit_give_the_command_that_aligns(method: str, tmp_path:
             4,
             "filters",
         ),
+        (f"{_TWO}merge_method: wb\nparameters: {{weight: {10**400}}}\n", 2, "at least zero"),
+        (f"{_TWO}merge_method: wb\nparameters: {{weight: .nan}}\n", 1, "number of at least zero"),
         (f"{_TWO}merge_method: wb\nparameters: {{weight: 0}}\n", 1, "All weights are zero"),
         (f"{_TWO}merge_method: wb\nparameters: {{weight: 1, normalize: false}}\n", 5, "normalize has to be true"),
         ("models: 3\nmerge_method: wb\n", 1, "has to be a list of models"),
@@ -136,6 +140,9 @@ def test_weights_over_the_layers_are_rules_where_there_are_any(tmp_path: Path) -
     )
     file = read_yaml(path, RecipeError)
     content = translated(file, ("arch", "layers")).content
+    path.write_text(path.read_text() + "layers: [{parameters: fc, keep: 1}]\n")
+    both = translated(read_yaml(path, RecipeError), ("arch", "layers")).content
+    assert both["layers"] == [*content["layers"], {"parameters": "fc", "keep": 1}]
     assert content["layers"] == [{"parameters": "*", "weights": [[0.0, 1.0], 1.0]}]
     with pytest.raises(RecipeError, match=r"Weights over the layers .*line 3 of"):
         translated(file, ("arch",))

@@ -19,6 +19,8 @@ _REFUSED = {
     "chat_template": "mergeot writes weights, and leaves templates as they are",
     "modules": "whole networks of one architecture are fused",
 }
+# Larger numbers are no weights, and some are no numbers that a machine has.
+_MOST = 1e300
 _ENTRY_KEYS = ("model", "parameters", "layer_range")
 _IGNORED_PARAMETERS = ("int8_mask", "rescale")
 
@@ -74,8 +76,8 @@ class _Recipe:
 
     def translated(self) -> Translated:
         """Returns the recipe of ours."""
-        method = self._method()
         self._check_keys()
+        method = self._method()
         entries, ways = self._entries()
         models = [self._model_name(entry, way) for entry, way in zip(entries, ways, strict=True)]
         if method in OWN_METHODS:
@@ -92,7 +94,10 @@ class _Recipe:
         own = {key.replace("-", "_"): key for key in self.given if key.replace("-", "_") in self.own_keys}
         for name, key in own.items():
             if name not in (*_KEYS, "solver", "model_weights"):
-                content[name] = self.given[key]
+                rules = content.get(name, [])
+                content[name] = (
+                    [*rules, *self.given[key]] if rules and _are_mappings(self.given[key]) else self.given[key]
+                )
                 self.lines[name] = (key,)
         return Translated(content, self.lines, tuple(self.notes))
 
@@ -100,7 +105,13 @@ class _Recipe:
         raise RecipeError(f"{text} ({self.file.where(*way)}, a recipe of mergekit)")
 
     def _method(self) -> str:
-        method = self.given.get("merge_method", self.given.get("solver", "wb"))
+        if "merge_method" not in self.given:
+            self._refuse(
+                "Models are mappings here, as mergekit has them, and 'merge_method' is not there: add 'merge_method: "
+                "wb', or another solver ('mergeot plugins' lists them).",
+                next(iter(self.given)),
+            )
+        method = self.given["merge_method"]
         if not isinstance(method, str) or not method:
             self._refuse(
                 f"merge_method is {shortened(repr(method))}, and has to be the name of a solver.", "merge_method"
@@ -271,4 +282,4 @@ def _are_mappings(values: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > _MOST

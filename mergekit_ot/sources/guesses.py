@@ -97,7 +97,6 @@ def confirmed_architecture(spec: Spec, checkpoint: Checkpoint, manager: PluginMa
 def _asked(
     checkpoint: Checkpoint, name: str, arguments: dict[str, Any], manager: PluginManager, *, is_confirmed: bool
 ) -> Guess:
-    _check_nothing_is_tied(checkpoint)
     shapes = {each: tuple(checkpoint.state.shape(each)) for each in checkpoint.state.names}
     entry = manager.guesses[name]
     guesser = entry.load()
@@ -108,6 +107,7 @@ def _asked(
             f"Guess '{name}' of plugin '{entry.plugin}' returned a {type(guess).__name__}, and not a Guess. Leave the "
             "plugin out with MERGEOT_PLUGINS."
         )
+    _check_nothing_is_tied(checkpoint)
     return guess
 
 

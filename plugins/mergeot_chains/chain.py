@@ -10,10 +10,18 @@ from typing import Any
 
 from mergekit_ot import ArchitectureError, Guess
 from mergekit_ot.errors import unknown_name
-from mergeot_chains.layers import CONVOLUTION, EMBEDDING, LINEAR, NORM, RECURRENT, Layer, Shapes, read_layers
+from mergeot_chains.layers import CONVOLUTION, COUNTER, EMBEDDING, LINEAR, NORM, RECURRENT, Layer, Shapes, read_layers
 from mergeot_chains.network import ACTIVATIONS, Activation, Chain, Flattening, LastStep, Stage
 from mergeot_chains.norms import place_norms
-from mergeot_chains.order import Place, are_closed, by_names, check_ascending, check_names, places_of
+from mergeot_chains.order import (
+    Place,
+    are_closed,
+    by_names,
+    check_ascending,
+    check_names,
+    names_a_beginning,
+    places_of,
+)
 from mergeot_chains.words import sentence_of
 
 # Fewer places than that may be several poolings side by side, and not the places of an image or a signal.
@@ -53,9 +61,10 @@ def chain(shapes: Shapes, *, is_confirmed: bool, arguments: Mapping[str, Any]) -
     if not is_confirmed:
         check_names(weighted, places, norms)
     # Some formats sort names, and then their order says nothing.
-    is_sorted = list(shapes) == sorted(shapes)
+    named = [name for name in shapes if not name.endswith(COUNTER)]
+    is_sorted = named == sorted(named)
     weighted = by_names(weighted, places) if is_sorted else weighted
-    weighted = _with_embedding(weighted, arguments.get("first"))
+    weighted = _with_embedding(weighted, places, arguments.get("first"), is_confirmed=is_confirmed)
     joints = [_joint(one, other, is_confirmed=is_confirmed) for one, other in itertools.pairwise(weighted)]
     check_ascending(weighted, places)
     if not is_confirmed:
@@ -76,14 +85,19 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ArchitectureError(unknown_name(f"{name} of 'chain'", said, _OPTIONS[name]))
 
 
-def _with_embedding(weighted: list[Layer], first: object) -> list[Layer]:
+def _with_embedding(
+    weighted: list[Layer], places: Mapping[str, Place], first: object, *, is_confirmed: bool
+) -> list[Layer]:
     """Returns the layers with the first one as an embedding, where it is one.
+
+    Only a name, or a recurrent layer behind, tells an embedding from a head that reads what the second layer reads too.
 
     Raises:
         ArchitectureError: It may be either.
     """
     layer, following = weighted[:2]
     is_named = "emb" in layer.path.lower()
+    is_read_by_steps = following.is_recurrent and (is_confirmed or names_a_beginning(places[layer.path]))
     if layer.kind != LINEAR or layer.has_bias or following.kind == CONVOLUTION:
         return weighted
     embedding = dataclasses.replace(layer, kind=EMBEDDING, inputs=layer.outputs, outputs=layer.inputs, has_bias=False)
@@ -93,7 +107,8 @@ def _with_embedding(weighted: list[Layer], first: object) -> list[Layer]:
             f"'{layer.path}' has as many rows as columns and no bias: it may be an embedding or a linear layer. Say "
             "so: --arch 'chain?first=embedding' or --arch 'chain?first=linear'."
         )
-    chosen = first or (EMBEDDING if can_be[EMBEDDING] else "linear")
+    may_be = can_be[EMBEDDING] and (is_named or is_read_by_steps)
+    chosen = first or (EMBEDDING if may_be else "linear")
     return [embedding, *weighted[1:]] if chosen == EMBEDDING else weighted
 
 

@@ -14,7 +14,7 @@ LINEAR, CONVOLUTION, EMBEDDING, NORM = "linear layer", "convolution", "embedding
 # By the blocks of rows in a recurrent weight.
 RECURRENT = {4: "LSTM", 3: "GRU", 1: "RNN"}
 _RECURRENT_TENSOR = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 _STATISTICS = {"running_mean", "running_var"}
 _AXES_OF_A_CONVOLUTION = (3, 4, 5)
 
@@ -63,7 +63,7 @@ def read_layers(shapes: Shapes) -> list[Layer]:
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         path, _, last = name.rpartition(".")
-        if last != _COUNTER:
+        if last != COUNTER:
             modules.setdefault(path, {})[last] = shape
     if not modules or "" in modules:
         raise ArchitectureError("Its tensors belong to no layers with names, such as fc1.weight.")

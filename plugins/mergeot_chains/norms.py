@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mergekit_ot import ArchitectureError
 from mergeot_chains.layers import CONVOLUTION, Layer
 from mergeot_chains.network import Flattening
-from mergeot_chains.order import Place, number_of
+from mergeot_chains.order import Place, are_closed, number_of
 
 # A place between layers: behind so many of them, and whether behind a flattening there.
 Where = tuple[int, bool]
@@ -37,6 +37,8 @@ def place_norms(
     found: dict[Where, list[Layer]] = {}
     for norm in norms:
         fitting = [where for where, width in widths.items() if width == norm.outputs]
+        if places[norm.path].index is None:
+            fitting = [where for where in fitting if not _is_inside(where, weighted, places)]
         where = _narrowed(fitting, norm, weighted, dict(places), file_order)
         if where is None:
             raise ArchitectureError(
@@ -50,6 +52,12 @@ def place_norms(
             )
         found.setdefault(where, []).append(norm)
     return found
+
+
+def _is_inside(where: Where, weighted: Sequence[Layer], places: Mapping[str, Place]) -> bool:
+    """Whether a place is between two layers of one sequence, where only what belongs to that can stand."""
+    number = where[0]
+    return 0 < number < len(weighted) and are_closed(weighted[number - 1], weighted[number], places)
 
 
 def _widths(weighted: Sequence[Layer], joints: Sequence[Flattening | None]) -> dict[Where, int]:

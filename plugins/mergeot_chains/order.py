@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_ot import ArchitectureError
@@ -159,7 +159,13 @@ def _key(place: Place) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple((_RANKS.get(word, len(_WORDS)) if word else -1, number) for word, number in split)
 
 
-def are_closed(one: Layer, other: Layer, places: dict[str, Place]) -> bool:
+def names_a_beginning(place: Place) -> bool:
+    """Whether a name says that a layer is the first: an embedding or an encoder."""
+    word, _ = _numbered(place.name)
+    return _RANKS.get(word, len(_WORDS)) <= _RANKS["encoder"]
+
+
+def are_closed(one: Layer, other: Layer, places: Mapping[str, Place]) -> bool:
     """Whether nothing but the next layer can read what a layer gives: both stand in one `nn.Sequential`.
 
     A list of modules has the same names. But modules without tensors, such as activations, leave out numbers only where

@@ -142,6 +142,16 @@ def test_a_vgg_of_two_sequences_and_one_of_many() -> None:
     )
 
 
+def test_counters_before_all_else_do_not_hide_the_order_of_the_alphabet() -> None:
+    # So a safetensors file has them: by type, then by name. Before or behind its layer, a norm tells nothing then.
+    layers = {"conv1": nn.Conv2d(6, 6, 3), "bn1": nn.BatchNorm2d(6), "conv2": nn.Conv2d(6, 6, 3), "fc": nn.Linear(6, 2)}
+    shapes = _shapes(nn.ModuleDict(layers))
+    ordered = sorted(shapes, key=lambda name: (not name.endswith("tracked"), name))
+    with pytest.raises(ArchitectureError, match="Where the norm 'bn1'"):
+        chain({name: shapes[name] for name in ordered}, is_confirmed=True, arguments={})
+    assert chain(shapes, is_confirmed=True, arguments={}).arguments["stages"][1].path == "bn1"
+
+
 def test_names_in_alphabetical_order_are_put_in_order() -> None:
     sizes = (5, 9, 9, 9, 9, 9, 9, 4)
     layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
@@ -233,6 +243,22 @@ REFUSED = {
     "a gate on pooled channels": (
         lambda: _modules(conv1=nn.Conv2d(3, 16, 3), fc1=nn.Linear(16, 4), fc2=nn.Linear(4, 16), out=nn.Linear(16, 2)),
         "both have 16 numbers",
+    ),
+    "two heads without biases": (
+        lambda: _modules(fc1=nn.Linear(9, 5, bias=False), fc2=nn.Linear(9, 2)),
+        "does not follow",
+    ),
+    "a head before what it reads": (
+        lambda: _modules(fc=nn.Linear(9, 5, bias=False), rnn=nn.GRU(9, 7)),
+        "does not follow",
+    ),
+    "a norm that is no part of the sequence": (
+        lambda: _modules(
+            features=nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 7)),
+            bn1=nn.BatchNorm1d(9),
+            fc=nn.Linear(7, 2),
+        ),
+        "0 places",
     ),
     "concatenated inputs": (lambda: _modules(fc1=nn.Linear(4, 9), fc2=nn.Linear(13, 2)), "does not follow"),
     "a gated unit": (lambda: _modules(fc1=nn.Linear(4, 18), fc2=nn.Linear(9, 2)), "does not follow"),
@@ -363,6 +389,10 @@ def test_a_weight_that_two_layers_share_is_seen(tmp_path) -> None:
     network = _modules(encoder=shared, rnn=nn.GRU(7, 7), decoder=nn.Linear(7, 11))
     network["decoder"].weight = shared.weight
     torch.save(network.state_dict(), tmp_path / "tied.pt")
-    for arch in ((), ("chain",)):
-        with pytest.raises(ArchitectureError, match=r"'encoder.weight' and 'decoder.weight' hold the same numbers"):
-            read_sources([str(tmp_path / "tied.pt")], arch, _manager(), lambda text: None)
+    with pytest.raises(ArchitectureError, match=r"'encoder.weight' and 'decoder.weight' hold the same numbers"):
+        read_sources([str(tmp_path / "tied.pt")], ("chain",), _manager(), lambda text: None)
+    twice = nn.Linear(5, 5)
+    repeated = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), twice, nn.ReLU(), twice, nn.ReLU(), nn.Linear(5, 2))
+    torch.save(repeated.state_dict(), tmp_path / "repeated.pt")
+    with pytest.raises(ArchitectureError, match=r"'2.weight' and '4.weight' hold the same numbers"):
+        read_sources([str(tmp_path / "repeated.pt")], (), _manager(), lambda text: None)
