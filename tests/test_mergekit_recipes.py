@@ -118,7 +118,7 @@ def test_methods_of_mergekit_give_the_command_that_aligns(method: str, tmp_path:
             "filters",
         ),
         (f"{_TWO}merge_method: wb\nparameters: {{weight: {10**400}}}\n", 2, "at least zero"),
-        (f"{_TWO}merge_method: wb\nparameters: {{weight: .nan}}\n", 1, "number of at least zero"),
+        (f"{_TWO}merge_method: wb\nparameters: {{weight: .nan}}\n", 2, "number of at least zero"),
         (f"{_TWO}merge_method: wb\nparameters: {{weight: 0}}\n", 1, "All weights are zero"),
         (f"{_TWO}merge_method: wb\nparameters: {{weight: 1, normalize: false}}\n", 5, "normalize has to be true"),
         ("models: 3\nmerge_method: wb\n", 1, "has to be a list of models"),

@@ -94,10 +94,8 @@ class _Recipe:
         own = {key.replace("-", "_"): key for key in self.given if key.replace("-", "_") in self.own_keys}
         for name, key in own.items():
             if name not in (*_KEYS, "solver", "model_weights"):
-                rules = content.get(name, [])
-                content[name] = (
-                    [*rules, *self.given[key]] if rules and _are_mappings(self.given[key]) else self.given[key]
-                )
+                given, rules = self.given[key], content.get(name, [])
+                content[name] = [*rules, *given] if rules and _are_mappings(given) else given
                 self.lines[name] = (key,)
         return Translated(content, self.lines, tuple(self.notes))
 
@@ -222,7 +220,7 @@ class _Recipe:
                 "Weights by filters are not understood: a weight is a number, or a list of numbers over the layers.",
                 *way,
             )
-        if not _is_number(weight) or weight < 0:
+        if not _is_number(weight) or not weight >= 0:
             self._refuse(f"The weight {shortened(str(weight))} has to be a number of at least zero.", *way)
         return float(weight)
 
