@@ -28,9 +28,12 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _groups(network: nn.Module, inputs: Tensor) -> object:
+_Members = dict[str, set[tuple[str, int, str]]]
+
+
+def _groups(network: nn.Module, inputs: Tensor) -> tuple[_Members, dict[str, list[str]]]:
     graph = trace_model(network, inputs)
-    members = {
+    members: _Members = {
         key: {(slot.parameter, slot.axis, slot.role) for slot in group.members}
         for key, group in graph.free_groups.items()
     }
@@ -207,6 +210,65 @@ def test_any_two_equal_widths_that_are_seen_are_refused(sizes: list[int], data: 
     else:
         with pytest.raises(ArchitectureError, match="shortcut could join them"):
             guessed(Flat(layers, torch.relu))
+
+
+class Wired(nn.Module):
+    """Linear layers of which each reads any earlier value of its width, or the sum of two: most are no chains."""
+
+    def __init__(self, inputs: int, layers: list[tuple[tuple[int, ...], int, int]]) -> None:
+        super().__init__()
+        self.reads = [reads for reads, _, _ in layers]
+        self.width = inputs
+        for number, (_, width, outputs) in enumerate(layers, start=1):
+            self.add_module(f"fc{number}", nn.Linear(width, outputs))
+        read = {index for reads in self.reads for index in reads}
+        self.ends = [index for index in range(1, len(layers) + 1) if index not in read]
+
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        made = [values]
+        for number, reads in enumerate(self.reads, start=1):
+            read = made[reads[0]] if len(reads) == 1 else made[reads[0]] + made[reads[1]]
+            made.append(torch.tanh(self.get_submodule(f"fc{number}")(read)))
+        return tuple(made[index] for index in self.ends)
+
+
+@st.composite
+def _wired(draw: st.DrawFn) -> Wired:
+    widths = [draw(st.integers(3, 8))]
+    layers: list[tuple[tuple[int, ...], int, int]] = []
+    for number in range(draw(st.integers(2, 4))):
+        # Mostly the value before, so that some are chains.
+        first = draw(st.sampled_from([number, number, number, *range(number + 1)]))
+        equal = [index for index in range(number + 1) if widths[index] == widths[first] and index != first]
+        others = [(first, draw(st.sampled_from(equal)))] if equal else []
+        reads = draw(st.sampled_from([(first,), *others]))
+        layers.append((reads, widths[first], draw(st.integers(3, 8))))
+        widths.append(layers[-1][2])
+    return Wired(widths[0], layers)
+
+
+def assert_no_group_is_made_up(network: Wired) -> None:
+    """What is guessed has no group that the network does not have."""
+    try:
+        guess = guessed(network)
+    except ArchitectureError:
+        return
+    inputs = torch.randn(2, network.width)
+    true, found = _groups(network, inputs), _groups(guess.build_module(), inputs)
+    assert all(true[0].get(key) == members for key, members in found[0].items())
+
+
+@given(_wired())
+@settings(max_examples=15, deadline=None)
+def test_whatever_is_guessed_is_true(network: Wired) -> None:
+    assert_no_group_is_made_up(network)
+
+
+@pytest.mark.slow
+@given(_wired())
+@settings(max_examples=250, deadline=None)
+def test_whatever_is_guessed_is_true_of_many(network: Wired) -> None:
+    assert_no_group_is_made_up(network)
 
 
 def _modules(**layers: nn.Module) -> nn.Module:
