@@ -17,7 +17,7 @@ from mergekit_ot import ArchitectureError, Guess, PluginManager, default_manager
 from mergekit_ot.graph.layouts import layout_text
 from mergekit_ot.sources.reading import read_sources
 
-_LAW = settings(max_examples=4, deadline=None)
+_LAW = settings(max_examples=3, deadline=None)
 
 
 def guessed(network: nn.Module, *, is_confirmed: bool = False, **arguments: object) -> Guess:
@@ -259,7 +259,7 @@ def assert_no_group_is_made_up(network: Wired) -> None:
 
 
 @given(_wired())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_whatever_is_guessed_is_true(network: Wired) -> None:
     assert_no_group_is_made_up(network)
 
