@@ -103,6 +103,7 @@ _HOMES = {
     "plot_barrier": "mergekit_ot.pictures.curves",
     "plot_plane": "mergekit_ot.pictures.plane",
     "Architecture": "mergekit_ot.sources.specs",
+    "Guess": "mergekit_ot.sources.guesses",
     "resolve_architecture": "mergekit_ot.sources.specs",
     "resolve_data": "mergekit_ot.sources.datasets",
     "PluginManager": "mergekit_ot.hooks.manager",
@@ -249,6 +250,7 @@ if TYPE_CHECKING:
     from mergekit_ot.scoring.path import barrier
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
     from mergekit_ot.sources.datasets import resolve_data
+    from mergekit_ot.sources.guesses import Guess
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.files import write_text

@@ -18,11 +18,13 @@ from pydantic_core import ArgsKwargs
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.shares import checked_weights
+from mergekit_ot.progress import Notify
+from mergekit_ot.recipe_files.mergekit import is_mergekit, translated
 from mergekit_ot.storage.file_options import FORMATS, FileOptions, WritingOptions
 from mergekit_ot.storage.files import write_text
 from mergekit_ot.storage.limits import shortened
 from mergekit_ot.storage.marks import YAML_COMMENT
-from mergekit_ot.storage.yaml_files import read_yaml
+from mergekit_ot.storage.yaml_files import YamlFile, read_yaml
 
 _SEEDS = 2**63
 # A result that is given no name has the ending of its source where that says the container.
@@ -113,11 +115,12 @@ def recipe_keys() -> list[str]:
     return [*_FIRST_KEYS, *(name for name in names if name not in _FIRST_KEYS)]
 
 
-def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
+def make_recipe(file: str | Path | None = None, notify: Notify | None = None, **flags: Any) -> FusionRecipe:
     """Builds a recipe from a YAML file, from flags, or from both: a flag that is given overrides the file.
 
     Args:
-        file: The YAML file; its keys are the fields of `FusionRecipe`.
+        file: The YAML file; its keys are the fields of `FusionRecipe`, or those of mergekit.
+        notify: Told what of a recipe of mergekit was left out.
         **flags: Fields; None and empty values count as not given (0 is a value).
 
     Raises:
@@ -127,10 +130,11 @@ def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
         >>> make_recipe(models=["a.pt", "b.pt"], model_weights=[0.0, 1.0]).weights
         (0.0, 1.0)
     """
-    content = {} if file is None else _read(Path(file))
-    source = "" if file is None else f" The recipe is '{file}'."
+    read = _ReadRecipe({}) if file is None else _read(Path(file), notify)
+    content, given = read.content, set()
     for key, value in flags.items():
         if value is not None and value != () and value != [] and value != {}:
+            given.add(key)
             content[key] = {**content.get(key, {}), **value} if key in _OPTIONS else value
     if "output" not in content:
         content |= _named_as_source(content)
@@ -138,12 +142,19 @@ def make_recipe(file: str | Path | None = None, **flags: Any) -> FusionRecipe:
         # Checked strictly: a text is no number, a fraction no whole one, and a list stands for the tuple that it gives.
         recipe = FusionRecipe(**{key: _as_tuple(value) for key, value in content.items()})
     except ValidationError as error:
+        way = error.errors()[0]["loc"]
+        source = read.blame() if way and way[0] in given else read.blame(*way)
         raise RecipeError(_first_problem(error) + source) from error
     if recipe.trace_seconds is not None and not math.isfinite(recipe.trace_seconds):
-        raise RecipeError(f"Recipe key 'trace_seconds' is {recipe.trace_seconds}: it is a number of seconds.{source}")
+        said = f"Recipe key 'trace_seconds' is {recipe.trace_seconds}: it is a number of seconds."
+        raise RecipeError(said + read.blame("trace_seconds"))
     if not 0 <= recipe.seed < _SEEDS:
-        raise RecipeError(f"Recipe key 'seed' is {shortened(recipe.seed)}: it is a number from 0 to 2**63 - 1.{source}")
-    check_models(recipe)
+        said = f"Recipe key 'seed' is {shortened(recipe.seed)}: it is a number from 0 to 2**63 - 1."
+        raise RecipeError(said + read.blame("seed"))
+    try:
+        check_models(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{error}{read.blame()}") from error
     return recipe
 
 
@@ -203,47 +214,51 @@ def _named_as_source(content: Mapping[str, Any]) -> dict[str, str]:
     return {"output": f"fused{suffix}"} if suffix in _KEPT_SUFFIXES else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = read_yaml(path, RecipeError)
-    if not isinstance(content, Mapping):
+@dataclasses.dataclass(frozen=True)
+class _ReadRecipe:
+    """Keys and values of a recipe file, and where they stand in it."""
+
+    content: dict[str, Any]
+    file: YamlFile | None = None
+    ways: Mapping[str, tuple[str | int, ...]] = dataclasses.field(default_factory=dict)
+
+    def blame(self, *way: str | int) -> str:
+        """Returns a sentence that says where a value stands; nothing where there is no file."""
+        if self.file is None:
+            return ""
+        key, *further = way or ("",)
+        start = self.ways.get(str(key), (key,))
+        where = self.file.where(*start, *further)
+        return f" It stands in {where}." if way else f" The recipe is '{self.file.path}'."
+
+
+def place_in_recipe(path: Path | None, key: str, value: object) -> str:
+    """Returns the sentence that says where in a recipe file a key has a value; nothing where it has it not there."""
+    read = _ReadRecipe({}) if path is None else _read(path)
+    return read.blame(key) if read.content.get(key) == value else ""
+
+
+def _read(path: Path, notify: Notify | None = None) -> _ReadRecipe:
+    file = read_yaml(path, RecipeError)
+    if not isinstance(file.content, Mapping):
         raise RecipeError(f"'{path}' is not a recipe: expected keys and values, such as 'solver: wb'.")
-    _refuse_mergekit(path, content)
     known: dict[str, Any] = {}
-    for key, value in content.items():
+    ways: dict[str, tuple[str | int, ...]] = {}
+    for key, value in file.content.items():
         name = key.replace("-", "_")
         if name in known:
             raise RecipeError(f"Recipe key '{shortened(key)}' is there twice in '{path}', with '-' and with '_'.")
-        known[name] = value
+        known[name], ways[name] = value, (key,)
+    if is_mergekit(file.content):
+        foreign = translated(file, recipe_keys())
+        known, ways = foreign.content, foreign.lines
+        if notify is not None:
+            for note in foreign.notes:
+                notify(f"{path}: {note}")
     for single in ("arch", "models", "trust", "ignore"):
         if isinstance(known.get(single), str):
             known[single] = [known[single]]
-    return known
-
-
-def _refuse_mergekit(path: Path, content: Mapping[str, Any]) -> None:
-    """Says what a recipe of mergekit would be here.
-
-    Raises:
-        RecipeError: It is one.
-    """
-    models = content.get("models")
-    given = [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else []
-    if "merge_method" not in content and "slices" not in content and not any("model" in entry for entry in given):
-        return
-    names = ", ".join(shortened(str(entry.get("model"))) for entry in given[:8]) or "a.pt, b.pt"
-    settings = [entry.get("parameters") for entry in given]
-    weights = [part.get("weight") for part in settings if isinstance(part, Mapping)]
-    are_known = len(weights) == len(given) > 0 and all(isinstance(weight, int | float) for weight in weights)
-    lines = [f"models: [{names}]"] + [f"model_weights: [{', '.join(map(str, weights[:8]))}]"] * are_known
-    if "slices" in content:
-        raise RecipeError(
-            f"'{path}' is a recipe of mergekit, not of mergeot, and takes slices of layers, which cannot be had here: "
-            "whole networks of one architecture are fused. List whole models."
-        )
-    raise RecipeError(
-        f"'{path}' is a recipe of mergekit, not of mergeot. Here it would be: {'; '.join(lines)}; solver: wb; "
-        "arch: nets.py:net, each on a line of its own. Models are files of weights, and weights sum to one."
-    )
+    return _ReadRecipe(known, file, ways)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -294,7 +294,8 @@ _FUSE = ("fuse", "a.pt", "b.pt", "-o", "out.pt", "--input-shape", "4")
     [
         (("fuse", "a.pt", "bb.pt", "-o", "out.pt"), "Did you mean '"),
         (("fuse", "a.pt", "-o", "out.pt"), "at least two models"),
-        (_FUSE, "'a.pt' does not say what its architecture is. Pass --arch"),
+        (("fuse", "strange.pt", "b.pt", "-o", "out.pt"), "'strange.pt' does not say what its architecture is"),
+        (("fuse", "strange.pt", "b.pt", "-o", "out.pt"), "Pass --arch SPEC: the class or function that builds"),
         ((*_FUSE, "--arch", "nets.py:Nett"), "Did you mean 'nets.py:Net'"),
         ((*_FUSE, "--arch", "nets.py:Net?hidden=7"), "'fc1.weight' is 6×4 in the file and 7×4 in the architecture"),
         ((*_FUSE, "--arch", "nets.py:line"), "Missing in the file: weight, bias. Not in the architecture: fc1.weight"),
@@ -328,6 +329,7 @@ _FUSE = ("fuse", "a.pt", "b.pt", "-o", "out.pt", "--input-shape", "4")
 )
 def test_errors_are_one_message_and_leave_nothing_behind(run: Run, arguments: tuple[str, ...], message: str) -> None:
     torch.save({**run.a, "fc2.bias": torch.tensor([0, 0, float("nan"), 0, 0])}, "nan.pt")
+    torch.save({name.replace("fc", "strange"): tensor for name, tensor in run.a.items()}, "strange.pt")
     before = {path.name: path.stat().st_size for path in run.folder.iterdir()}
     assert message in run.fails(*arguments)
     after = {path.name: path.stat().st_size for path in run.folder.iterdir() if path.name != "__pycache__"}

@@ -264,6 +264,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         front_end="export",
         trace_seconds=2.5,
         trace_operations=7,
+        dtype="bfloat16",
         executor="other",
         threads=3,
         overwrite=True,

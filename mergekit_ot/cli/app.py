@@ -64,6 +64,12 @@ def fuse(
         str | None,
         typer.Option("--report", metavar="DIR", help="Write a report there: report.html, its numbers, the recipe."),
     ] = None,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-recipe", metavar="FILE", help="Write all that was asked for as a --recipe that repeats it."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; compute and write nothing.")] = False,
     overwrite: Overwrite = None,
     as_json: Json = False,
@@ -88,8 +94,9 @@ def fuse(
             "data": data,
         }
         written = {"report": report, "overwrite": overwrite}
-        asked = make_recipe(recipe, **places, target=parse_target(target), **written, **chosen)
-        outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run, recipe_file=recipe)
+        asked = make_recipe(recipe, output.note, **places, target=parse_target(target), **written, **chosen)
+        files = {"recipe_file": recipe, "save_recipe": save_recipe}
+        outcome = run_fuse(asked, installed_plugins(), output.note, step, dry_run=dry_run, **files)
     output.show_fusion(outcome, as_json=as_json)
 
 

@@ -296,6 +296,8 @@ def show_plugins(manager: Any, *, as_json: bool) -> None:
         "repairs": manager.repairs,
         "executors": manager.executors,
         "architectures": manager.architectures,
+        "libraries": manager.libraries,
+        "guesses": manager.guesses,
         "datasets": manager.datasets,
         "rules": manager.node_rules,
         "symmetries": manager.symmetries,

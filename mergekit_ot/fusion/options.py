@@ -68,6 +68,7 @@ class FusionOptions:
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
         trace_seconds: Seconds after which tracing is stopped; None means the default.
         trace_operations: Calls into torch after which tracing is stopped; None means the default.
+        dtype: Type of the floating-point numbers that are written; None leaves each tensor that of its sources.
         executor: Name of a registered executor.
         threads: Threads that torch uses; None gives each piece of work as many as it is worth.
         keep: Parameters that come from one source as they are: ``GLOB``, or ``GLOB=SOURCE`` with a number or a name.
@@ -136,6 +137,9 @@ class FusionOptions:
     )
     trace_operations: Annotated[int, Gt(0)] | None = choice(
         None, "Stop a trace of more operations than that. Default: 100000.", "N", ("fuse", "align", "check", "inspect")
+    )
+    dtype: str | None = choice(
+        None, "Type of the numbers that are written: float32, bfloat16 or float16. Default: that of the target.", "NAME"
     )
     executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
     threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = choice(

@@ -63,6 +63,16 @@ def mergeot_architectures() -> Mapping[str, Callable[..., Any] | str]:  # type: 
 
 
 @hookspec
+def mergeot_architecture_libraries() -> Mapping[str, Callable[..., Any] | str]:  # type: ignore[empty-body]
+    """Return libraries of architectures by prefix of a SPEC: callables of a name and keywords that build a module."""
+
+
+@hookspec
+def mergeot_guesses() -> Mapping[str, Callable[..., Any] | str]:  # type: ignore[empty-body]
+    """Return what guesses an architecture from the names and shapes of a file, by the name that confirms the guess."""
+
+
+@hookspec
 def mergeot_datasets() -> Mapping[str, Callable[..., Any] | str]:  # type: ignore[empty-body]
     """Return data sets by name: callables with plain keyword arguments that give (inputs, targets) batches."""
 

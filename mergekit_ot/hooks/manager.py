@@ -43,6 +43,8 @@ _KINDS: dict[str, tuple[str, type[MergeotError]]] = {
     "front end": ("mergeot_front_ends", ArchitectureError),
     "measure": ("mergeot_node_measures", RecipeError),
     "architecture": ("mergeot_architectures", ArchitectureError),
+    "library": ("mergeot_architecture_libraries", ArchitectureError),
+    "guess": ("mergeot_guesses", ArchitectureError),
     "dataset": ("mergeot_datasets", DataError),
     "executor": ("mergeot_executors", RecipeError),
     "repair": ("mergeot_repairs", RecipeError),
@@ -94,6 +96,10 @@ class PluginManager:
     """Registered node measures."""
     architectures = _Registered("architecture")
     """Registered architectures."""
+    libraries = _Registered("library")
+    """Registered libraries of architectures, by prefix."""
+    guesses = _Registered("guess")
+    """Registered guesses of architectures, by the name that confirms them."""
     datasets = _Registered("dataset")
     """Registered data sets."""
     executors = _Registered("executor")

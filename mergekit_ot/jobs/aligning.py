@@ -19,7 +19,7 @@ from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.jobs.containers import container_of
-from mergekit_ot.jobs.fusing import check_methods, source_model
+from mergekit_ot.jobs.fusing import check_guesses, check_methods, source_model
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import input_files
 from mergekit_ot.progress import Notify, Progress
@@ -88,6 +88,7 @@ def run_align(
             check = check_folder_output if os.path.isdir(other) else check_output
             check(output, input_files(recipe), overwrite=recipe.overwrite)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
+    check_guesses(recipe, sources, manager)
     containers = [container_of(sources, place, output, recipe.format) for place, output in enumerate(outputs, start=1)]
     for container in containers:
         check_format(manager, container.output, container.template)

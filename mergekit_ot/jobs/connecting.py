@@ -28,6 +28,7 @@ from mergekit_ot.scoring.path import BarrierCurve, Repair, State, barrier, check
 from mergekit_ot.scoring.plane import LossPlane, PlaneFrame, check_grid, plane_frame, score_plane
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.outputs import check_outputs
 
@@ -152,6 +153,7 @@ def _read(request: _Request) -> _Pair:
     recipe, manager = request.recipe, request.manager
     test = resolve_data(recipe.data or "", manager)
     first, second = read_sources(recipe.models, recipe.arch, manager, request.notify, recipe.trust, recipe)
+    check_function_is_known([(source.name, source.make) for source in (first, second)], "'mergeot barrier'")
     states = first.module().state_dict(), second.module().state_dict()
     check_same_shapes(*states)
     return _Pair(first, second, states, test)

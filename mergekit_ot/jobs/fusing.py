@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.api import fuse_with, load_checkpoint, save_checkpoint
-from mergekit_ot.errors import CheckpointError, MergeotError
+from mergekit_ot.errors import CheckpointError, MergeotError, RecipeError
 from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
@@ -14,19 +16,22 @@ from mergekit_ot.fusion.setup import FusionInputs
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.hooks.methods import refining_solver
+from mergekit_ot.hooks.methods import build_solver, refining_solver
 from mergekit_ot.jobs.containers import container_of
 from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places, check_kind, input_files
+from mergekit_ot.jobs.recipes import write_recipe
 from mergekit_ot.progress import Notify, Progress
-from mergekit_ot.recipe import FusionRecipe
+from mergekit_ot.recipe import FusionRecipe, place_in_recipe
 from mergekit_ot.report.outcome import FusionOutcome
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.storage.casting import in_type, number_type
 from mergekit_ot.storage.record import Checkpoint
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ def run_fuse(
     *,
     dry_run: bool = False,
     recipe_file: Path | None = None,
+    save_recipe: Path | None = None,
 ) -> FusionOutcome:
     """Fuses checkpoints as a recipe says and saves the fused model; whatever can fail is tried before the work.
 
@@ -51,20 +57,24 @@ def run_fuse(
         progress: Told about each step.
         dry_run: Whether to plan only; nothing is written then.
         recipe_file: The file that the recipe was read from, which no output may replace.
+        save_recipe: Where the recipe is written once the model is, as a file that repeats the fusion.
 
     Raises:
         MergeotError: Anything the user gave does not fit; nothing is written then.
     """
-    check_methods(recipe, manager)
-    check_fusion_places(recipe, recipe_file, is_dry=dry_run)
+    check_methods(recipe, manager, recipe_file)
+    check_fusion_places(recipe, recipe_file, save_recipe, is_dry=dry_run)
     output = Path(recipe.output)
-    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe)
+    stands = takes_neurons_as_they_stand(recipe, manager)
+    sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe, as_they_stand=stands)
+    check_guesses(recipe, sources, manager)
     goal = _folder_of(recipe, manager)
     container = container_of(sources, goal or recipe.target, output, recipe.format)
     if not dry_run:
         check_kind(recipe.output, input_files(recipe, recipe_file), container.template, overwrite=recipe.overwrite)
         check_format(manager, output, container.template)
         container.check(input_files(recipe, recipe_file), overwrite=recipe.overwrite)
+    _check_type(recipe, sources)
     fused_as, target = _target_of(recipe, sources, manager, goal)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
     inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
@@ -78,11 +88,14 @@ def run_fuse(
     )
     if dry_run:
         _check_plan(recipe, result, manager)
+        if save_recipe is not None:
+            notify(f"'{save_recipe}' was not written: a dry run writes nothing.")
         return FusionOutcome(None, recipe.solver, result)
     fused_as, is_registered = _widened(fused_as, recipe, result)
     # Under the names of the file whose sizes it has, so that it is read wherever that one is.
+    state = container.state(result.state)
     save_checkpoint(
-        container.state(result.state),
+        state if recipe.dtype is None else in_type(state, recipe.dtype),
         output,
         architecture=fused_as.name if is_registered else None,
         arguments=fused_as.arguments if is_registered else None,
@@ -94,18 +107,27 @@ def run_fuse(
     )
     container.tell(notify)
     outcome = FusionOutcome(str(output), recipe.solver, result)
+    if save_recipe is not None:
+        write_recipe(save_recipe, recipe, notify)
     if recipe.report is not None:
-        # Most fusions have no report, and what writes one takes time to import.
-        from mergekit_ot.report.writing import write_report
+        with _telling_of(outcome, notify):
+            # Most fusions have no report, and what writes one takes time to import.
+            from mergekit_ot.report.writing import write_report
 
-        try:
             write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
-        except MergeotError as error:
-            raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
-        except BaseException:
-            notify(f"'{outcome.output}' was written, but its report was not.")
-            raise
     return outcome
+
+
+@contextlib.contextmanager
+def _telling_of(outcome: FusionOutcome, notify: Notify) -> Iterator[None]:
+    """Says that a model was written where its report fails."""
+    try:
+        yield
+    except MergeotError as error:
+        raise CheckpointError(f"'{outcome.output}' was written, but its report was not. {error}") from error
+    except BaseException:
+        notify(f"'{outcome.output}' was written, but its report was not.")
+        raise
 
 
 def _data_of(spec: str, manager: PluginManager) -> DataSource:
@@ -120,21 +142,61 @@ def source_model(source: ReadSource) -> SourceModel:
     return SourceModel(name=source.name, make=source.known, state=source.state)
 
 
-def check_methods(recipe: FusionRecipe, manager: PluginManager) -> None:
+def check_methods(recipe: FusionRecipe, manager: PluginManager, recipe_file: Path | None = None) -> None:
     """Checks the methods that a recipe names, before any file is read.
+
+    Args:
+        recipe: What names them.
+        manager: Whose methods are known.
+        recipe_file: The file that it was read from, for messages.
 
     Raises:
         MergeotError: A solver, measure, repair or executor is not registered, or there is no such device.
     """
-    choose_device(recipe.device)
-    manager.get("solver", recipe.solver)
-    manager.get("executor", recipe.executor)
-    if recipe.refine:
-        refining_solver(manager)
-    if recipe.measure is not None:
-        manager.get("measure", recipe.measure)
-    if recipe.repair != NO_REPAIR:
-        manager.get("repair", recipe.repair)
+    checks: dict[str, Callable[[], object]] = {
+        "device": lambda: choose_device(recipe.device),
+        "solver": lambda: manager.get("solver", recipe.solver),
+        "executor": lambda: manager.get("executor", recipe.executor),
+        "refine": lambda: recipe.refine and refining_solver(manager),
+        "measure": lambda: recipe.measure is None or manager.get("measure", recipe.measure),
+        "repair": lambda: recipe.repair == NO_REPAIR or manager.get("repair", recipe.repair),
+        "dtype": lambda: recipe.dtype is None or number_type(recipe.dtype),
+        "solver_options": lambda: build_solver(recipe.solver, recipe.solver_options, manager),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except MergeotError as error:
+            raise type(error)(f"{error}{place_in_recipe(recipe_file, key, vars(recipe)[key])}") from error
+
+
+def _check_type(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> None:
+    if recipe.dtype is not None and any(source.checkpoint.build for source in sources):
+        raise RecipeError("A program has the types of numbers that it was made with: leave 'dtype' out.")
+
+
+def takes_neurons_as_they_stand(recipe: FusionRecipe, manager: PluginManager) -> bool:
+    """Whether a fusion is the mean of its models' tensors and nothing else, which needs no architecture."""
+    solver = manager.get("solver", recipe.solver)
+    is_more = recipe.refine or recipe.repair != NO_REPAIR or recipe.measure is not None or recipe.data is not None
+    return solver.max_sweeps == 0 and not is_more and isinstance(recipe.target, int)
+
+
+def check_guesses(recipe: FusionRecipe, sources: Sequence[ReadSource], manager: PluginManager) -> None:
+    """Checks that nothing which was asked for runs networks whose function was only guessed.
+
+    Raises:
+        ArchitectureError: Something does.
+    """
+    measure = recipe.measure or manager.get("solver", recipe.solver).measure
+    running = {
+        f"--repair {recipe.repair}": recipe.repair != NO_REPAIR,
+        f"The measure '{measure}'": manager.get("measure", measure).needs_data,
+        "--data": recipe.data is not None,
+    }
+    for doing, is_asked in running.items():
+        if is_asked:
+            check_function_is_known([(source.name, source.make) for source in sources], doing)
 
 
 def _check_plan(recipe: FusionRecipe, result: FusionResult, manager: PluginManager) -> None:

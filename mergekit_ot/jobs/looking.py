@@ -27,6 +27,7 @@ from mergekit_ot.progress import Notify
 from mergekit_ot.scoring.evaluation import Evaluation, evaluate
 from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.sources.spec_files import spec_files
 from mergekit_ot.storage.file_options import FileOptions
@@ -127,7 +128,9 @@ def run_eval(
 ) -> tuple[Evaluation, ...]:
     """Scores checkpoints on the test part of data, in one pass."""
     source = resolve_data(data, manager)
-    models = [read.module() for read in read_sources(paths, arch, manager, notify, trust, files or FileOptions())]
+    sources = read_sources(paths, arch, manager, notify, trust, files or FileOptions())
+    check_function_is_known([(read.name, read.make) for read in sources], "'mergeot eval'")
+    models = [read.module() for read in sources]
     scores = evaluate(models, source, device)
     for path, score in zip(paths, scores, strict=True):
         if not math.isfinite(score.loss):

@@ -21,12 +21,15 @@ def input_files(recipe: FusionRecipe, recipe_file: Path | None = None) -> list[s
     return read if recipe_file is None else [*read, recipe_file]
 
 
-def check_fusion_places(recipe: FusionRecipe, recipe_file: Path | None = None, *, is_dry: bool = False) -> None:
-    """Checks where a fusion and its report are written.
+def check_fusion_places(
+    recipe: FusionRecipe, recipe_file: Path | None = None, save_recipe: Path | None = None, *, is_dry: bool = False
+) -> None:
+    """Checks where a fusion, its report and its recipe are written.
 
     Args:
         recipe: The fusion.
         recipe_file: The file that it was read from.
+        save_recipe: Where its recipe is saved.
         is_dry: Whether nothing is written, so that only the folder of the report is looked at.
 
     Raises:
@@ -35,6 +38,8 @@ def check_fusion_places(recipe: FusionRecipe, recipe_file: Path | None = None, *
     inputs = input_files(recipe, recipe_file)
     if not is_dry:
         check_fused_place(recipe.output, inputs, recipe)
+    if save_recipe is not None and not is_dry:
+        check_recipe_place(save_recipe, recipe, recipe_file)
     if recipe.report is not None:
         _check_report(recipe, Path(recipe.report), inputs, recipe_file, is_dry=is_dry)
 
@@ -91,6 +96,22 @@ def _check_report(
         # A folder as the output was checked by itself.
         outputs = files if names_folder(recipe.output) else {"The output": output, **files}
         check_outputs(outputs, inputs, overwrite=recipe.overwrite)
+
+
+def check_recipe_place(path: Path, recipe: FusionRecipe, recipe_file: Path | None = None) -> None:
+    """Checks where a recipe is saved.
+
+    Args:
+        path: The file.
+        recipe: The fusion, whose output is another file.
+        recipe_file: The file that it was read from, which stays.
+
+    Raises:
+        MergeotError: It cannot be written, or something would be lost.
+    """
+    if is_same(path, Path(recipe.output)):
+        raise RecipeError(f"The output and --save-recipe are both '{path}': give each a file of its own.")
+    check_output(path, input_files(recipe, recipe_file), overwrite=recipe.overwrite)
 
 
 def check_file_name(name: str) -> None:

@@ -19,6 +19,7 @@ from mergekit_ot.errors import ArchitectureError
 from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
 from mergekit_ot.graph.capture.inputs import is_of_fixed_shapes
 from mergekit_ot.progress import Notify
+from mergekit_ot.sources.bare import Holder
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
@@ -47,6 +48,8 @@ def example_inputs_of(
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
     """
+    if isinstance(source.known.outline, Holder):
+        return (torch.zeros(2, 1),), input_shape
     own = source.checkpoint.example_inputs if source.checkpoint.build is source.make.build else None
     if own is not None and is_of_fixed_shapes(source.known.outline):
         return own, None

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from mergekit_ot.api import load_checkpoint
 from mergekit_ot.errors import ArchitectureError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture
+from mergekit_ot.sources.bare import check_alike, holder_of
 from mergekit_ot.sources.fits import Fit, fit
-from mergekit_ot.sources.misfits import folder_hint, shown
-from mergekit_ot.sources.specs import Architecture, resolve_architecture
+from mergekit_ot.sources.guesses import confirmed_architecture, guessed_architecture
+from mergekit_ot.sources.misfits import shown
+from mergekit_ot.sources.specs import Architecture, parse_spec, resolve_architecture
 from mergekit_ot.storage.file_names import FileNames
 from mergekit_ot.storage.file_options import FileOptions
 from mergekit_ot.storage.finite import FiniteStore
@@ -75,6 +77,8 @@ def read_sources(
     notify: Notify,
     trust: Sequence[str] = (),
     files: FileOptions = _AS_THEY_ARE,
+    *,
+    as_they_stand: bool = False,
 ) -> list[ReadSource]:
     """Opens checkpoints, in order, and checks every name and shape against the architectures before any work.
 
@@ -87,6 +91,7 @@ def read_sources(
         notify: Told what was found.
         trust: Those of the checkpoints whose programs may be loaded.
         files: Which weights in the files are meant.
+        as_they_stand: Whether tensors are only averaged, which needs no architecture where names and shapes are equal.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -106,9 +111,14 @@ def read_sources(
         if is_trusted and checkpoints[-1].build is None:
             notify(f"{path} holds no program: that it is trusted changes nothing.")
     sources: list[ReadSource] = []
+    holder = None
+    if as_they_stand and not arch and not all(map(_says_its_architecture, checkpoints)):
+        check_alike(checkpoints)
+        holder = holder_of(max(checkpoints, key=lambda checkpoint: len(checkpoint.state)))
+        notify("No file need say what its architecture is: tensors of equal names are averaged as they stand.")
     for index, checkpoint in enumerate(checkpoints):
         spec = arch[index if len(arch) > 1 else 0] if arch else None
-        make = _architecture_of(checkpoint, spec, manager)
+        make = holder or _architecture_of(checkpoint, spec, manager, notify)
         # One object per architecture: it is then traced once for all its checkpoints.
         twin = next((other for other in sources if other.make == make), None)
         make, known = (make, KnownArchitecture(make)) if twin is None else (twin.make, twin.known)
@@ -132,8 +142,16 @@ def _trusted_places(paths: Sequence[str], trust: Sequence[str]) -> set[str]:
     return {os.path.realpath(name) for name in trust}
 
 
-def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager) -> Architecture:
+def _says_its_architecture(checkpoint: Checkpoint) -> bool:
+    # A program that is not trusted is refused in words of its own.
+    return any((checkpoint.build, checkpoint.architecture, checkpoint.has_untouched_program))
+
+
+def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginManager, notify: Notify) -> Architecture:
     if spec is not None:
+        parsed = parse_spec(spec)
+        if parsed.name is None and parsed.place in manager.guesses:
+            return confirmed_architecture(parsed, checkpoint, manager)
         return resolve_architecture(spec, manager)
     if checkpoint.build is not None:
         return Architecture(checkpoint.architecture or f"the program in {checkpoint.path.name}", {}, checkpoint.build)
@@ -143,10 +161,9 @@ def _architecture_of(checkpoint: Checkpoint, spec: str | None, manager: PluginMa
             f"--trust {checkpoint.path} if you trust them, or --arch SPEC to take only the weights from it."
         )
     if checkpoint.architecture is None:
-        raise ArchitectureError(
-            f"'{checkpoint.path}' does not say what its architecture is. Pass --arch SPEC: the class or function that "
-            f"builds the network, such as --arch nets.py:mlp.{folder_hint(checkpoint.path)}"
-        )
+        make, sentence = guessed_architecture(checkpoint, manager)
+        notify(sentence)
+        return make
     # Only registered names: a file must not be able to name code.
     if checkpoint.architecture not in manager.architectures:
         known = ", ".join(sorted(manager.architectures)) or "none"

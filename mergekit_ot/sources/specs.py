@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from mergekit_ot.errors import ArchitectureError, MergeotError, unknown_name
+from mergekit_ot.sources.libraries import named_in_library
 from mergekit_ot.storage.files import missing_file
 from mergekit_ot.storage.limits import shortened
 
@@ -96,6 +97,8 @@ class Architecture:
         arguments: Keyword arguments of every call.
         build: What is called.
         is_registered: Whether a checkpoint may carry the name: only registered names are looked up from files.
+        unknown: What of the function was only guessed ("the activation between the layers"); such an architecture tells
+            which neurons belong together, and must not be run to see what a network computes.
 
     Example:
         >>> from torch import nn
@@ -107,6 +110,7 @@ class Architecture:
     arguments: dict[str, Any]
     build: Callable[..., Any]
     is_registered: bool = False
+    unknown: str = ""
 
     def __call__(self) -> nn.Module:
         """Returns a fresh instance.
@@ -150,6 +154,9 @@ def resolve_architecture(
     table = registered(manager, "architectures")
     if parsed.name is None and parsed.place in table:
         return Architecture(parsed.place, given, table[parsed.place].load(), is_registered=True)
+    in_library = named_in_library(spec, registered(manager, "libraries"))
+    if in_library is not None:
+        return Architecture(spec, given, in_library)
     found = find_object(parsed, "architecture", table, ArchitectureError)
     if isinstance(found, nn.Module):
         # An instance is a prototype; calling it would run it.

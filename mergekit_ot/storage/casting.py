@@ -8,9 +8,45 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mergekit_ot.errors import CheckpointError
+from mergekit_ot.errors import CheckpointError, RecipeError, unknown_name
 from mergekit_ot.storage.finite import is_finite
 from mergekit_ot.storage.store import TensorStore
+
+# What files of weights are written in, by the names that users give.
+NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def number_type(name: str) -> torch.dtype:
+    """Returns the type of a name.
+
+    Raises:
+        RecipeError: It is none that files of weights are written in.
+
+    Example:
+        >>> number_type("bfloat16")
+        torch.bfloat16
+    """
+    if name not in NUMBER_TYPES:
+        raise RecipeError(unknown_name("dtype", name, NUMBER_TYPES))
+    return NUMBER_TYPES[name]
+
+
+def in_type(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Returns a state with its floating-point numbers in another type; whole and complex numbers stay.
+
+    Args:
+        state: Name → tensor.
+        name: Of the type.
+
+    Raises:
+        CheckpointError: A tensor is too large for that type.
+    """
+    kind = number_type(name)
+    cast = {key: value.to(kind) if value.is_floating_point() else value for key, value in state.items()}
+    for key, value in cast.items():
+        if not is_finite(value) and is_finite(state[key]):
+            raise CheckpointError(f"'{key}' holds numbers that {name} cannot. Choose another dtype, such as bfloat16.")
+    return cast
 
 
 @final

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -16,13 +17,39 @@ from mergekit_ot.storage.regular import check_regular, read_bounded
 
 # A question mark where a list in brackets goes on unquoted: YAML takes it for a key.
 _UNQUOTED = re.compile(r"[\[,]\s*[^\s'\"\[\],]*\?")
+_INSIDE = {
+    "while parsing a flow sequence": "the list in brackets",
+    "while parsing a flow mapping": "the keys in braces",
+    "while parsing a block collection": "the list",
+    "while parsing a block mapping": "the keys",
+}
 _TEXT_TAG = "tag:yaml.org,2002:str"
 # What the parser raises for texts that are no YAML, and for numbers and dates that are none.
 _DAMAGE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, LookupError, AttributeError)
 
 
-def read_yaml(path: Path, error: type[MergeotError]) -> Any:
-    """Returns what stands in a YAML file: mappings with text as keys, lists, texts, numbers, booleans, None.
+@dataclass(frozen=True)
+class YamlFile:
+    """What stands in a YAML file, and in which lines.
+
+    Attributes:
+        path: The file.
+        content: Mappings with text as keys, lists, texts, numbers, booleans, None.
+        lines: Keys and places of lists on the way to a value → its line, from 1; of a value in a mapping, its key's.
+    """
+
+    path: Path
+    content: Any
+    lines: Mapping[tuple[str | int, ...], int]
+
+    def where(self, *way: str | int) -> str:
+        """Returns where a value stands, or the nearest that it is in: "line 3 of 'run.yml'"."""
+        known = next((way[:count] for count in range(len(way), 0, -1) if way[:count] in self.lines), ())
+        return f"line {self.lines.get(known, 1)} of '{self.path}'"
+
+
+def read_yaml(path: Path, error: type[MergeotError]) -> YamlFile:
+    """Returns what stands in a YAML file, with the line of every value.
 
     Raises:
         MergeotError: It is missing, no YAML, over a limit, or holds a tag, a key twice, or a key that is no text.
@@ -39,15 +66,46 @@ def read_yaml(path: Path, error: type[MergeotError]) -> Any:
         _Events(path, error).check(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
-            return None
+            return YamlFile(path, None, {})
         _check_keys(root, path, error)
-        return yaml.SafeLoader("").construct_document(root)
+        return YamlFile(path, yaml.SafeLoader("").construct_document(root), dict(_lines(root)))
     except _DAMAGE as failure:
-        said = shortened(" ".join(str(failure).split()), 300)
+        said = shortened(_said(failure), 300)
         if "set_int_max_str_digits" in said:  # advice for whoever wrote a program, not a file
             said = "a whole number has thousands of digits"
         hint = _hint(content.decode("utf-8", "replace"))
         raise error(f"'{path}' is not valid YAML: {said}.{hint}") from failure
+
+
+def _said(failure: Exception) -> str:
+    """Returns what a parser says, with the lines that it means."""
+    if not isinstance(failure, yaml.MarkedYAMLError):
+        return " ".join(str(failure).split())
+    opened, found = failure.context_mark, failure.problem_mark
+    problem = failure.problem or failure.context or "it cannot be read"
+    here = f"line {found.line + 1}: " if found is not None else ""
+    if opened is None:
+        return f"{here}{problem}"
+    if "quoted scalar" in (failure.context or ""):
+        return f"line {opened.line + 1}: a quote is opened and not closed"
+    inside = _INSIDE.get(failure.context or "", "what")
+    return f"{here}{problem} (in {inside} that begins in line {opened.line + 1})"
+
+
+def _lines(root: yaml.Node) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Yields the way to every value and its line; what several places refer to is told at each."""
+    waiting: list[tuple[tuple[str | int, ...], yaml.Node]] = [((), root)]
+    while waiting:
+        way, node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            inner = [((*way, place), part, part) for place, part in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            inner = [((*way, str(key.value)), key, value) for key, value in node.value]
+        else:
+            continue
+        for path, marked, value in inner:
+            yield path, marked.start_mark.line + 1
+            waiting.append((path, value))
 
 
 def _hint(text: str) -> str:

@@ -14,9 +14,10 @@ from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
-from mergekit_ot import check_model, fuse, load_checkpoint, save_checkpoint
+from mergekit_ot import ArchitectureError, check_model, fuse, load_checkpoint, save_checkpoint
 from mergekit_ot.hooks.manager import PluginManager, default_manager
 from mergekit_ot.sources.datasets import resolve_data
+from mergekit_ot.sources.reading import read_sources
 from mergekit_ot.sources.specs import resolve_architecture
 from mergekit_ot.testing import check_solver
 
@@ -46,7 +47,7 @@ def manager(written) -> PluginManager:
 
 def test_page_writes_every_hook(manager):
     (row,) = [row for row in manager.describe() if row.name == MODULE]
-    assert len(row.hooks) == 14
+    assert len(row.hooks) == 16
 
 
 @pytest.mark.parametrize("is_scaled", [False, True])
@@ -130,3 +131,15 @@ def test_command_is_added(manager):
     manager.hook.mergeot_commands(app=app)
     done = CliRunner().invoke(app, ["hello", "--name", "world"])
     assert done.stdout == "hello, world\n"
+
+
+def test_library_and_guess_build_what_is_asked_for(manager, tmp_path):
+    assert resolve_architecture("zoo:wide?classes=3", manager)()[2].weight.shape == (3, 64)
+    network = manager.get("guess", "pair")
+    torch.save(nn.ModuleDict({"encode": nn.Linear(3, 5), "decode": nn.Linear(5, 2)}).state_dict(), tmp_path / "a.pt")
+    said: list[str] = []
+    (source,) = read_sources([str(tmp_path / "a.pt")], (), manager, said.append)
+    assert source.make().decode.weight.shape == (2, 5)
+    assert any("guessed from names and shapes: a pair of maps (3, 5, 2)" in text for text in said)
+    with pytest.raises(ArchitectureError, match="no pair"):
+        network({"0.weight": (3, 4)}, is_confirmed=True, arguments={})
