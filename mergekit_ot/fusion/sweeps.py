@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, are_same
 from mergekit_ot.fusion.executor import TaskQueue
-from mergekit_ot.fusion.families import identity_family
+from mergekit_ot.fusion.families import starts_of
 from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
@@ -21,7 +21,6 @@ from mergekit_ot.fusion.tensors import SourceTensors
 from mergekit_ot.fusion.weight_rows import agreement, agreement_found
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import leaf_groups
-from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
 
 # Plans whose masses differ by less are the same: a sweep that only repeats rounding is the last.
@@ -111,9 +110,11 @@ class AlignmentRun:
     def _start(self) -> None:
         """Sets every group to the identity, where the solver starts there and nothing is aligned yet."""
         starts_there = self.plan.start is Start.IDENTITY and not self._tries_nothing()
-        if starts_there and not self.alignment.couplings and self._same_sizes():
-            started = self._started_streams()
-            self.alignment = self._identities().with_couplings(started)
+        is_first = starts_there and not self.alignment.couplings
+        identities = starts_of(self.alignment, self._keys()) if is_first else None
+        if identities is not None or (is_first and self.alignment.rotations):
+            # Where some sizes differ, what they belong to is described by the streams.
+            self.alignment = self.alignment.with_couplings({**(identities or {}), **self._started_streams()})
         elif self.plan.max_sweeps == 0:
             self._refuse_identity()
 
@@ -147,7 +148,7 @@ class AlignmentRun:
                 visit.is_over = True
 
     def _identities(self) -> Alignment:
-        return self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
+        return self.alignment.with_couplings(starts_of(self.alignment, self._keys()) or {})
 
     def _tries_nothing(self) -> bool:
         is_deep = len(self.plan.steps) > _SHALLOW
@@ -191,11 +192,6 @@ class AlignmentRun:
                     f"Solver '{self.solver.name}' takes neurons as they stand, and group '{key}' has sizes "
                     f"{sizes[:-1]} for a fused size of {sizes[-1]}. Choose a solver that couples neurons, such as 'wb'."
                 )
-
-    def _identity(self, key: str) -> GroupCouplings:
-        group = self.setup.models.target_graph.groups[key]
-        coupling = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
-        return tuple(coupling for _ in self.setup.models.sources)
 
     def _task(self, number: int, scope: Scope) -> StepTask:
         step, graphs = self.plan.steps[number], self.alignment.graphs
