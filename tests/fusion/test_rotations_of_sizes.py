@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from rotating import TOKENS, Decoder, apart, planted_copy, seeded
+from attentions import OneBlock
+from rotating import ROWS, TOKENS, WIDTH, Decoder, apart, planted_copy, seeded
+from torch import Tensor, nn
 
 from mergekit_ot import fuse
 from mergekit_ot.errors import SolverError
@@ -14,6 +16,20 @@ from mergekit_ot.errors import SolverError
 pytestmark = pytest.mark.slow
 
 SOLVER = "weight-matching"
+
+
+class Spaces(nn.Module):
+    """Attention of two heads of any size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, 2 * size) for _ in range(3))
+        self.o = nn.Linear(2 * size, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
 
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "more neurons": ({"neurons": 12}, {}),
@@ -48,11 +64,43 @@ def test_sources_of_other_sizes_are_fused(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
-@pytest.mark.parametrize("width", [6, 16])
-def test_streams_of_other_widths_are_refused_in_words(kind: str, width: int) -> None:
-    models = [seeded(lambda each=each: decoder(kind, width=each), 1) for each in (width, 8)]
+def test_streams_of_narrower_targets_are_refused_in_words(kind: str) -> None:
+    models = [seeded(lambda each=each: decoder(kind, width=each), 1) for each in (6, 8)]
     with pytest.raises(SolverError, match="symmetry=permutation"):
         fuse(models, solver=SOLVER, example_inputs=TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_narrower_stream_keeps_its_function_in_a_wider_one(kind: str, place: int) -> None:
+    models = [seeded(lambda each=each: decoder(kind, width=each), each) for each in (12, 8)]
+    models = models[::-1] if place else models
+    weights = (0.0, 1.0) if place == 0 else (1.0, 0.0)
+    target = decoder(kind, width=12).double()
+    result = fuse(models, solver=SOLVER, example_inputs=TOKENS, target=target, model_weights=weights)
+    assert result.check.is_exact
+    assert result.check.is_telling
+    for number, model in enumerate(models):
+        assert apart(model, result.models.target.instance(result.aligned_state(number)), TOKENS) < 1e-9
+    assert apart(models[1 - place], result.model(), TOKENS) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_a_stream_that_stands_in_a_wider_one_is_found_there(kind: str) -> None:
+    wide, narrow = (seeded(lambda each=each: decoder(kind, width=each), each) for each in (12, 8))
+    embedded = decoder(kind, width=12).double().eval()
+    embedded.load_state_dict(fuse([wide, narrow], solver=SOLVER, example_inputs=TOKENS).aligned_state(1))
+    planted = planted_copy(embedded, lambda: decoder(kind, width=12), TOKENS)
+    assert apart(planted, narrow, TOKENS) < 1e-9
+    result = fuse([planted, narrow], solver=SOLVER, example_inputs=TOKENS)
+    assert apart(narrow, result.model(), TOKENS) < 1e-6
+
+
+def test_spaces_inside_heads_of_another_size_are_not_rotated() -> None:
+    models = [seeded(lambda size=size: OneBlock(Spaces(size)), size) for size in (6, 4)]
+    result = fuse(models, solver=SOLVER, example_inputs=ROWS)
+    assert [result.alignment.target.groups[key].size for key in result.alignment.rotations] == [WIDTH]
+    assert apart(models[0], result.models.target.instance(result.aligned_state(0)), ROWS) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
