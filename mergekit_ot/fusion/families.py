@@ -251,17 +251,28 @@ def starts_of(alignment: Alignment, keys: Iterable[str]) -> dict[str, GroupCoupl
         if sizes != {size} and not (is_outer and len(sizes) == 1 and max(sizes) < size):
             return None
         # Sources of one size start alike.
-        found[key] = (_start_of(alignment, key),) * len(alignment.graphs)
+        found[key] = (start_of(alignment, key, 0),) * len(alignment.graphs)
         alignment = alignment.with_couplings({key: found[key]})
     return found
 
 
-def _start_of(alignment: Alignment, key: str) -> Coupling | FamilyCoupling:
-    size, own = (graph.groups[key].size for graph in (alignment.target, alignment.graphs[0]))
+def with_starts(alignment: Alignment, keys: Iterable[str]) -> Alignment:
+    """Returns an alignment in which families that no coupling holds for stand where they are, as their heads do."""
+    groups = alignment.target.groups
+    for key in sorted(set(keys) - set(alignment.couplings), key=lambda key: len(groups[key].context)):
+        if groups[key].context:
+            starts = tuple(start_of(alignment, key, source) for source in range(len(alignment.graphs)))
+            alignment = alignment.with_couplings({key: starts})
+    return alignment
+
+
+def start_of(alignment: Alignment, key: str, source: int) -> Coupling | FamilyCoupling:
+    """Returns the coupling of a group with a source that leaves every neuron where it is, or copies it."""
+    size, own = (graph.groups[key].size for graph in (alignment.target, alignment.graphs[source]))
     identity = Permutation.identity(own)
     context = alignment.target.groups[key].context
     if context:
-        return FamilyCoupling(dict.fromkeys(coupled_pairs(alignment, context, 0), identity))
+        return FamilyCoupling(dict.fromkeys(coupled_pairs(alignment, context, source), identity))
     return identity if own == size else copied(identity, copies_of(own, size))
 
 

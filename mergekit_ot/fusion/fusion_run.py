@@ -11,6 +11,7 @@ from mergekit_ot.fusion.advice import advice
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
+from mergekit_ot.fusion.families import with_starts
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
@@ -20,11 +21,12 @@ from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_check import check_step
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
-from mergekit_ot.fusion.symmetries import find_symmetries
+from mergekit_ot.fusion.symmetries import find_symmetries, symmetries_for
 from mergekit_ot.fusion.task import NOBODY
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.fusion.tying import tied_again
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
+from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -59,6 +61,8 @@ class FusionRun:
         self.notes: list[str] = list(setup.notes)
         self.comparison: RepairComparison | None = None
         self.grams: ResponseGrams | None = None
+        self.symmetries: Mapping[str, Mapping[str, Places]] = {}
+        self.kept: frozenset[str] = frozenset()
 
     def run(self) -> None:
         """Runs the plan: alignment, refinement, transport, average, the guard, repair.
@@ -70,7 +74,8 @@ class FusionRun:
         setup = self.setup
         if self.methods.solver.max_sweeps > 0 and len(self.models.sources) > 1:
             check_something_is_free(self.models.target_graph, self.groups, self.models.target.name)
-        self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
+        self.symmetries = find_symmetries(setup)
+        self.alignment = replace(self.alignment, symmetries=symmetries_for(self.symmetries, self.methods.solver))
         self._plan_rotations()
         self.start = self.alignment
         if self.methods.measure.needs_data:
@@ -133,6 +138,7 @@ class FusionRun:
                 self.setup, self.methods.solver, self.plan, material, self.start, seed, step_done, is_first
             )
             alignment = run.run()
+            self.kept |= run.kept
             objective = self._objective(alignment) if options.restarts > 1 else None
             if restart == 0 or (objective is not None and objective < least):
                 self.alignment, self.reports = alignment, run.reports
@@ -142,12 +148,15 @@ class FusionRun:
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
+        self.alignment = replace(self.alignment, symmetries=self.symmetries)
+        self._plan_rotations()
+        self.alignment = with_starts(self.alignment, self.groups)
         plan = build_plan(self.models.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
             self.setup,
             solver,
             plan,
-            Material(self.tensors),
+            Material(self.tensors, kept=self.kept),
             self.alignment,
             self.setup.options.seed,
             self._observed,

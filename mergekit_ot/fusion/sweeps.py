@@ -36,10 +36,12 @@ class Material:
     Attributes:
         tensors: Gives the sources' parameters.
         grams: Responses to calibration data, or None.
+        kept: Groups that keep the couplings that an earlier solver found.
     """
 
     tensors: SourceTensors
     grams: ResponseGrams | None = None
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -88,7 +90,7 @@ class AlignmentRun:
         self.changed = False
         self._outlines: dict[int, ModelGraph] = {}
         self._visits: dict[int, _Visit] = {}
-        self._kept_steps: set[int] = set()
+        self.kept = material.kept
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
@@ -124,7 +126,7 @@ class AlignmentRun:
         streams = [key for key in rotated_streams(self.alignment, self.setup.models.normal) if key in steps]
         loose = [key for key in streams if not is_anchored(key, self.alignment, self.material.tensors)]
         solved = StreamResponses(self.setup).barycenters(loose, self.alignment, self.solver, self.seed)
-        self._kept_steps = {steps[key].number for key in solved}
+        self.kept |= frozenset(solved)
         found: dict[str, GroupCouplings] = {}
         for key, barycenter in solved.items():
             found[key], size = barycenter.couplings, self.alignment.target.groups[key].size
@@ -160,7 +162,7 @@ class AlignmentRun:
         return self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
 
     def _order(self, shuffle: random.Random) -> list[int]:
-        order = [step.number for step in self.plan.steps if step.number not in self._kept_steps]
+        order = [step.number for step in self.plan.steps if step.groups[0] not in self.kept]
         # Before anything is aligned, a group can only be described once what lies behind it is.
         if self.solver.is_order_random and self.alignment.couplings:
             shuffle.shuffle(order)
