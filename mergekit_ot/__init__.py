@@ -40,6 +40,8 @@ _HOMES = {
     "measure_cost": "mergekit_ot.transport.ground_cost",
     "in_order_of": "mergekit_ot.transport.barycenter",
     "independent_coupling": "mergekit_ot.transport.barycenter",
+    "realign": "mergekit_ot.transport.realignment",
+    "realigned": "mergekit_ot.transport.realignment",
     "rounding_error": "mergekit_ot.transport.barycenter",
     "support_barycenter": "mergekit_ot.transport.barycenter",
     "transport_cost": "mergekit_ot.transport.barycenter",
@@ -283,6 +285,7 @@ if TYPE_CHECKING:
     from mergekit_ot.transport.permutation import Permutation
     from mergekit_ot.transport.plan import Plan
     from mergekit_ot.transport.problem import Barycenter, BarycenterProblem, Solution, Status
+    from mergekit_ot.transport.realignment import realign, realigned
     from mergekit_ot.transport.scale import squarable
     from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
     from mergekit_ot.transport.support import AbstractDeferredSupport

@@ -24,11 +24,13 @@ ROWS = torch.randn(4, LENGTH, 5, generator=torch.Generator().manual_seed(1))
 class Heads(nn.Module):
     """Attention with as many key heads as query heads, or fewer; with rotary positions or without."""
 
-    def __init__(self, bias: bool, is_rotary: bool = False, key_heads: int = 2) -> None:
+    def __init__(
+        self, bias: bool, is_rotary: bool = False, key_heads: int = 2, heads: int = 2, width: int = WIDTH
+    ) -> None:
         super().__init__()
-        self.size, self.key_heads, self.is_rotary = 4, key_heads, is_rotary
-        self.q, self.o = nn.Linear(WIDTH, 8, bias=bias), nn.Linear(8, WIDTH, bias=bias)
-        self.k, self.v = (nn.Linear(WIDTH, 4 * key_heads, bias=bias) for _ in range(2))
+        self.size, self.heads, self.key_heads, self.is_rotary = 4, heads, key_heads, is_rotary
+        self.q, self.o = nn.Linear(width, 4 * heads, bias=bias), nn.Linear(4 * heads, width, bias=bias)
+        self.k, self.v = (nn.Linear(width, 4 * key_heads, bias=bias) for _ in range(2))
         angles = torch.outer(torch.arange(LENGTH), torch.tensor([1.0, 0.3])).repeat(1, 2)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
@@ -38,20 +40,21 @@ class Heads(nn.Module):
         return x * self.cosine + torch.cat([-second, first], -1) * self.sine
 
     def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        q = self.q(x).unflatten(-1, (self.heads, 4)).transpose(1, 2)
         k, v = (part(x).unflatten(-1, (self.key_heads, 4)).transpose(1, 2) for part in (self.k, self.v))
         if self.is_rotary:
             q, k = self.turned(q), self.turned(k)
-        k, v = (part.repeat_interleave(2 // self.key_heads, 1) for part in (k, v))
+        k, v = (part.repeat_interleave(self.heads // self.key_heads, 1) for part in (k, v))
         return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class Gated(nn.Module):
     """Neurons that are products of an activated gate and a linear map."""
 
-    def __init__(self) -> None:
+    def __init__(self, neurons: int = 7, width: int = WIDTH) -> None:
         super().__init__()
-        self.gate, self.up, self.down = nn.Linear(WIDTH, 7), nn.Linear(WIDTH, 7), nn.Linear(7, WIDTH)
+        self.gate, self.up = nn.Linear(width, neurons), nn.Linear(width, neurons)
+        self.down = nn.Linear(neurons, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -60,17 +63,27 @@ class Gated(nn.Module):
 class Decoder(nn.Module):
     """A language model of one kind: ``gpt`` (LayerNorm, positions, biases), ``llama`` (RMSNorm, rotary, gated)."""
 
-    def __init__(self, kind: str = "gpt", is_tied: bool = False, key_heads: int = 2, layers: int = 2) -> None:
+    def __init__(
+        self,
+        kind: str = "gpt",
+        is_tied: bool = False,
+        key_heads: int | None = None,
+        layers: int = 2,
+        *,
+        heads: int = 2,
+        neurons: int = 9,
+        width: int = WIDTH,
+    ) -> None:
         super().__init__()
         is_gpt = kind == "gpt"
         norm = nn.LayerNorm if is_gpt else nn.RMSNorm
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Parameter(torch.randn(LENGTH, WIDTH)) if is_gpt else None
-        self.norms = nn.ModuleList(norm(WIDTH) for _ in range(2 * layers + 1))
-        self.heads = nn.ModuleList(Heads(is_gpt, not is_gpt, key_heads) for _ in range(layers))
-        plain = lambda: nn.Sequential(nn.Linear(WIDTH, 9), nn.GELU(), nn.Linear(9, WIDTH))  # noqa: E731
-        self.neurons = nn.ModuleList(plain() if is_gpt else Gated() for _ in range(layers))
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.positions = nn.Parameter(torch.randn(LENGTH, width)) if is_gpt else None
+        self.norms = nn.ModuleList(norm(width) for _ in range(2 * layers + 1))
+        self.heads = nn.ModuleList(Heads(is_gpt, not is_gpt, key_heads or heads, heads, width) for _ in range(layers))
+        plain = lambda: nn.Sequential(nn.Linear(width, neurons), nn.GELU(), nn.Linear(neurons, width))  # noqa: E731
+        self.neurons = nn.ModuleList(plain() if is_gpt else Gated(neurons, width) for _ in range(layers))
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
         if is_tied:
             self.head.weight = self.embedding.weight
 

@@ -199,7 +199,8 @@ def show_check(report: Any, *, as_json: bool) -> None:
     symmetries = {name: len(places) for name, places in report.symmetries.items()}
     if as_json:
         counts = {name: getattr(report, name) for name in names}
-        show_json({**counts, "symmetries": symmetries, "refusals": list(report.refusals)})
+        told = {"refusals": list(report.refusals), **({"untied": list(report.untied)} if report.untied else {})}
+        show_json({**counts, "symmetries": symmetries, **told})
         return
     if report.rows:
         rows = [{**row, "symmetries": ", ".join(row["symmetries"])} for row in report.rows]
@@ -216,6 +217,8 @@ def show_check(report: Any, *, as_json: bool) -> None:
     )
     for refusal in report.refusals:
         note(f"not in normal form: {refusal}")
+    for sentence in report.untied:
+        note(f"tied: {sentence}")
     held = [f"{name} ({count} of {report.groups} groups)" for name, count in symmetries.items() if count]
     note(f"Symmetries: {', '.join(held) or 'none'}.")
 

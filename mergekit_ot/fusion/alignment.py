@@ -125,7 +125,22 @@ class Alignment:
         """Group key → name of the largest symmetry that its couplings may use besides the order of neurons."""
         # Rotations come before signs, which are some of them.
         ordered = sorted(self.symmetries, key=lambda name: name not in ROTATIONS, reverse=True)
-        return {key: name for name in ordered for key in self.symmetries[name]}
+        return {
+            key: name
+            for name in ordered
+            for key in self.symmetries[name]
+            if name not in ROTATIONS or self._has_sizes_to_rotate(key)
+        }
+
+    def _has_sizes_to_rotate(self, key: str) -> bool:
+        """Whether rotations can lead from every source: sizes are equal, or nothing but readers asks for them.
+
+        Queries meet keys in a sum over the space inside a head, whose scale follows its size.
+        """
+        group = self.target.groups[key]
+        if all(graph.groups[key].size == group.size for graph in self.graphs):
+            return True
+        return not group.context and any(slot.is_reader for slot in group.members)
 
     @functools.cached_property
     def rotations(self) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from mergekit_ot.fusion.alignment import Pairs
 from mergekit_ot.fusion.faced_tensors import FacedTensors
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.moving import transport_block
+from mergekit_ot.fusion.widening import Anchor
 from mergekit_ot.graph.blocks import Block, context_place, places_of
 from mergekit_ot.graph.layouts import IN
 from mergekit_ot.transport.solver import Scope
@@ -22,6 +23,7 @@ class FacedBlock:
 
     view: GroupView
     source: int
+    anchor: Anchor
     name: str
     block: Block
     ours: Tensor
@@ -37,14 +39,14 @@ class FacedBlock:
         theirs = transport_block(self.block, self.name, alignment, self.source, frozenset(kept), fixed)
         ours = self.ours
         for place in sorted(fixed, reverse=True):
-            ours = ours.select(place, fixed[place][0])
+            ours = ours.select(place, self.anchor.original(dimensions[place].group or "", fixed[place][0]))
         left = [place for place in range(len(dimensions)) if place not in fixed]
         open_places, groups = [left.index(place) for place in kept], []
         for place in kept:
             key = dimensions[place].group or ""
             groups.append(key)
             if alignment.graphs[self.source].roles[self.name, dimensions[place].axis, key] == IN:
-                theirs = theirs * (dimensions[place].size / alignment.target.groups[key].size)
+                theirs = theirs * (dimensions[place].size / self.anchor.size(key, alignment.target))
         ours, theirs = (
             each.movedim(open_places, list(range(len(kept)))).flatten(len(kept))
             if each.ndim > len(kept)
@@ -69,7 +71,11 @@ class FacedBlock:
 
 
 def faced_blocks(
-    view: GroupView, source: int, others: Mapping[int, float], families: Mapping[str, tuple[str, ...]]
+    view: GroupView,
+    source: int,
+    others: Mapping[int, float],
+    families: Mapping[str, tuple[str, ...]],
+    anchor: Anchor,
 ) -> Iterator[FacedBlock]:
     """Yields the blocks that describe a group of a source, with the families that it holds.
 
@@ -78,6 +84,7 @@ def faced_blocks(
         source: The source.
         others: The sources that it is coupled with, and their shares.
         families: The families to be coupled, and what each is indexed by.
+        anchor: In whose size outer neurons are coupled.
     """
     alignment = view.alignment
     for found in zip(*(view.blocks(number) for number in (source, *others)), strict=True):
@@ -90,8 +97,11 @@ def faced_blocks(
                 values = transport_block(other, name, alignment, number)
                 moved.append(values if share == 1 else share * values)
             ours = sum(moved[1:], moved[0])
+            for place, dimension in enumerate(block.dimensions):
+                reads = alignment.graphs[source].roles.get((name, dimension.axis, dimension.group or "")) == IN
+                ours = anchor.without_copies(dimension.group or "", ours, place, reads)
             for place, held in usable:
-                yield FacedBlock(view, source, name, block, ours, place, held)
+                yield FacedBlock(view, source, anchor, name, block, ours, place, held)
 
 
 def _held_at(block: Block, place: int, group: str, families: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:

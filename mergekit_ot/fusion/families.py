@@ -1,13 +1,13 @@
 """Nested transport: groups whose neurons hold families of neurons of their own (grouped convolution, heads).
 
 The cost of two outer neurons is what the best couplings of the families they hold leave apart (`nested.py`). Couplings
-are exact, and those of one source that has the fused sizes are the identity.
+are exact, and those of one source that has the fused sizes are the identity. Where the fused model has more outer
+neurons than any source, they are copies of those of one (`widening.py`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from mergekit_ot.fusion.faced_tensors import Families, NestedCoupling
 from mergekit_ot.fusion.group_view import GroupView
 from mergekit_ot.fusion.nested import coupled_members, nested_coupling
 from mergekit_ot.fusion.rotated import rotated_members
+from mergekit_ot.fusion.widening import Anchor, copied, copies_of
 from mergekit_ot.transport.coupling import Coupling
 from mergekit_ot.transport.permutation import Permutation
 
@@ -31,11 +32,13 @@ def has_open_families(view: GroupView) -> bool:
     return any(view.group in group.context and alignment.is_open(key) for key, group in groups.items())
 
 
-def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
+def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> Anchor:
     """Returns the source that the others are coupled to: the heaviest one with the fused sizes.
 
+    Where there is none, the heaviest one whose neurons can be copied: only outer ones, such as heads, are too few.
+
     Raises:
-        SolverError: No source has the fused sizes.
+        SolverError: No source has the fused sizes, and none can be widened to them.
     """
     fused = view.alignment.target.groups
     held = {view.group, *fused[view.group].context}
@@ -44,12 +47,22 @@ def anchor_of(view: GroupView, model_weights: tuple[float, ...]) -> int:
     sizes = {key: fused[key].size for key in keys}
     held_sizes = [{key: graph.groups[key].size for key in keys} for graph in view.alignment.graphs]
     fitting = [place for place, own in enumerate(held_sizes) if own == sizes]
-    if not fitting:
+    if fitting:
+        return Anchor(max(fitting, key=lambda place: (model_weights[place], -place)))
+    outer = {key for key in keys if not fused[key].context}
+    narrower = [
+        place
+        for place, own in enumerate(held_sizes)
+        if all(own[key] == size or (key in outer and own[key] < size) for key, size in sizes.items())
+    ]
+    if not narrower:
         raise SolverError(
             f"Group '{view.group}' holds families of neurons (groups, heads), and no source has the fused model's "
             "sizes for it. Choose a target that keeps these sizes equal to one of the sources."
         )
-    return max(fitting, key=lambda place: (model_weights[place], -place))
+    anchor = max(narrower, key=lambda place: (model_weights[place], sum(held_sizes[place].values()), -place))
+    own = held_sizes[anchor]
+    return Anchor(anchor, {key: copies_of(own[key], sizes[key]) for key in outer if own[key] < sizes[key]})
 
 
 def couple_nested(
@@ -66,12 +79,14 @@ def couple_nested(
     held: GroupCouplings = view.alignment.couplings.get(key, ())
     total = 0.0
     for source in range(view.count):
-        if source == anchor:
-            identity = NestedCoupling(Permutation.identity(view.size(anchor)), 0.0)
+        if source == anchor.source:
+            identity = anchor.widened(key, NestedCoupling(Permutation.identity(view.size(source)), 0.0))
             found = dict.fromkeys(coupled_pairs(view.alignment, group.context, source), identity)
         else:
-            others = _others(view, source, anchor, model_weights, in_force)
-            found = _coupled(view, source, others, families, in_force)
+            others = _others(view, source, anchor.source, model_weights, in_force)
+            described = list(faced_blocks(view, source, others, families, anchor))
+            held_families = Families(families, view.alignment.rotations)
+            found = _coupled(view, source, anchor, described, held_families, in_force)
         total += model_weights[source] * sum(each.cost for each in found.values())
         members = {pairs: each.coupling for pairs, each in found.items()}
         held = (*held[:source], FamilyCoupling(members) if group.context else members[()], *held[source + 1 :])
@@ -104,24 +119,22 @@ def _others(
 def _coupled(
     view: GroupView,
     source: int,
-    others: Mapping[int, float],
-    families: Mapping[str, tuple[str, ...]],
+    anchor: Anchor,
+    described: Sequence[FacedBlock],
+    families: Families,
     wants_inside: bool,
 ) -> dict[Pairs, NestedCoupling]:
     """Returns the cheapest couplings of one source, for every pair of outer neurons that are coupled."""
     alignment, key = view.alignment, view.group
-    sizes = alignment.target.groups[key].size, view.size(source)
-    described = list(faced_blocks(view, source, others, families))
+    sizes = anchor.size(key, alignment.target), view.size(source)
     wanted = coupled_pairs(alignment, alignment.target.groups[key].context, source)
-    if _come_at_once(view, source, described, sizes):
+    if not anchor.originals and _come_at_once(view, source, described, sizes):
         return _members(view, source, described, wanted)
     found = {}
     for pairs in wanted:
         prefer = alignment.coupling(key, source, pairs) if key in alignment.couplings else None
         tensors = [each.at(pairs) for each in described]
-        found[pairs] = nested_coupling(
-            tensors, key, Families(families, alignment.rotations), sizes, prefer, wants_inside
-        )
+        found[pairs] = anchor.widened(key, nested_coupling(tensors, key, families, sizes, prefer, wants_inside))
     return found
 
 
@@ -226,13 +239,41 @@ def _fused_side(pairs: Pairs) -> tuple[int, ...]:
     return tuple(fused for fused, _ in pairs)
 
 
-def identity_family(alignment: Alignment, group: str) -> FamilyCoupling:
-    """Returns the family of couplings that leaves every neuron where it is."""
-    fused = alignment.target.groups
-    ranges = [range(fused[outer].size) for outer in fused[group].context]
-    return FamilyCoupling(
-        {tuple((j, j) for j in index): Permutation.identity(fused[group].size) for index in itertools.product(*ranges)}
-    )
+def starts_of(alignment: Alignment, keys: Iterable[str]) -> dict[str, GroupCouplings] | None:
+    """Returns couplings of groups that leave every neuron where it is; None where there are none.
+
+    Outer neurons that hold families, of which the fused model has more, stand there several times.
+    """
+    groups, found = alignment.target.groups, dict[str, GroupCouplings]()
+    for key in sorted(keys, key=lambda key: len(groups[key].context)):
+        sizes, size = {graph.groups[key].size for graph in alignment.graphs}, groups[key].size
+        is_outer = not groups[key].context and any(key in group.context for group in groups.values())
+        if sizes != {size} and not (is_outer and len(sizes) == 1 and max(sizes) < size):
+            return None
+        # Sources of one size start alike.
+        found[key] = (start_of(alignment, key, 0),) * len(alignment.graphs)
+        alignment = alignment.with_couplings({key: found[key]})
+    return found
+
+
+def with_starts(alignment: Alignment, keys: Iterable[str]) -> Alignment:
+    """Returns an alignment in which families that no coupling holds for stand where they are, as their heads do."""
+    groups = alignment.target.groups
+    for key in sorted(set(keys) - set(alignment.couplings), key=lambda key: len(groups[key].context)):
+        if groups[key].context:
+            starts = tuple(start_of(alignment, key, source) for source in range(len(alignment.graphs)))
+            alignment = alignment.with_couplings({key: starts})
+    return alignment
+
+
+def start_of(alignment: Alignment, key: str, source: int) -> Coupling | FamilyCoupling:
+    """Returns the coupling of a group with a source that leaves every neuron where it is, or copies it."""
+    size, own = (graph.groups[key].size for graph in (alignment.target, alignment.graphs[source]))
+    identity = Permutation.identity(own)
+    context = alignment.target.groups[key].context
+    if context:
+        return FamilyCoupling(dict.fromkeys(coupled_pairs(alignment, context, source), identity))
+    return identity if own == size else copied(identity, copies_of(own, size))
 
 
 def coupled_pairs(alignment: Alignment, context: tuple[str, ...], source: int) -> list[Pairs]:

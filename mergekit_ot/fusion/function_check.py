@@ -271,12 +271,13 @@ class _Guard:
         """Whether the outputs change when one place of each group that moved is put into another order."""
         wrong: dict[str, Tensor] = {}
         aliases = self.alignment.target.aliases
-        for key in moved:
-            slot = _reader(self.alignment, key)
+        slots = [_reader(self.alignment, key) for key in moved]
+        # Groups that share an axis, as heads do with what they hold, must not turn it twice.
+        for parameter, axis in dict.fromkeys((slot.parameter, slot.axis) for slot in slots if slot is not None):
             # A tied parameter is loaded once per name.
             for name in aligned:
-                if slot is not None and aliases.get(name, name) == slot.parameter:
-                    wrong[name] = (wrong[name] if name in wrong else aligned[name]).flip(slot.axis)
+                if aliases.get(name, name) == parameter:
+                    wrong[name] = (wrong[name] if name in wrong else aligned[name]).flip(axis)
         found = fused.outputs(ChainMap(wrong, aligned), changed=wrong)  # type: ignore[arg-type]
         return not difference(outputs, found) <= max(_TELLING * error, _LEAST_TELLING)
 

@@ -12,6 +12,7 @@ from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
 from mergekit_ot.fusion.fallback import chosen, judged
+from mergekit_ot.fusion.families import with_starts
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.heads import heads_note, joined_head
 from mergekit_ot.fusion.layer_rules import kept_notes
@@ -23,11 +24,12 @@ from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_check import check_step
 from mergekit_ot.fusion.step_report import GroupReport, StepReport
 from mergekit_ot.fusion.sweeps import AlignmentRun, Material
-from mergekit_ot.fusion.symmetries import find_symmetries
+from mergekit_ot.fusion.symmetries import find_symmetries, symmetries_for
 from mergekit_ot.fusion.task import NOBODY
 from mergekit_ot.fusion.tensors import SourceTensors, alignment_objective
 from mergekit_ot.fusion.tying import tied_again
 from mergekit_ot.fusion.written import CheckedWriter, ResultCheck, template_of
+from mergekit_ot.graph.symmetry.symmetry import Places
 from mergekit_ot.progress import Progress
 from mergekit_ot.storage.fitting import FittedStore
 from mergekit_ot.storage.store import MemoryWriter, StoreWriter, write_all
@@ -68,6 +70,8 @@ class FusionRun:
         self.comparison: RepairComparison | None = None
         self.alone: int | None = None
         self.grams: ResponseGrams | None = None
+        self.symmetries: Mapping[str, Mapping[str, Places]] = {}
+        self.kept: frozenset[str] = frozenset()
 
     def run(self) -> None:
         """Runs the plan: alignment, refinement, transport, average, the guard, repair.
@@ -79,7 +83,8 @@ class FusionRun:
         setup = self.setup
         if self.methods.solver.max_sweeps > 0 and len(self.models.sources) > 1:
             check_something_is_free(self.models.target_graph, self.groups, self.models.target.name)
-        self.alignment = replace(self.alignment, symmetries=find_symmetries(setup))
+        self.symmetries = find_symmetries(setup)
+        self.alignment = replace(self.alignment, symmetries=symmetries_for(self.symmetries, self.methods.solver))
         self._plan_rotations()
         self.start = self.alignment
         if self.methods.needs_data:
@@ -151,6 +156,7 @@ class FusionRun:
                 self.setup, self.methods.solver, self.plan, material, self.start, seed, step_done, is_first
             )
             alignment = run.run()
+            self.kept |= run.kept
             objective = self._objective(alignment) if options.restarts > 1 else None
             if restart == 0 or (objective is not None and objective < least):
                 self.alignment, self.reports = alignment, run.reports
@@ -160,12 +166,15 @@ class FusionRun:
 
     def _refine(self, solver: AbstractBarycenterSolver) -> None:
         """Sweeps on with the refinement, and keeps what it finds where the objective is no worse."""
+        self.alignment = replace(self.alignment, symmetries=self.symmetries)
+        self._plan_rotations()
+        self.alignment = with_starts(self.alignment, self.groups)
         plan = build_plan(self.models.target_graph, self.groups, solver.max_sweeps, solver.start)
         run = AlignmentRun(
             self.setup,
             solver,
             plan,
-            Material(self.tensors),
+            Material(self.tensors, kept=self.kept),
             self.alignment,
             self.setup.options.seed,
             self._observed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -18,8 +18,10 @@ from mergekit_ot.graph.capture.untying import untied
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.normal_form.find import find_normal_form
 from mergekit_ot.graph.normal_form.form import NormalForm
+from mergekit_ot.graph.symmetry.held import held_symmetries
 from mergekit_ot.graph.symmetry.rotary import with_rotary_groups
 from mergekit_ot.graph.symmetry.rotations import may_rotate
+from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
 
 Trace = Callable[[nn.Module], ModelGraph]
 
@@ -43,8 +45,7 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
     aliases: dict[str, str] = {}
     if may_rewrite and graph.aliases:
         make = untied(target.make, graph.aliases)
-        apart = trace(make())
-        form_apart = find_normal_form(apart, make, inputs)
+        form_apart = find_normal_form(trace(make()), make, inputs)
         if _is_worth_untying(form, form_apart, graph.aliases):
             form, aliases = form_apart, dict(graph.aliases)
     states = NormalStates(form, aliases)
@@ -59,6 +60,38 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
         target_graph=known.graph(target, graph),
         normal=states if states.is_telling else None,
         originals=models.sources,
+    )
+
+
+def told_of_ties(
+    make: Callable[[], nn.Module],
+    graph: ModelGraph,
+    inputs: tuple[object, ...],
+    trace: Trace,
+    symmetries: Sequence[AbstractSymmetry],
+) -> tuple[str, ...]:
+    """Returns sentences on what more may be done to streams where a fusion makes tied weights separate for that.
+
+    Args:
+        make: Gives a fresh instance each time.
+        graph: The graph of one of them.
+        inputs: What it was traced with.
+        trace: Gives the graph of a fresh module.
+        symmetries: What may be done to neurons.
+    """
+    if not graph.aliases or not may_rotate(graph):
+        return ()
+    inputs, make_apart = of_few_samples(inputs), untied(make, graph.aliases)
+    apart = trace(make_apart())
+    form = find_normal_form(apart, make_apart, inputs)
+    if not _is_worth_untying(find_normal_form(graph, make, inputs), form, graph.aliases):
+        return ()
+    held = held_symmetries(make_apart, apart, inputs, symmetries)
+    return tuple(
+        f"{', '.join(map(repr, graph.aliases))} is made a tensor of its own for an alignment with rotations: group "
+        f"'{key}' is then {' and '.join(names)}. Afterwards fuse ties it again, unless --untie is given."
+        for key, names in held.items()
+        if key in form.neutral
     )
 
 

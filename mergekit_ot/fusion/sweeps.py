@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_ot.errors import SolverError
 from mergekit_ot.fusion.alignment import Alignment, are_same
 from mergekit_ot.fusion.executor import TaskQueue
-from mergekit_ot.fusion.families import identity_family
+from mergekit_ot.fusion.families import starts_of
 from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
 from mergekit_ot.fusion.plan import FusionPlan, Step
 from mergekit_ot.fusion.responses import ResponseGrams
@@ -22,7 +22,6 @@ from mergekit_ot.fusion.tensors import SourceTensors
 from mergekit_ot.fusion.weight_rows import agreement, agreement_found
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import leaf_groups
-from mergekit_ot.transport.permutation import Permutation
 from mergekit_ot.transport.solver import AbstractBarycenterSolver, Scope, Start
 
 # Plans whose masses differ by less are the same: a sweep that only repeats rounding is the last.
@@ -38,10 +37,12 @@ class Material:
     Attributes:
         tensors: Gives the sources' parameters.
         grams: Responses to calibration data, or None.
+        kept: Groups that keep the couplings that an earlier solver found.
     """
 
     tensors: SourceTensors
     grams: ResponseGrams | None = None
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -90,7 +91,7 @@ class AlignmentRun:
         self.changed = False
         self._outlines: dict[int, ModelGraph] = {}
         self._visits: dict[int, _Visit] = {}
-        self._kept_steps: set[int] = set()
+        self.kept = material.kept
 
     def run(self) -> Alignment:
         """Returns the alignment after the last sweep: the step limit, or the first that changes nothing."""
@@ -112,9 +113,11 @@ class AlignmentRun:
     def _start(self) -> None:
         """Sets every group to the identity, where the solver starts there and nothing is aligned yet."""
         starts_there = self.plan.start is Start.IDENTITY and not self._tries_nothing()
-        if starts_there and not self.alignment.couplings and self._same_sizes():
-            started = self._started_streams()
-            self.alignment = self._identities().with_couplings(started)
+        is_first = starts_there and not self.alignment.couplings
+        identities = starts_of(self.alignment, self._keys()) if is_first else None
+        if identities is not None or (is_first and self.alignment.rotations):
+            # Where some sizes differ, what they belong to is described by the streams.
+            self.alignment = self.alignment.with_couplings({**(identities or {}), **self._started_streams()})
         elif self.plan.max_sweeps == 0:
             self._refuse_identity()
 
@@ -124,7 +127,7 @@ class AlignmentRun:
         streams = [key for key in rotated_streams(self.alignment, self.setup.models.normal) if key in steps]
         loose = [key for key in streams if not is_anchored(key, self.alignment, self.material.tensors)]
         solved = StreamResponses(self.setup).barycenters(loose, self.alignment, self.solver, self.seed)
-        self._kept_steps = {steps[key].number for key in solved}
+        self.kept |= frozenset(solved)
         found: dict[str, GroupCouplings] = {}
         for key, barycenter in solved.items():
             found[key], size = barycenter.couplings, self.alignment.target.groups[key].size
@@ -148,7 +151,7 @@ class AlignmentRun:
                 visit.is_over = True
 
     def _identities(self) -> Alignment:
-        return self.alignment.with_couplings({key: self._identity(key) for key in self._keys()})
+        return self.alignment.with_couplings(starts_of(self.alignment, self._keys()) or {})
 
     def _tries_nothing(self) -> bool:
         is_deep = len(self.plan.steps) > _SHALLOW
@@ -160,7 +163,7 @@ class AlignmentRun:
         return self.plan.max_sweeps > 1 and self._same_sizes() and not has_families
 
     def _order(self, shuffle: random.Random) -> list[int]:
-        order = [step.number for step in self.plan.steps if step.number not in self._kept_steps]
+        order = [step.number for step in self.plan.steps if step.groups[0] not in self.kept]
         # Before anything is aligned, a group can only be described once what lies behind it is.
         if self.solver.is_order_random and self.alignment.couplings:
             shuffle.shuffle(order)
@@ -192,11 +195,6 @@ class AlignmentRun:
                     f"Solver '{self.solver.name}' takes neurons as they stand, and group '{key}' has sizes "
                     f"{sizes[:-1]} for a fused size of {sizes[-1]}. Choose a solver that couples neurons, such as 'wb'."
                 )
-
-    def _identity(self, key: str) -> GroupCouplings:
-        group = self.setup.models.target_graph.groups[key]
-        coupling = identity_family(self.alignment, key) if group.context else Permutation.identity(group.size)
-        return tuple(coupling for _ in self.setup.models.sources)
 
     def _task(self, number: int, scope: Scope) -> StepTask:
         step, graphs = self.plan.steps[number], self.alignment.graphs

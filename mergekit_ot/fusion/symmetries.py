@@ -35,3 +35,11 @@ def find_symmetries(setup: FusionSetup) -> dict[str, Mapping[str, Places]]:
         for symmetry in methods.symmetries
         if symmetry.name in wanted
     }
+
+
+def symmetries_for(
+    found: Mapping[str, Mapping[str, Places]], solver: AbstractBarycenterSolver
+) -> dict[str, Mapping[str, Places]]:
+    """Returns, of the symmetries of a fusion, those that a solver asks for."""
+    wanted = asked_for(solver)
+    return {name: places for name, places in found.items() if name in wanted}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot.api import check_model, trace_model
+from mergekit_ot.fusion.normalising import told_of_ties
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.setup import trace_limits
 from mergekit_ot.graph.capture.front_end import AUTO
@@ -85,7 +86,13 @@ class Subject(FileOptions):
 def run_check(subject: Subject, seed: int, manager: PluginManager, notify: Notify) -> CheckReport:
     """Reorders every neuron group at random and looks whether the function stays."""
     source, inputs = subject.read(manager, notify)
-    return check_model(source.make, inputs, manager=manager, seed=seed, **subject.tracing)
+    report = check_model(source.make, inputs, manager=manager, seed=seed, **subject.tracing)
+
+    def trace(module: nn.Module) -> ModelGraph:
+        return trace_model(module, inputs, manager, **subject.tracing)
+
+    untied = told_of_ties(source.make, report.graph, inputs, trace, build_symmetries(manager))
+    return replace(report, untied=untied)
 
 
 def run_inspect(

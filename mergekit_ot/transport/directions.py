@@ -49,35 +49,41 @@ def couple_rows(target: Float[Tensor, "m d"], measure: NeuronMeasure, prefer: Co
     return couple(cost, mass, measure.mass, prefer).with_signs(sign)
 
 
-def rotation_between(target: Float[Tensor, "n d"], source: Float[Tensor, "n d"], symmetry: str) -> InvertibleMap:
+def rotation_between(target: Float[Tensor, "m d"], source: Float[Tensor, "n d"], symmetry: str) -> InvertibleMap:
     """Returns the rotation of a symmetry under which a source's rows come nearest to others.
+
+    Where there are more fused neurons, it leads into their space by orthonormal columns, as long per neuron as before.
 
     Args:
         target: Rows of the fused neurons.
-        source: Rows of the source's.
+        source: Rows of the source's; what reads neurons is in densities.
         symmetry: Which rotations are allowed: ``orthogonal``, ``orthogonal with fixed mean`` (the sum of all neurons
             stays), or ``rotary`` (planes of neurons i and i + n/2).
 
     Raises:
-        SolverError: The numbers of neurons differ.
+        SolverError: There are fewer fused neurons, or another number of planes.
 
     Example:
         >>> turned = rotation_between(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), ORTHOGONAL)
         >>> turned.matrix.abs().tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    if target.shape != source.shape:
+    sizes = target.shape[0], source.shape[0]
+    if sizes[0] < sizes[1] or (symmetry == ROTARY and sizes[0] != sizes[1]):
         raise SolverError(
-            f"Neurons can be rotated onto each other where there are as many of them, not {target.shape[0]} and "
-            f"{source.shape[0]}. Take --solver-option symmetry=permutation, or a target of the sources' sizes."
+            f"Neurons can be rotated onto each other where there are as many of them, or more in the fused network, "
+            f"not {sizes[1]} of a source onto {sizes[0]}. Take --solver-option symmetry=permutation, or a target as "
+            "wide as the widest source."
         )
     products = target.double() @ source.double().T
-    matrix = rotations_of(products[None], symmetry)[0]
+    matrix = rotations_of(products[None], symmetry)[0] * (sizes[0] / max(sizes[1], 1)) ** 0.5
     return InvertibleMap(matrix.to(target.dtype))
 
 
-def rotations_of(products: Float[Tensor, "p n n"], symmetry: str) -> Float[Tensor, "p n n"]:
+def rotations_of(products: Float[Tensor, "p m n"], symmetry: str) -> Float[Tensor, "p m n"]:
     """Returns, for each matrix of inner products (fused, source), the rotation with which it has the largest trace.
+
+    With more rows than columns it has orthonormal columns.
 
     Args:
         products: The matrices.
@@ -91,12 +97,12 @@ def rotations_of(products: Float[Tensor, "p n n"], symmetry: str) -> Float[Tenso
         return _planes(products)
     if symmetry == FIXED_MEAN:
         # The mean of the neurons stays, so only what is orthogonal to it may turn.
-        size = products.shape[-1]
+        entry = (products.shape[-2] * products.shape[-1]) ** -0.5
         products = products - products.mean(-1, keepdim=True)
         products = products - products.mean(-2, keepdim=True)
         largest = torch.linalg.matrix_norm(products, ord=2)[:, None, None]
-        products = products + _MEAN * torch.where(largest > 0, largest, 1.0) * torch.full_like(products, 1 / size)
-    left, _, right = torch.linalg.svd(products)
+        products = products + _MEAN * torch.where(largest > 0, largest, 1.0) * torch.full_like(products, entry)
+    left, _, right = torch.linalg.svd(products, full_matrices=False)
     return left @ right
 
 

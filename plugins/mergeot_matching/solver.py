@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Le
-from jaxtyping import Float
-from torch import Tensor
 
 from mergekit_ot import (
     AbstractBarycenterSolver,
-    Barycenter,
     BarycenterProblem,
     Coupling,
     PairCosts,
@@ -32,12 +29,12 @@ from mergekit_ot import (
     Status,
     couple,
     couple_rows,
-    fused_measure,
     ground_cost,
     in_order_of,
     measure_cost,
+    realign,
+    realigned,
     rounding_error,
-    support_barycenter,
     transport_cost,
 )
 
@@ -81,9 +78,9 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         if is_plain and problem.is_assignment:
             return self._ascended(problem)
         aligned = _coupled_with(problem, first)
-        best = self._ascend(problem, aligned)
+        best = realign(problem, aligned, self.max_steps)
         if problem.initial is not None:
-            in_force = self._ascend(problem, problem.initial)
+            in_force = realign(problem, problem.initial, self.max_steps)
             if in_force.cost <= best.cost + rounding_error(problem):
                 best = in_force
         return Solution(_with_weightless(problem, best.couplings), best.status, best.stats, reference=0)
@@ -101,20 +98,6 @@ class AbstractMatchingSolver(AbstractBarycenterSolver):
         is_far = problem.measures[0].joined is None and trace[-1] > _FAR * rounding_error(problem)
         objective = costs.objective if is_far else None
         return Solution(tuple(couplings), status, {"objective": trace}, objective, reference=0)
-
-    def _ascend(self, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> Barycenter:
-        """Realigns one source after the other, until a round changes nothing."""
-        best = support_barycenter(problem, couplings)
-        for _ in range(self.max_steps):
-            current = list(best.couplings)
-            # Exact couplings are relative to the first source, which need not move.
-            for place in range(int(_are_exact(current)), len(current)):
-                current[place] = _realigned(problem, current, place)
-            step = support_barycenter(problem, current, best.stats["objective"])
-            if not step.cost < best.cost - rounding_error(problem):
-                return replace(best, status=Status.CONVERGED)
-            best = step
-        return best
 
 
 @dataclass(frozen=True)
@@ -179,36 +162,10 @@ def _coupled_with(problem: BarycenterProblem, first: int) -> tuple[Coupling, ...
     )
 
 
-def _are_exact(couplings: Sequence[Coupling]) -> bool:
-    return all(coupling.is_exact for coupling in couplings)
-
-
-def _realigned(problem: BarycenterProblem, couplings: Sequence[Coupling], place: int) -> Coupling:
-    """Returns the best coupling of one source with the mean of the others; of soft ones, with the mean of all."""
-    others = [other for other, weight in enumerate(problem.model_weights) if other != place and weight > 0]
-    # Soft couplings: only the barycenter itself, held fixed, is sure to give a step that lowers the objective.
-    places = others if others and _are_exact(couplings) else range(len(couplings))
-    return couple_rows(_mean(problem, couplings, places), problem.measures[place], couplings[place])
-
-
 def _with_weightless(problem: BarycenterProblem, couplings: Sequence[Coupling]) -> tuple[Coupling, ...]:
     """Returns the couplings with sources of no weight aligned with the others, which the objective cannot ask for."""
     current = list(couplings)
     for place, weight in enumerate(problem.model_weights):
         if weight == 0:
-            current[place] = _realigned(problem, current, place)
+            current[place] = realigned(problem, current, place)
     return tuple(current)
-
-
-def _mean(problem: BarycenterProblem, couplings: Sequence[Coupling], places: Sequence[int]) -> Float[Tensor, "m d"]:
-    """Returns the weighted mean of some aligned supports; the first one where none of them has a weight."""
-    weights = [problem.model_weights[place] for place in places]
-    total = sum(weights)
-    if total == 0:
-        weights, total = [1.0] + [0.0] * (len(weights) - 1), 1.0
-    part = replace(
-        problem,
-        measures=tuple(replace(problem.measures[place], structure=None) for place in places),
-        model_weights=tuple(weight / total for weight in weights),
-    )
-    return fused_measure(part, [couplings[place] for place in places]).support

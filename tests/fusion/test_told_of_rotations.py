@@ -9,8 +9,10 @@ import torch
 from rotating import MODELS, ROWS, TOKENS, Decoder, PostNorm
 from torch import Tensor, nn
 
-from mergekit_ot import fuse, trace_model
+from mergekit_ot import PluginManager, fuse, trace_model
+from mergekit_ot.fusion.normalising import told_of_ties
 from mergekit_ot.graph.symmetry.rotations import has_streams_or_heads
+from mergekit_ot.hooks.symmetries import build_symmetries
 
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 VECTORS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -109,3 +111,14 @@ def test_a_fusion_that_only_reorders_says_what_does_more(options: dict, is_told:
 
 def test_other_networks_are_not_told() -> None:
     assert told(normed, VECTORS, solver="wb") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("is_tied", "count"), [(True, 1), (False, 0)])
+def test_what_a_tie_withholds_is_told_of_tied_networks(is_tied: bool, count: int) -> None:
+    make = lambda: Decoder(is_tied=is_tied, layers=1)  # noqa: E731
+    symmetries = build_symmetries(PluginManager.load())
+    trace = lambda module: trace_model(module, TOKENS)  # noqa: E731
+    sentences = told_of_ties(make, trace(make()), (TOKENS,), trace, symmetries)
+    assert len(sentences) == count
+    assert all("'head.weight'" in each and "orthogonal with fixed mean" in each for each in sentences)

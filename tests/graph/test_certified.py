@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rotating import TOKENS, Decoder
 from torch import Tensor, nn
 
 from mergekit_ot import check_model, trace_model
+from mergekit_ot.graph.normal_form.find import find_normal_form
 from mergekit_ot.graph.symmetry.check import Runs, judge
 from mergekit_ot.graph.symmetry.permutation import Order, order_places
 from mergekit_ot.graph.symmetry.proof import Proof
@@ -72,3 +74,14 @@ def test_no_family_holds_of_a_group_that_is_refuted() -> None:
     verdict = judge(Order(), graph, places, Runs([Proof(make, (inputs,), seed=0)]), trials=1)
     assert tuple(verdict.culprits) == (outer,)
     assert verdict.places == {}
+
+
+def test_another_draw_is_in_the_form_of_the_first() -> None:
+    make = lambda: Decoder("llama", layers=1)  # noqa: E731
+    form = find_normal_form(trace_model(make(), TOKENS), make, (TOKENS,))
+    runs = Runs([Proof(make, (TOKENS,), seed=0)])
+    gains = [name for names in form.neutral.values() for name in names]
+    assert gains
+    drawn, rewritten = runs.again().state, runs.rewritten(form).again().state
+    assert not any(bool((drawn[name] == 1).all()) for name in gains)
+    assert all(bool((rewritten[name] == 1).all()) for name in gains)

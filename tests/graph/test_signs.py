@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from nets import NETS
+from rotating import TOKENS, Decoder
 from signed import (
     ROWS,
     SEQUENCES,
@@ -26,7 +27,8 @@ from signed import (
 )
 from torch import Tensor, nn
 
-from mergekit_ot import ModelGraph, Permutation, Places
+from mergekit_ot import ModelGraph, Permutation, Places, Sign, trace_model
+from mergekit_ot.graph.symmetry.planted import PlantedProof
 
 YES, NO = (True,), (False,)
 LSTM, GRU = (False, False, True, False), (False, False, True)
@@ -222,3 +224,13 @@ def test_a_model_that_makes_single_precision_is_proven_there() -> None:
     model = randomised(SingleState(nn.RNN), 3)
     copy = moved(model, graph, random_couplings(graph, signs, 0), signs)
     assert relative_error(copy, model, SEQUENCES) < 1e-5
+
+
+@pytest.mark.parametrize("front_end", ["export", "make-fx"])
+def test_gates_are_told_from_factors_whatever_a_front_end_calls_them(front_end: str) -> None:
+    make = lambda: Decoder("llama", layers=1)  # noqa: E731
+    graph = trace_model(make(), TOKENS, front_end=front_end)
+    found = Sign().find(graph, PlantedProof(make, (TOKENS,)))
+    gated = found["neurons.0.gate.weight:0"]
+    assert gated["neurons.0.up.weight", 0] == gated["neurons.0.down.weight", 1] == (1,)
+    assert gated["neurons.0.gate.weight", 0] == (0,)

@@ -51,7 +51,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, options: dict) -> None:
         super().__init__()
         bias, self.is_gated = options.get("bias", True), options.get("is_gated", False)
-        self.norms = nn.ModuleList(_norm(width, options) for _ in range(3))
+        # One norm may be called in several places.
+        norms = [_norm(width, options) for _ in range(1 if options.get("shares") else 3)]
+        self.norms = nn.ModuleList((3 * norms)[:3])
         self.attention = _Attention(width, heads, options)
         self.cross = _Attention(width, heads, options) if options.get("crosses") else None
         self.up, self.down = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
@@ -134,6 +136,8 @@ _KINDS = {
     "tied, RMSNorm": {"is_tied": True, "norm": "rms"},
     "packed, relative positions": {"is_packed": True, "relative": True},
     "grouped queries": {"key_heads": 2},
+    "one norm in several places": {"shares": True},
+    "one RMSNorm in several places": {"shares": True, "norm": "rms"},
 }
 _ALL_KINDS = pytest.mark.parametrize("options", list(_KINDS.values()), ids=list(_KINDS))
 

@@ -47,6 +47,15 @@ def test_rotations_keep_the_contract(size: int, seed: int) -> None:
 
 
 @LAW
+@given(SIZES, SIZES, SEEDS)
+def test_maps_into_wider_groups_keep_the_contract(size: int, more: int, seed: int) -> None:
+    # Of a single neuron every plan is the same.
+    size += 1
+    columns = torch.linalg.qr(Draw(seed).gaussian(size + more, size)).Q
+    check_coupling(InvertibleMap(columns * ((size + more) / size) ** 0.5), seed)
+
+
+@LAW
 @given(SIZES, SEEDS)
 def test_invertible_maps_keep_the_contract(size: int, seed: int) -> None:
     draw = Draw(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -48,6 +48,7 @@ class CheckReport:
         graph: The graph, with the culprits pinned.
         symmetries: Name of a symmetry → group → where its elements act, for the groups at which it holds.
         refusals: Sentences on what keeps gains and biases out of the normal form in which neurons may be rotated.
+        untied: Sentences on what more is allowed once tied weights are separate, as a fusion makes them.
     """
 
     groups: int
@@ -63,6 +64,7 @@ class CheckReport:
     graph: ModelGraph
     symmetries: Mapping[str, Mapping[str, Places]]
     refusals: tuple[str, ...] = ()
+    untied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,21 @@ class Runs:
     Attributes:
         draws: The runs to compare with: the first at the shapes of the trace.
         cases: Runs in cases that the trace did not record.
+        form: In which the states of the draws are.
     """
 
     draws: Sequence[Proof]
     cases: Sequence[OtherCase] = ()
+    form: NormalForm = field(default_factory=NormalForm)
 
     def rewritten(self, form: NormalForm) -> Runs:
         """Returns runs at the same draws with their states in normal form."""
-        return Runs([draw.of(form.of_state(draw.state)) for draw in self.draws])
+        return Runs([draw.of(form.of_state(draw.state)) for draw in self.draws], form=form)
+
+    def again(self) -> Proof:
+        """Returns a run at another draw, its state in the same form."""
+        draw = self.draws[0].again()
+        return draw.of(self.form.of_state(draw.state)) if self.form.rewrites else draw
 
     @property
     def is_repeatable(self) -> bool:
@@ -200,7 +209,7 @@ def judge(
     lost = with_families(graph, culprits)
     places = {key: kept for key, kept in places.items() if key not in lost}
     error = _largest(planted_error(draw, symmetry, graph, places) for draw in runs.draws)
-    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, runs.draws[0]), culprits)
+    return Verdict(symmetry, places, error, _certified(symmetry, graph, places, runs), culprits)
 
 
 def _refuted(
@@ -222,13 +231,13 @@ def _refuted(
 
 
 def _certified(
-    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], draw: Proof
+    symmetry: AbstractSymmetry, graph: ModelGraph, places: Mapping[str, Places], runs: Runs
 ) -> frozenset[str]:
     """Returns the groups at which one place alone matters, at a draw or at another of weights and inputs."""
-    certified = {key for key in places if is_sensitive(draw, symmetry, graph, key, places[key])}
+    certified = {key for key in places if is_sensitive(runs.draws[0], symmetry, graph, key, places[key])}
     rest = [key for key in places if key not in certified]
     if rest:
-        again = draw.again()
+        again = runs.again()
         certified |= {key for key in rest if is_sensitive(again, symmetry, graph, key, places[key])}
     return frozenset(certified)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -21,6 +21,7 @@ from mergekit_ot.graph.layouts import (
     layout_size,
     leaf_groups,
 )
+from mergekit_ot.graph.symmetry.operands import operands
 
 # Two halves of the same size: neuron i is turned together with neuron i + n/2.
 _HALVES = 2
@@ -97,7 +98,7 @@ def _meetings(graph: ModelGraph, counts: dict[str, int]) -> Iterator[frozenset[s
         graph: The model's graph.
         counts: Parameter → in how many places it holds such neurons: two in a fused weight of queries and keys.
     """
-    makers = _placeholders(graph, counts)
+    makers = {node: name for name, node in operands(graph, counts).items()}
     carried: dict[str, frozenset[str]] = {}
     met: set[str] = set()
     weights = set(makers)
@@ -116,17 +117,6 @@ def _meetings(graph: ModelGraph, counts: dict[str, int]) -> Iterator[frozenset[s
             met |= names
         elif names:
             carried[node] = names
-
-
-def _placeholders(graph: ModelGraph, names: Collection[str]) -> dict[str, str]:
-    """Returns under which names parameters stand among the operations: name there → parameter."""
-    found = {"p_" + name.replace(".", "_"): name for name in names}
-    if all(place in graph.operations for place in found):
-        return found
-    # Another front end gives names of its own, which the program alone knows.
-    program = graph.program
-    slots = {} if program is None else program.state_names
-    return {node.name: name for node, name in slots.items() if name in names}
 
 
 def _with_groups(graph: ModelGraph, halves: NeuronGroup, apart: list[dict[_Place, Blocks]]) -> ModelGraph:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mergekit_ot.graph.blocks import Block, spread_along
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.layouts import AxisLayout, Blocks, Factors, Fixed, Neurons
+from mergekit_ot.graph.symmetry.operands import operands
 from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
 
 # Operations that let a sign through, products and norms included. A network without any has no sign symmetry worth the
@@ -50,6 +51,8 @@ _PASSED = (
 )
 # More gates than any recurrent cell has: a longer fixed part of an axis is something else (positions of a flatten).
 _MOST_GATES = 4
+# Parameter → its name among the operations.
+Nodes = Mapping[str, str]
 # Neurons that are products are made by two maps, and change sign with one of them.
 _FACTORS = 2
 
@@ -74,10 +77,10 @@ class Sign(AbstractSymmetry):
         operations = [str(data.get("operation", "")) for _, data in graph.operations.nodes(data=True)]
         if not any(name in operation for operation in operations for name in _ODD):
             return {}
-        proven = {}
+        proven, nodes = {}, operands(graph, graph.layouts)
         for key in graph.free_groups:
-            is_worth_it = _is_eligible(graph, key) and not _is_one_sided(graph, key)
-            guesses = _guesses(graph, key) if is_worth_it else iter(())
+            is_worth_it = _is_eligible(graph, key) and not _is_one_sided(graph, key, nodes)
+            guesses = _guesses(graph, key, nodes) if is_worth_it else iter(())
             places = next((guess for guess in guesses if proof.is_proven(self, graph, key, guess)), None)
             if places is not None:
                 proven[key] = places
@@ -96,7 +99,7 @@ class Sign(AbstractSymmetry):
         return block.view * spread_along(element.to(block.view), place, block.view.ndim)
 
 
-def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
+def _guesses(graph: ModelGraph, key: str, nodes: Nodes) -> Iterator[Places]:
     """Yields what may change sign: all readers, and of the makers every set of gates, some vectors, or one of two."""
     slots = graph.groups[key].places
     readers = {place: (1,) for place, slot in slots.items() if slot.is_reader}
@@ -105,18 +108,18 @@ def _guesses(graph: ModelGraph, key: str) -> Iterator[Places]:
     for chosen in itertools.islice(_subsets(count), 1, None):
         yield readers | {place: chosen if gates == count else (1,) for place, gates in makers.items()}
     if count == 1:
-        yield from ({**readers, **guess} for guess in _partial_guesses(graph, list(makers)))
+        yield from ({**readers, **guess} for guess in _partial_guesses(graph, list(makers), nodes))
 
 
-def _partial_guesses(graph: ModelGraph, makers: Sequence[tuple[str, int]]) -> Iterator[Places]:
+def _partial_guesses(graph: ModelGraph, makers: Sequence[tuple[str, int]], nodes: Nodes) -> Iterator[Places]:
     """Yields sets of makers that leave out some: vectors, the gains of norms, or all but one of two factors."""
     vectors = {name for name, _ in makers if len(graph.layouts[name]) == 1}
     matrices = {name for name, _ in makers} - vectors
-    gains = {name for name in vectors if _is_gain(graph, name)}
+    gains = {name for name in vectors if _is_gain(graph, name, nodes)}
     left_out = [vectors, gains]
     if len(matrices) == _FACTORS:
         # The gate of a product keeps its sign, with what is added to it.
-        beside = {name: {name, *_added_to(graph, name)} for name in matrices}
+        beside = {name: {name, *_added_to(graph, name, nodes)} for name in matrices}
         left_out += [beside[name] | gains for name in sorted(matrices)]
     tried: list[Collection[str]] = [set()]
     for names in left_out:
@@ -125,45 +128,40 @@ def _partial_guesses(graph: ModelGraph, makers: Sequence[tuple[str, int]]) -> It
             yield {place: (int(place[0] not in names),) for place in makers}
 
 
-def _is_gain(graph: ModelGraph, name: str) -> bool:
+def _is_gain(graph: ModelGraph, name: str, nodes: Nodes) -> bool:
     """Whether a vector multiplies: in a product, or as the first of the two vectors of a norm."""
-    node = _placeholder(name)
-    for user in graph.operations.successors(node) if node in graph.operations else ():
+    node, placed = nodes.get(name), set(nodes.values())
+    for user in () if node is None else graph.operations.successors(node):
         operation = str(graph.operations.nodes[user].get("operation", ""))
-        first = [each for each in graph.operations.predecessors(user) if each.startswith("p_")][:1]
+        first = [each for each in graph.operations.predecessors(user) if each in placed][:1]
         if "aten.mul" in operation or ("norm" in operation and first == [node]):
             return True
     return False
 
 
-def _added_to(graph: ModelGraph, name: str) -> set[str]:
+def _added_to(graph: ModelGraph, name: str, nodes: Nodes) -> set[str]:
     """Returns the vectors that an operation reads together with a matrix: its bias."""
-    node, operations = _placeholder(name), graph.operations
-    if node not in operations:
+    node, operations = nodes.get(name), graph.operations
+    if node is None:
         return set()
     beside = {each for user in operations.successors(node) for each in operations.predecessors(user)}
-    return {each for each in graph.layouts if len(graph.layouts[each]) == 1 and _placeholder(each) in beside}
+    return {each for each in graph.layouts if len(graph.layouts[each]) == 1 and nodes.get(each) in beside}
 
 
-def _placeholder(name: str) -> str:
-    """Returns under which name a parameter stands in the captured program."""
-    return "p_" + name.replace(".", "_")
-
-
-def _is_one_sided(graph: ModelGraph, key: str) -> bool:
+def _is_one_sided(graph: ModelGraph, key: str, nodes: Nodes) -> bool:
     """Whether every map that makes the neurons goes straight into a function that treats signs apart, such as ReLU.
 
     The proof would refuse such a group after runs of the model, of which a deep network would need hundreds.
     """
     slots = graph.groups[key].places
     makers = [name for (name, axis), slot in slots.items() if not slot.is_reader and len(graph.layouts[name]) > 1]
-    return bool(makers) and all(_goes_into_one_sided(graph, name) for name in makers)
+    return bool(makers) and all(_goes_into_one_sided(graph, nodes.get(name)) for name in makers)
 
 
-def _goes_into_one_sided(graph: ModelGraph, name: str) -> bool:
-    operations, waiting = graph.operations, [_placeholder(name)]
-    if waiting[0] not in operations:
+def _goes_into_one_sided(graph: ModelGraph, node: str | None) -> bool:
+    if node is None:
         return False
+    operations, waiting = graph.operations, [node]
     seen = set(waiting)
     is_first, met = True, False
     while waiting:

@@ -45,7 +45,7 @@ class Stream:
         turns: What turns with it.
         points: Where it is read, in the order of the program.
         exact: Those of its writers that read inputs of the network alone.
-        offsets: Vectors behind norms that are added, each with the operation that adds it.
+        offsets: Vectors behind norms that are added, each with the operations that add it.
         images: Embeddings and parameters that are added to it, each with the axis of the neurons.
         graph: Of the fused network.
     """
@@ -56,7 +56,7 @@ class Stream:
     turns: Turns
     points: tuple[Point, ...]
     exact: frozenset[str]
-    offsets: Mapping[str, str]
+    offsets: Mapping[str, tuple[str, ...]]
     images: tuple[tuple[str, int], ...]
     graph: ModelGraph = field(repr=False, compare=False)
 
@@ -107,8 +107,10 @@ class StreamFinder:
             return None
         if all(point.source in turns.raw for point in points):
             return None
-        offsets = {name: node for name, node in roles.shifts.items() if node not in turns.raw}
-        images = [*roles.images, *((name, 0) for name, node in roles.shifts.items() if node in turns.raw)]
+        offsets = {name: nodes for name, nodes in roles.shifts.items() if turns.raw.isdisjoint(nodes)}
+        images = [*roles.images, *((name, 0) for name, nodes in roles.shifts.items() if turns.raw.issuperset(nodes))]
+        if len(offsets) + len(images) < len(roles.shifts) + len(roles.images):
+            return None
         exact = frozenset(writer.weight for writer in roles.writers if self._is_of_inputs(writer))
         return Stream(group.key, group.size, roles, turns, points, exact, offsets, tuple(images), self.graph)
 

@@ -13,6 +13,9 @@ from mergeot_repair.programs.maps import CONVOLUTION, LINEAR, LinearMap
 
 _EMBEDDING, _LINEAR = "aten.embedding", "aten.linear"
 _SUMS = ("aten.add", "aten.sub")
+# What a vector does, and the number at which one multiplies alike: an offset is a gain's distance from one.
+_SHIFT, _GAIN, _OFFSET = "shift", "gain", "offset"
+_GAINS = {_GAIN: 1.0, _OFFSET: 0.0}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Roles:
         writers: Linear maps whose rows are the neurons.
         images: Embeddings and parameters that are added as they are, each with the axis of the neurons.
         gains: Vectors that multiply, or become what multiplies, with the number at which they multiply alike.
-        shifts: Vectors that are added behind a norm, or to the stream itself, each with the operation that reads it.
+        shifts: Vectors that are added behind norms, or to the stream itself, each with the operations that read it.
         tie: An embedding that is read as well.
     """
 
@@ -47,7 +50,7 @@ class Roles:
     writers: tuple[LinearMap, ...]
     images: tuple[tuple[str, int], ...]
     gains: Mapping[str, float]
-    shifts: Mapping[str, str]
+    shifts: Mapping[str, tuple[str, ...]]
     tie: Tie | None = None
 
 
@@ -85,7 +88,7 @@ class _Sorting:
         self.writers: list[LinearMap] = []
         self.images: list[tuple[str, int]] = []
         self.gains: dict[str, float] = {}
-        self.shifts: dict[str, str] = {}
+        self.shifts: dict[str, tuple[str, ...]] = {}
         self.ties: list[Tie] = []
 
     def roles(self) -> Roles | None:
@@ -114,7 +117,7 @@ class _Sorting:
         if len(self.graph.layouts[parameter]) > 1:
             self.images.append((parameter, axis))
             return self._is_in_place(parameter, axis)
-        return len(users) == 1 and self._add_vector(parameter, users[0])
+        return self._add_vector(parameter, users)
 
     def _add_map(self, linear_map: LinearMap, axis: int, group: str) -> bool:
         if linear_map.norm is not None or linear_map.groups > 1 or linear_map.kind not in (LINEAR, CONVOLUTION):
@@ -141,24 +144,32 @@ class _Sorting:
             self.images.append((parameter, 1))
         return True
 
-    def _add_vector(self, parameter: str, user: fx.Node) -> bool:
-        """Sorts a vector: what multiplies, what is added, or what is neither and so part of the stream."""
+    def _add_vector(self, parameter: str, users: Sequence[fx.Node]) -> bool:
+        """Sorts a vector, which is the same wherever it is read: a norm may be called several times."""
+        uses = {self._use_of(parameter, user) for user in users}
+        if len(uses) > 1 or (uses == {None} and len(users) > 1):
+            return False
+        use = uses.pop()
+        if use is None:
+            self.images.append((parameter, 0))
+        elif use == _SHIFT:
+            self.shifts[parameter] = tuple(user.name for user in users)
+        else:
+            self.gains[parameter] = _GAINS[use]
+        return True
+
+    def _use_of(self, parameter: str, user: fx.Node) -> str | None:
+        """Returns what a vector does: it multiplies, is added, or is neither and so part of the stream (None)."""
         place = next((name for name, value in named_arguments(user).items() if self._is(value, parameter)), "")
         operation = operation_name(user)
         if operation == "aten.mul" or place == "weight":
-            self.gains[parameter] = 1.0
-        elif place == "bias":
-            self.shifts[parameter] = user.name
-        elif operation in _SUMS:
-            others = [value for value in user.args if not self._is(value, parameter)]
-            if any(isinstance(value, fx.Node) for value in others):
-                self.shifts[parameter] = user.name
-            else:
-                # A gain that is stored as its distance from a number.
-                self.gains[parameter] = 0.0
-        else:
-            self.images.append((parameter, 0))
-        return True
+            return _GAIN
+        if place == "bias":
+            return _SHIFT
+        if operation not in _SUMS:
+            return None
+        others = [value for value in user.args if not self._is(value, parameter)]
+        return _SHIFT if any(isinstance(value, fx.Node) for value in others) else _OFFSET
 
     def _is(self, value: object, parameter: str) -> bool:
         return isinstance(value, fx.Node) and self.placeholders.get(value) == parameter

@@ -79,7 +79,9 @@ def tie_again(work: Workspace, stream: Stream) -> None:
 def _fit_norm(work: Workspace, stream: Stream, point: Point, weight: str) -> None:
     """Fits the norm before an embedding that is read."""
     inside = ancestors(work.nodes[point.source], [work.nodes[point.stream]])
-    names = {name for node, name in work.context.program.state_names.items() if node in inside}
+    # What other places of the stream are normalised with, too, stays as it is.
+    held = work.context.program.state_names.items()
+    names = {name for node, name in held if node in inside and len(node.users) == 1}
     gains = [name for name, number in stream.roles.gains.items() if name in names and number == 1.0]
     shifts = [name for name in stream.offsets if name in names]
     fit = NormFit(work.state[weight])

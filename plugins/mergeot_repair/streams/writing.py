@@ -50,8 +50,9 @@ def write_images(work: Workspace, stream: Stream) -> None:
         work.set(parameter, linked(values, work.links[stream.group], axis))
     for parameter, number in roles.gains.items():
         work.set(parameter, torch.full_like(work.state[parameter], number))
-    for parameter, node in stream.offsets.items():
-        work.set(parameter, torch.full_like(work.state[parameter], _offset(stream, node)))
+    for parameter, nodes in stream.offsets.items():
+        number = max(_offset(stream, node) for node in nodes)
+        work.set(parameter, torch.full_like(work.state[parameter], number))
 
 
 def _offset(stream: Stream, node: str) -> float:
