@@ -151,3 +151,6 @@ def test_the_table_shows_losses_and_groups(capsys: pytest.CaptureFixture[str], m
     shown = " ".join(printed.err.split())
     assert "Transformers of six families (scikit-learn's digits): loss, 1 set of sources" in shown
     assert "sources network loss groups s" in shown
+    with pytest.raises(SystemExit):
+        main(["experiments", "table", "transformers"])
+    assert "losses on test data, lower is better" in capsys.readouterr().out

@@ -115,7 +115,7 @@ def _deep(gpt2: Training, vit: Training) -> Design:
 def _quick() -> Design:
     gpt2 = replace(_deep_gpt2("characters", _CHARACTERS, 128, 4, 5), precision="bfloat16")
     image = {"size": 32, "square": 8, "channels": 3}
-    return _deep(gpt2, replace(_deep_vit("cifar10", image, 128, 4, 4), augment=2))
+    return _deep(gpt2, replace(_deep_vit("cifar10", image, 128, 4, 2), batch=64))
 
 
 def _full() -> Design:
