@@ -108,7 +108,8 @@ def _adam(
 
 def _deep(gpt2: Training, vit: Training) -> Design:
     pairs = {"GPT-2": gpt2, "ViT": vit}
-    settings = [Setting(name, "loss", seeded([each] * 2, [_SEEDS[:2]])) for name, each in pairs.items()]
+    seeds = windows(_SEEDS, 2, len(_SEEDS))
+    settings = [Setting(name, "loss", seeded([each] * 2, seeds)) for name, each in pairs.items()]
     return Design(tuple(settings), _METHODS)
 
 
