@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mergeot_repair.refit import pruning, regression
-from mergeot_repair.refit.grams import add_gram, centred, mirrored
+from mergeot_repair.refit.grams import add_gram, centred, mirrored, positive_definite
 from mergeot_repair.refit.pruning import Products, Regression
 from mergeot_repair.refit.regression import STRENGTHS, Sums
 from torch import Tensor
@@ -32,6 +32,17 @@ def test_means_are_taken_from_products_that_are_others() -> None:
     means = read[:10].mean(0), made[:10].mean(0)
     found = centred(read.T @ made, (read.sum(0), made.sum(0)), means, len(read))
     assert torch.allclose(found, (read - means[0]).T @ (made - means[1]))
+
+
+def test_what_rounding_took_from_a_diagonal_is_given_back() -> None:
+    read, _ = _samples(300, 20, 1)
+    exact = (read.T @ read).double()
+    assert positive_definite(exact) is exact
+    # All inputs are nearly alike, and the smallest eigenvalue was rounded below zero.
+    rounded = torch.ones(20, 20, dtype=torch.float64) + torch.diag(torch.linspace(-1e-4, 1e-4, 20))
+    mended = positive_definite(rounded)
+    assert int(torch.linalg.cholesky_ex(mended).info) == 0
+    assert float((mended - rounded).abs().max()) <= 2e-3
 
 
 @pytest.mark.parametrize("together", [6, 1000])

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mergeot_experiments.catalogue.descriptions import DIGITS, QUICK, Design, Method
+from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Design, Experiment, Method
 from mergeot_experiments.catalogue.registry import EXPERIMENTS
-from mergeot_experiments.catalogue.transformers import TRANSFORMERS
+from mergeot_experiments.catalogue.transformers import DEEP_TRANSFORMERS, TRANSFORMERS
 from mergeot_experiments.sources.sequences import SEQUENCE_SETS, data_set, rows_of
 from mergeot_experiments.sources.training import trained
 
-from mergekit_ot import DataError, evaluate, fuse
+from mergekit_ot import DataError, evaluate, fuse, resolve_architecture
 from mergekit_ot.cli.app import main
 
 _LEVEL_SETS = [name for name in SEQUENCE_SETS if name.startswith("levels") or name == "digits-in-a-row"]
@@ -73,6 +73,45 @@ def test_characters_are_read_from_the_folder(tmp_path: Path, monkeypatch: pytest
     assert torch.equal((inputs + 1) % 8, targets)
 
 
+@pytest.mark.parametrize(("scale", "width", "layers"), [(QUICK, 128, 4), (FULL, 256, 6)])
+def test_deep_networks_have_the_sizes_that_are_named(scale: str, width: int, layers: int) -> None:
+    gpt2, vit = (setting.sources[0] for setting in DEEP_TRANSFORMERS.designs[scale]().settings)
+    assert [training.seed for training in (*gpt2, *vit)] == [1, 2, 1, 2]
+    for (training, _), inputs, outputs in (
+        (gpt2, torch.zeros(2, 64, dtype=torch.long), (2, 64, 65)),
+        (vit, torch.zeros(2, 3, 32, 32), (2, 10)),
+    ):
+        net = resolve_architecture(training.architecture, arguments=training.arguments)()
+        norms = [module for module in net.modules() if isinstance(module, torch.nn.LayerNorm)]
+        # Two in front of the maps of each layer, one at the end.
+        assert len(norms) == 2 * layers + 1
+        assert {norm.normalized_shape for norm in norms} == {(width,)}
+        assert tuple(net(inputs).shape) == outputs
+
+
+@pytest.mark.parametrize("experiment", [TRANSFORMERS, DEEP_TRANSFORMERS], ids=lambda each: each.name)
+def test_what_orders_alone_make_is_measured_beside(experiment: Experiment) -> None:
+    for make in experiment.designs.values():
+        methods = make().methods
+        for solver in ("weight-matching", "activation-matching"):
+            assert Method(solver) in methods
+            assert Method(solver, {"symmetry": "permutation"}) in methods
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["GPT-2", "ViT"])
+def test_deep_networks_are_trained_and_refitted(family: str) -> None:
+    (setting,) = [setting for setting in DEEP_TRANSFORMERS.designs[DIGITS]().settings if setting.row == family]
+    sequences = data_set(setting.sources[0][0].data)
+    shorter = [replace(training, epochs=1, batch=128) for training in setting.sources[0]]
+    models = [trained(training, sequences.training_images, lambda _: None) for training in shorter]
+    test = [(rows_of(inputs, slice(100)), targets[:100]) for inputs, targets in sequences.test_batches()[:1]]
+    calibration = [(rows_of(inputs, slice(200)), targets[:200]) for inputs, targets in sequences.calibration_batches()]
+    fused = fuse(models, solver="average", data=calibration[:1], repair="refit", device="cpu")
+    score = evaluate(fused.model(), test)
+    assert score.loss < 1.3 * max(each.loss for each in evaluate(models, test))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [setting.row for setting in TRANSFORMERS.designs[DIGITS]().settings])
 def test_every_family_is_trained_and_fused(family: str) -> None:
@@ -112,3 +151,6 @@ def test_the_table_shows_losses_and_groups(capsys: pytest.CaptureFixture[str], m
     shown = " ".join(printed.err.split())
     assert "Transformers of six families (scikit-learn's digits): loss, 1 set of sources" in shown
     assert "sources network loss groups s" in shown
+    with pytest.raises(SystemExit):
+        main(["experiments", "table", "transformers"])
+    assert "losses on test data, lower is better" in capsys.readouterr().out

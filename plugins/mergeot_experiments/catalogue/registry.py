@@ -11,7 +11,7 @@ from mergeot_experiments.catalogue.descriptions import DIGITS, FULL, QUICK, Expe
 from mergeot_experiments.catalogue.feed_forward import GROWTH, HETEROGENEOUS, MLP, WIDTHS
 from mergeot_experiments.catalogue.recurrent import RECURRENT, RECURRENT_GROWTH, RECURRENT_LONG, RECURRENT_WIDTHS
 from mergeot_experiments.catalogue.residual import RESIDUAL
-from mergeot_experiments.catalogue.transformers import TRANSFORMERS
+from mergeot_experiments.catalogue.transformers import DEEP_TRANSFORMERS, TRANSFORMERS
 from mergeot_experiments.sources.data import has_folder
 
 ALL = "all"
@@ -30,6 +30,7 @@ EXPERIMENTS = {
         VGG,
         RESIDUAL_WITHOUT_NORM,
         TRANSFORMERS,
+        DEEP_TRANSFORMERS,
     )
 }
 

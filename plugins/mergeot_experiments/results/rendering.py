@@ -17,6 +17,7 @@ deviation over sets of sources from different seeds, with their number in bracke
 `s` is the mean time of one fusion in seconds. Rows of the sources and of their ensemble (the weighted mean of their
 probabilities; as many networks as there are sources) are for comparison; all other rows are one network.
 """
+_LOSS = "\nThe numbers are losses on test data, lower is better; `groups` counts the fused network's neuron groups.\n"
 _OLD = "† measured by an earlier version of the solver or the core; its command measures it anew.\n"
 
 
@@ -33,11 +34,14 @@ def _section(table: ResultTable) -> str:
     what = f"`{table.experiment.name}`, {_scale(table)}, {_sets(table)}"
     if table.scale == DIGITS:
         what += ", small networks in place of these"
+    about = f"{what}: {table.experiment.summary}.\n"
+    if table.experiment.metric == LOSS:
+        about += _LOSS
     grid = [head, ["---" if name in ("sources", "network", "command") else "---:" for name in head], *lines]
     return "\n".join(
         [
             f"## {table.experiment.title}\n",
-            f"{what}: {table.experiment.summary}.\n",
+            about,
             *(f"- {description}" for description in table.sources),
             "",
             *("| " + " | ".join(line) + " |" for line in grid),

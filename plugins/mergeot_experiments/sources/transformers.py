@@ -1,6 +1,6 @@
-"""Small networks of the library transformers, one of each family; their inputs stand one after the other.
+"""Small networks of the library transformers, one of each family; a GPT-2 and a ViT may have other sizes.
 
-Names in their states are those of the library, so that its files are read.
+Several inputs stand one after the other. Names in their states are those of the library, so that its files are read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class T5(transformers.T5ForConditionalGeneration):
 class Vit(transformers.ViTForImageClassification):
     """An encoder of the squares of an image."""
 
-    def forward(self, images: Float[Tensor, "batch 1 row column"]) -> Float[Tensor, "batch class"]:
+    def forward(self, images: Float[Tensor, "batch channel row column"]) -> Float[Tensor, "batch class"]:
         """Returns the class scores."""
         return _scores(super().forward, pixel_values=images)
 
@@ -87,9 +87,11 @@ def bert(vocabulary: int = 66, length: int = 64) -> nn.Module:
     )
 
 
-def gpt2(vocabulary: int = 65, length: int = 64) -> nn.Module:
-    """Builds a network in the style of GPT-2."""
-    sizes: dict[str, Any] = {"n_embd": _WIDTH, "n_inner": _INNER, "n_head": _HEADS, "n_layer": _LAYERS}
+def gpt2(
+    vocabulary: int = 65, length: int = 64, width: int = _WIDTH, inner: int = _INNER, layers: int = _LAYERS
+) -> nn.Module:
+    """Builds a network in the style of GPT-2; `inner` counts the neurons between the two maps of a layer."""
+    sizes: dict[str, Any] = {"n_embd": width, "n_inner": inner, "n_head": _HEADS, "n_layer": layers}
     return Gpt2(transformers.GPT2Config(vocab_size=vocabulary, n_positions=length, **sizes, **_SPECIAL))
 
 
@@ -105,10 +107,19 @@ def t5(vocabulary: int = 65) -> nn.Module:
     return T5(transformers.T5Config(vocab_size=vocabulary, num_layers=_LAYERS, **sizes, **_SPECIAL))
 
 
-def vit(size: int = 8, square: int = 2, classes: int = 10) -> nn.Module:
-    """Builds a network in the style of ViT, for images of one channel."""
-    shape: dict[str, Any] = {"image_size": size, "patch_size": square, "num_channels": 1, "num_labels": classes}
-    return Vit(transformers.ViTConfig(**shape, **_SIZES))
+def vit(
+    size: int = 8,
+    square: int = 2,
+    classes: int = 10,
+    channels: int = 1,
+    width: int = _WIDTH,
+    inner: int = _INNER,
+    layers: int = _LAYERS,
+) -> nn.Module:
+    """Builds a network in the style of ViT, which cuts images of `size` pixels into squares."""
+    shape: dict[str, Any] = {"image_size": size, "patch_size": square, "num_channels": channels, "num_labels": classes}
+    sizes = {**_SIZES, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    return Vit(transformers.ViTConfig(**shape, **sizes))
 
 
 def whisper(vocabulary: int = 11, bands: int = 8, time: int = 32, length: int = 4) -> nn.Module:

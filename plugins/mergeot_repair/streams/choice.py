@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mergeot_repair.refit.grams import positive_definite
 from mergeot_repair.refit.pruning import Products, Regression, eliminate
 
 # Pull of the regressions on what units hold, relative to the mean square of an input, and where only values are left.
@@ -64,7 +65,7 @@ class Values:
         gram, cross, _ = products.towards(root, _PULL_OF_VALUES)
         self.taps = len(gram) // count
         columns = (heads[:, None] * self.taps + torch.arange(self.taps)).flatten()
-        self.gram, self.cross = gram[columns][:, columns], cross[columns]
+        self.gram, self.cross = positive_definite(gram[columns][:, columns]), cross[columns]
         self.goals = products.towards(torch.eye(len(root)))[1][columns]
         self.queries, self.width, self.count = queries, self.taps // queries, len(heads)
         # Without a bound on the rank all heads are fitted together; that is exact where it holds by itself.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, fx
+from torch import fx
 
 from mergekit_ot import ModelGraph, NeuronGroup, RepairContext, SlotKind
 from mergeot_repair.programs.layouts import stretches
@@ -24,14 +24,14 @@ class Point:
     Attributes:
         source: The operation whose result they read.
         stream: The operation whose result is the stream that is normalised there.
-        axis: The axis of the neurons in it.
         readers: The maps.
+        path: The operations that lead from the stream to what is read, this included, in their order.
     """
 
     source: str
     stream: str
-    axis: int
     readers: tuple[LinearMap, ...]
+    path: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -163,22 +163,22 @@ class StreamFinder:
         points = []
         for source, of_source in readers.items():
             rank = self.nodes[source].meta["val"].ndim
-            stream = self._raw_before(source, turns)
-            if stream is None or turns.axes.get(source) != rank - 1:
+            path = self._path_to(source, turns)
+            if path is None or turns.axes.get(source) != rank - 1:
                 return None
-            points.append(Point(source, stream, turns.axes[stream], tuple(of_source)))
+            points.append(Point(source, path[0], tuple(of_source), tuple(path[1:])))
         order = {name: number for number, name in enumerate(self.nodes)}
         return tuple(sorted(points, key=lambda point: order[point.source]))
 
-    def _raw_before(self, source: str, turns: Turns) -> str | None:
-        """Returns the stream that is normalised to what stands at an operation."""
-        name = source
-        while name not in turns.raw:
-            turned = [node.name for node in self.nodes[name].all_input_nodes if node.name in turns.axes]
+    def _path_to(self, source: str, turns: Turns) -> list[str] | None:
+        """Returns the stream that is normalised to what stands at an operation, and what leads from it there."""
+        path = [source]
+        while path[0] not in turns.raw:
+            turned = [node.name for node in self.nodes[path[0]].all_input_nodes if node.name in turns.axes]
             if len(turned) != 1:
                 return None
-            name = turned[0]
-        return name
+            path.insert(0, turned[0])
+        return path
 
     def _is_of_inputs(self, writer: LinearMap) -> bool:
         """Whether a map reads inputs of the network as they are, which no source computes otherwise."""
@@ -210,8 +210,3 @@ def _is_used(node: fx.Node) -> bool:
 
 def _turned_inputs(node: fx.Node, turns: Turns) -> int:
     return sum(before.name in turns.axes for before in node.all_input_nodes)
-
-
-def rows_at(value: Tensor, axis: int) -> Tensor:
-    """Returns a value as one row per place, its neurons along the last axis."""
-    return value.movedim(axis, -1).flatten(0, -2)

@@ -15,7 +15,8 @@ from mergeot_repair.programs.running import StagedRun
 from mergeot_repair.refit.samples import weight_of
 from mergeot_repair.refit.targets import taken_back_through
 from mergeot_repair.streams.components import Components, linked
-from mergeot_repair.streams.finding import Point, Stream, rows_at
+from mergeot_repair.streams.finding import Point, Stream
+from mergeot_repair.streams.places import rows_read
 from mergeot_repair.streams.reading import Map, Translation
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -129,9 +130,7 @@ class Workspace:
 
     def _start(self, point: Point, stream: Stream) -> Float[Tensor, "neuron fused"]:
         """Returns what the sources read as a map of what is read here, as far as links and gains tell."""
-        values = self.runs[0].values_of([point.stream, point.source])
-        before = rows_at(values[point.stream], point.axis).double()
-        behind = values[point.source].flatten(0, -2).double()
+        before, behind = (rows.double() for rows in rows_read(point, self.runs[0]))
         if stream.turns.fixes_ones:
             before, behind = (rows - rows.mean(1, keepdim=True) for rows in (before, behind))
         size = float(before.norm() / behind.norm().clamp_min(_TINY))

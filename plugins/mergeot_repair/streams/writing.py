@@ -11,7 +11,8 @@ from mergeot_repair.programs.maps import LinearMap
 from mergeot_repair.refit.regression import Sums
 from mergeot_repair.refit.samples import regression_rows, rows_of
 from mergeot_repair.streams.components import Components, linked
-from mergeot_repair.streams.finding import Stream, rows_at
+from mergeot_repair.streams.finding import Stream
+from mergeot_repair.streams.places import rows_read
 from mergeot_repair.streams.reading import Map, strength_for
 from mergeot_repair.streams.workspace import Workspace
 
@@ -24,9 +25,8 @@ def link_streams(work: Workspace) -> None:
     points = sorted(work.points.values(), key=lambda point: work.order[point.source])
     for number in range(len(work.runs)):
         for point in points:
-            values = [of_source[number].values_of([point.stream, point.source]) for of_source in work.source_runs]
-            streams = [rows_at(value[point.stream], point.axis) for value in values]
-            behind = [value[point.source].flatten(0, -2) for value in values]
+            rows = [rows_read(point, of_source[number]) for of_source in work.source_runs]
+            streams, behind = ([pair[side] for pair in rows] for side in range(2))
             work.components[work.stream_at[point.source].group].add(point.source, streams, behind)
         for of_source in work.source_runs:
             of_source[number].release()
