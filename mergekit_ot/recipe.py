@@ -26,6 +26,8 @@ from mergekit_ot.storage.yaml_files import YamlFile, read_yaml
 
 _SUM_TOLERANCE = 1e-6
 _SEEDS = 2**63
+# Keys that are checked together, the more telling first: a message about one names it.
+_TOGETHER = ("model_weights", "target", "arch", "models")
 _TYPES = {"bool_type", "int_type", "float_type"}
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
 _FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "measure")
@@ -144,7 +146,9 @@ def make_recipe(file: str | Path | None = None, notify: Notify | None = None, **
     try:
         check_models(recipe)
     except RecipeError as error:
-        raise RecipeError(f"{error}{read.blame()}") from error
+        spoken = str(error).lower()
+        about = [key for key in _TOGETHER if key.replace("_", " ") in spoken and key in content and key not in given]
+        raise RecipeError(f"{error}{read.blame(*about[:1])}") from error
     return recipe
 
 
