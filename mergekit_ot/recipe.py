@@ -29,6 +29,8 @@ from mergekit_ot.storage.yaml_files import YamlFile, read_yaml
 _SEEDS = 2**63
 # A result that is given no name has the ending of its source where that says the container.
 _KEPT_SUFFIXES = (".safetensors", ".npz")
+# Keys that are checked together, the more telling first: a message about one names it.
+_TOGETHER = ("model_weights", "target", "arch", "models")
 _TYPES = {"bool_type", "int_type", "float_type"}
 # Flags add to what the file says under these.
 _OPTIONS = ("solver_options", "repair_options")
@@ -154,7 +156,9 @@ def make_recipe(file: str | Path | None = None, notify: Notify | None = None, **
     try:
         check_models(recipe)
     except RecipeError as error:
-        raise RecipeError(f"{error}{read.blame()}") from error
+        spoken = str(error).lower()
+        about = [key for key in _TOGETHER if key.replace("_", " ") in spoken and key in content and key not in given]
+        raise RecipeError(f"{error}{read.blame(*about[:1])}") from error
     return recipe
 
 

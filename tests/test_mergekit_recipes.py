@@ -173,6 +173,22 @@ def test_every_key_that_is_wrong_is_told_with_its_line(line: str, said: str, tmp
     assert f"line 3 of '{path}'" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model_weights: [1, 2, 3]", "3 model weights"),
+        ("target: 7", "target 7"),
+        ("arch: [a, b, c]", "3 architectures"),
+    ],
+)
+def test_keys_that_do_not_fit_each_other_are_told_with_a_line(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text(f"models: [a.pt, b.pt]\n\n{line}\n")
+    with pytest.raises(RecipeError, match=said) as error:
+        make_recipe(path)
+    assert f"line 3 of '{path}'" in str(error.value)
+
+
 def test_a_flag_that_is_wrong_is_not_told_as_a_line_of_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "own.yml"
     path.write_text("models: [a.pt, b.pt]\nsolver: wb\n")
