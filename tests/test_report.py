@@ -267,10 +267,13 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         dtype="bfloat16",
         executor="other",
         threads=3,
+        keep=["stem.*", "fc.*=1"],
+        head="both",
         overwrite=True,
     )
     defaults = FusionRecipe()
-    assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == []
+    # Rules for single layers stand in recipes only.
+    assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == ["layers"]
     seen = []
 
     def stop(made: FusionRecipe, *_: object, **__: object) -> None:
@@ -286,6 +289,8 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
 
 def test_what_no_flag_can_say_is_left_to_the_recipe() -> None:
     recipe = make_recipe(models=["a", "b"], solver_options={"members": "3"})
+    assert fuse_command(recipe, "cpu") is None
+    recipe = make_recipe(models=["a", "b"], layers=[{"parameters": "*", "keep": 0}])
     assert fuse_command(recipe, "cpu") is None
 
 

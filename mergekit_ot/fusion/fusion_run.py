@@ -116,7 +116,7 @@ class FusionRun:
             self.alone, self.fused = found.source, self.fused if found.state is None else found.state
         if self.alone is None and self.is_tied_again and self.models.normal is not None:
             originals = [source.state for source in self.models.originals]
-            self.fused = tied_again(self.fused, self.models.normal, originals, self.setup.model_weights)
+            self.fused = tied_again(self.fused, self.models.normal, originals, self._weights_of)
         if self.is_kept and self.writer is not None:
             write_all(self.fused, self.writer)
             self.fused = FittedStore(self.writer.reopened(), self.fused)
@@ -221,7 +221,11 @@ class FusionRun:
         axis = self.models.heads.get(name)
         if axis is not None:
             return joined_head(name, axis, self.tensors.read, alignment)
-        return self.tensors.fused(name, alignment, self.models.rules.weights_of(name, self.setup.model_weights))
+        return self.tensors.fused(name, alignment, self._weights_of(name))
+
+    def _weights_of(self, name: str) -> tuple[float, ...]:
+        """Returns the model weights that hold for a parameter."""
+        return self.models.rules.weights_of(name, self.setup.model_weights)
 
     def _spellings(self, name: str) -> list[str]:
         """Returns all names of a parameter in the state dict: several where it is tied."""

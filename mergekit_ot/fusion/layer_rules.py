@@ -91,6 +91,16 @@ class LayerRules:
         )
         return LayerRules(kept, weights, self.has_all_heads, methods)
 
+    def untied(self, aliases: Mapping[str, str]) -> LayerRules:
+        """Returns the rules where tied parameters have become several: what held for one holds for each.
+
+        Args:
+            aliases: Name of a parameter that was tied → the name that it was described by.
+        """
+        kept = {alias: self.kept[name] for alias, name in aliases.items() if name in self.kept}
+        weights = {alias: self.weights[name] for alias, name in aliases.items() if name in self.weights}
+        return replace(self, kept={**self.kept, **kept}, weights={**self.weights, **weights})
+
 
 @dataclass(frozen=True)
 class RuledNetworks:

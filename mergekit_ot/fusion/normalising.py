@@ -60,6 +60,8 @@ def in_normal_form(models: TracedModels, inputs: tuple[object, ...], trace: Trac
         target_graph=known.graph(target, graph),
         normal=states if states.is_telling else None,
         originals=models.sources,
+        rules=models.rules.untied(aliases),
+        uncompared=models.uncompared | {alias for alias, name in aliases.items() if name in models.uncompared},
     )
 
 

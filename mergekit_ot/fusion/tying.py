@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ def tied_again(
     state: Mapping[str, Tensor],
     normal: NormalStates,
     originals: Sequence[Mapping[str, Tensor]],
-    model_weights: Sequence[float],
+    weights_of: Callable[[str], Sequence[float]],
 ) -> dict[str, Tensor]:
     """Returns a state whose embeddings are their heads again: gain and bias of the norm between take up the rest.
 
@@ -28,7 +28,7 @@ def tied_again(
         state: A state in normal form, with separate weights.
         normal: How states were rewritten.
         originals: The sources' states as they were given.
-        model_weights: One per source.
+        weights_of: Gives the model weights of a parameter, one per source.
     """
     result = dict(state)
     for alias, name in normal.aliases.items():
@@ -37,7 +37,7 @@ def tied_again(
             axis = fold.readers[0].weight.axis
             means = sum(
                 weight * _rows(original[name], axis).mean(1)
-                for weight, original in zip(model_weights, originals, strict=True)
+                for weight, original in zip(weights_of(name), originals, strict=True)
                 if weight > 0
             )
             result |= _tied(state, (name, alias), fold, torch.as_tensor(means))

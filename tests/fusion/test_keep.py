@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nets import NETS, Cnn, Mlp
 from signed import traced_once
 from torch import Tensor, nn
 
-from mergekit_ot import FusionResult, RecipeError, fuse
+from mergekit_ot import AbstractRepair, FusionResult, PluginManager, RecipeError, RepairContext, fuse, hookimpl
 from mergekit_ot.errors import GraphMismatchError
 
 pytestmark = pytest.mark.usefixtures(traced_once.__name__)
@@ -227,3 +229,20 @@ def test_a_repair_leaves_alone_what_is_kept(repair: str) -> None:
     aligned = result.aligned_state(0)
     kept = [name for name in aligned if not name.startswith("layers.1.")]
     assert all(is_equal(result.state[name], aligned[name]) for name in kept)
+
+
+class Zeros(AbstractRepair):
+    """Leaves nothing as it was."""
+
+    needs_data = False
+
+    def repair(self, context: RepairContext) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(value) for name, value in context.fused.items()}
+
+
+def test_no_repair_of_a_plugin_changes_what_is_kept() -> None:
+    manager = PluginManager.load()
+    manager.register(SimpleNamespace(mergeot_repairs=hookimpl(lambda: {"zeros": Zeros})), "zeros")
+    result = fuse([mlp(0), mlp(1)], example_inputs=INPUTS, repair="zeros", keep=["layers.0.*"], manager=manager)
+    assert is_equal(result.state["layers.0.weight"], result.aligned_state(0)["layers.0.weight"])
+    assert not result.state["layers.1.weight"].any()
