@@ -265,6 +265,10 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         executor="other",
         threads=3,
         overwrite=True,
+        format="state-dict",
+        state_key="model.params_ema",
+        strip_prefix="net.",
+        ignore=["total_*", "loss fn.*"],
     )
     defaults = FusionRecipe()
     assert [name for name in recipe_keys() if getattr(recipe, name) == getattr(defaults, name)] == []
