@@ -270,6 +270,10 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         keep=["stem.*", "fc.*=1"],
         head="both",
         overwrite=True,
+        format="state-dict",
+        state_key="model.params_ema",
+        strip_prefix="net.",
+        ignore=["total_*", "loss fn.*"],
     )
     defaults = FusionRecipe()
     # Rules for single layers stand in recipes only.

@@ -11,6 +11,7 @@ from pathlib import Path
 from mergekit_ot.fusion.options import option_fields
 from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.sources.specs import parse_value
+from mergekit_ot.storage.file_options import AS_SOURCE
 
 RECIPE_FILE = "recipe.yaml"
 _PLUGINS = "MERGEOT_PLUGINS"
@@ -51,6 +52,11 @@ def _flags_of_places(recipe: FusionRecipe) -> list[str]:
     if recipe.input_shape is not None:
         flags += ["--input-shape", ",".join(map(str, recipe.input_shape))]
     flags += ["--target", str(recipe.target)]
+    for name in ("state_key", "strip_prefix"):
+        flags += _flags_of(name, getattr(recipe, name))
+    for pattern in recipe.ignore:
+        flags += ["--ignore", pattern]
+    flags += [] if recipe.format == AS_SOURCE else ["--format", recipe.format]
     return flags if recipe.data is None else [*flags, "--data", recipe.data]
 
 
