@@ -216,7 +216,7 @@ def fuse(
         >>> bool(torch.allclose(result.state["0.weight"], model[0].weight))
         True
     """
-    limits = limits or TraceLimits()
+    made: dict[str, Any] = {"solver": solver, "executor": executor}
     options = FusionOptions(
         solver=solver if isinstance(solver, str) else solver.name,
         solver_options=solver_options or {},  # type: ignore[arg-type]
@@ -232,23 +232,20 @@ def fuse(
         refine=refine,
         restarts=restarts,
         front_end=front_end,
-        trace_seconds=limits.seconds,
-        trace_operations=limits.operations,
+        **_limits_of(limits or TraceLimits()),
         executor=executor if isinstance(executor, str) else type(executor).__name__,
         threads=threads,
         keep=keep,  # type: ignore[arg-type]
         head=head,
         layers=layers,  # type: ignore[arg-type]
     )
-    return fuse_with(
-        FusionInputs(models, target, example_inputs, data),
-        options,
-        solver=None if isinstance(solver, str) else solver,
-        executor=None if isinstance(executor, str) else executor,
-        manager=manager,
-        progress=progress,
-        dry_run=dry_run,
-    )
+    inputs = FusionInputs(models, target, example_inputs, data)
+    given = {kind: method for kind, method in made.items() if not isinstance(method, str)}
+    return fuse_with(inputs, options, **given, manager=manager, progress=progress, dry_run=dry_run)
+
+
+def _limits_of(limits: TraceLimits) -> dict[str, Any]:
+    return {"trace_seconds": limits.seconds, "trace_operations": limits.operations}
 
 
 def fuse_with(

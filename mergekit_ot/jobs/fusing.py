@@ -17,7 +17,7 @@ from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.formats import check_format
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import build_solver, refining_solver
-from mergekit_ot.jobs.containers import container_of
+from mergekit_ot.jobs.containers import Container, container_of
 from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places, check_kind, input_files
@@ -71,9 +71,7 @@ def run_fuse(
     goal = _folder_of(recipe, manager)
     container = container_of(sources, goal or recipe.target, output, recipe.format)
     if not dry_run:
-        check_kind(recipe.output, input_files(recipe, recipe_file), container.template, overwrite=recipe.overwrite)
-        check_format(manager, output, container.template)
-        container.check(input_files(recipe, recipe_file), overwrite=recipe.overwrite)
+        _check_container(container, recipe, recipe_file, manager)
     _check_type(recipe, sources)
     fused_as, target = _target_of(recipe, sources, manager, goal)
     data = None if recipe.data is None else _data_of(recipe.data, manager)
@@ -109,13 +107,37 @@ def run_fuse(
     outcome = FusionOutcome(str(output), recipe.solver, result)
     if save_recipe is not None:
         write_recipe(save_recipe, recipe, notify)
-    if recipe.report is not None:
-        with _telling_of(outcome, notify):
-            # Most fusions have no report, and what writes one takes time to import.
-            from mergekit_ot.report.writing import write_report
-
-            write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
+    _report(recipe, outcome, sources, fused_as, manager, notify, progress)
     return outcome
+
+
+def _check_container(
+    container: Container, recipe: FusionRecipe, recipe_file: Path | None, manager: PluginManager
+) -> None:
+    """Checks that the fused model can be written as what it is, once the sources are read."""
+    inputs = input_files(recipe, recipe_file)
+    check_kind(recipe.output, inputs, container.template, overwrite=recipe.overwrite)
+    check_format(manager, container.output, container.template)
+    container.check(inputs, overwrite=recipe.overwrite)
+
+
+def _report(
+    recipe: FusionRecipe,
+    outcome: FusionOutcome,
+    sources: list[ReadSource],
+    fused_as: Architecture,
+    manager: PluginManager,
+    notify: Notify,
+    progress: Progress | None,
+) -> None:
+    """Writes the report that a recipe asks for, if it does."""
+    if recipe.report is None:
+        return
+    with _telling_of(outcome, notify):
+        # Most fusions have no report, and what writes one takes time to import.
+        from mergekit_ot.report.writing import write_report
+
+        write_report(Path(recipe.report), recipe, outcome, sources, fused_as, manager, notify, progress)
 
 
 @contextlib.contextmanager
