@@ -47,7 +47,10 @@ def fuse(
         list[str] | None, typer.Argument(metavar="A.pt B.pt …", show_default=False, help="The source models, in order.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt.")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The fused model; a folder for folders. Default: fused.pt."
+        ),
     ] = None,
     arch: Arch = None,
     trust: Trust = None,
