@@ -48,7 +48,9 @@ def fuse(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The fused model. Default: fused.pt."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The fused model; a folder for folders. Default: fused.pt."
+        ),
     ] = None,
     arch: Arch = None,
     trust: Trust = None,

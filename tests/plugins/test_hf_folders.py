@@ -156,7 +156,7 @@ def test_the_other_commands_take_folders(tmp_path: Path) -> None:
         "    return [(ids[:, :-1], ids[:, 1:])]\n"
     )
     data = f"{tmp_path / 'data.py'}:text"
-    assert json.loads(ran("check", first, "--json"))["preserved"]
+    assert json.loads(run("check", first, "--json").stdout)["preserved"]
     assert "LlamaForCausalLM" in ran("inspect", first)
     assert "perplexity" in ran("eval", first, second, "--data", data)
     assert "aligned" in ran("barrier", first, second, "--data", data, "--points", "3", "--align", "wb")
