@@ -397,7 +397,9 @@ def test_a_report_says_where_the_symmetries_of_its_solver_hold(fuse: Fuse) -> No
 
 def test_a_report_names_symmetries_that_it_does_not_know(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {("fc1.weight", 0): (1,), ("fc2.weight", 1): (-1,)}
-    monkeypatch.setattr(fusion_run, "find_symmetries", lambda setup: {"scale": {"fc1.weight:0": places}, "turn": {}})
+    found = {"scale": {"fc1.weight:0": places}, "turn": {}}
+    monkeypatch.setattr(fusion_run, "find_symmetries", lambda setup: found)
+    monkeypatch.setattr(fusion_run, "symmetries_for", lambda symmetries, solver: symmetries)
     page = fuse("a.pt", "b.pt")
     assert "scale (proven for 1 of 2 groups), turn (proven for none of 2 groups)." in page.shown
     assert [" scale " in row for row in page.rows("groups")] == [True, False]

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Sources that saw the same data differ here and there, and are not sure there; sources that saw different data are sure
-# of different classes. Of the pairs that were looked at the first have less than 0.36, the second more than 0.48.
-_LEAST_CERTAIN_DIFFERENCE = 0.42
+# of different classes. Of the pairs that were looked at the first have less than 0.33, the second more than 0.46.
+_LEAST_CERTAIN_DIFFERENCE = 0.4
 # Fewer predictions that differ, as a share of all and as a number, say nothing.
 _LEAST_SHARE, _LEAST_COUNT = 0.03, 20
 _LEAST_CLASSES = 3
@@ -126,8 +126,9 @@ class Disagreement:
 
     @property
     def certainty(self) -> float:
-        """Mean probability of the answers of the least certain source."""
-        return min(self._tops) / max(self.count, 1)
+        """Mean probability of the answers of the least certain source, from 0 (chance) to 1."""
+        chance = 1 / max(self.classes, 2)
+        return max(0.0, min(self._tops) / max(self.count, 1) - chance) / (1 - chance)
 
     @property
     def saw_different_things(self) -> bool:

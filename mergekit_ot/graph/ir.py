@@ -121,6 +121,7 @@ class ModelGraph:
         >>> import torch
         >>> from torch import nn
         >>> from mergekit_ot import trace_model
+        >>> from mergekit_ot.graph.layouts import layout_text
         >>> net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 2))
         >>> graph = trace_model(net, torch.randn(2, 3, 4, 4))
         >>> for slot in graph.free_groups["0.weight:0"].members:

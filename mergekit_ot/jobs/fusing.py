@@ -201,7 +201,8 @@ def takes_neurons_as_they_stand(recipe: FusionRecipe, manager: PluginManager) ->
     """Whether a fusion is the mean of its models' tensors and nothing else, which needs no architecture."""
     solver = manager.get("solver", recipe.solver)
     is_more = recipe.refine or recipe.repair != NO_REPAIR or recipe.measure is not None or recipe.data is not None
-    return solver.max_sweeps == 0 and not is_more and isinstance(recipe.target, int)
+    is_of_layers = bool(recipe.keep or recipe.layers) or recipe.head != "one"
+    return solver.max_sweeps == 0 and not (is_more or is_of_layers) and isinstance(recipe.target, int)
 
 
 def check_guesses(recipe: FusionRecipe, sources: Sequence[ReadSource], manager: PluginManager) -> None:
