@@ -193,7 +193,9 @@ def check_methods(recipe: FusionRecipe, manager: PluginManager, recipe_file: Pat
 
 
 def _check_type(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> None:
-    if recipe.dtype is not None and any(source.checkpoint.build for source in sources):
+    programs = [each.checkpoint for each in sources if each.checkpoint.build is not None]
+    # The network of a folder is built from a configuration, which may say another type.
+    if recipe.dtype is not None and any(each.form is None or not each.form.is_folder for each in programs):
         raise RecipeError("A program has the types of numbers that it was made with: leave 'dtype' out.")
 
 

@@ -33,6 +33,7 @@ _MODULES = "modules.json"
 _PATHS = ("_name_or_path", "name_or_path")
 _NOT_COPIED = ("auto_map",)
 _TIED = "tie_word_embeddings"
+_TYPES = ("dtype", "torch_dtype")
 _LOADER = "model.safetensors"
 
 
@@ -76,10 +77,21 @@ class FolderForm(AbstractForm):
             target = path / file
             target.parent.mkdir(exist_ok=True)
             _copy(self.folder / file, target)
-        if is_untied:
-            content = _untied(read_json(path / "config.json"))
-            (path / "config.json").write_bytes(json_bytes({**content, _TIED: False}))
+        self._adapt_configuration(path / "config.json", state, is_untied)
         (path / CARD).write_text(model_card(self.folder, metadata), encoding="utf-8")
+
+    def _adapt_configuration(self, file: Path, state: Mapping[str, Tensor], is_untied: bool) -> None:
+        """Makes a configuration say what is written: what is no longer tied, and another type of numbers."""
+        content = found = read_json(file)
+        if is_untied:
+            content = {**_with(content, {_TIED: False}), _TIED: False}
+        kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+        held = {self.store.dtype(name) for name in self.store.names}
+        if len(kinds) == 1 and not kinds & held:
+            (kind,) = kinds
+            content = _with(content, dict.fromkeys(_TYPES, str(kind).removeprefix("torch.")))
+        if content != found:
+            file.write_bytes(json_bytes(content))
 
     def _write_weights(self, path: Path, state: Mapping[str, Tensor]) -> None:
         """Writes every tensor into the file in which it stood; new ones go into the last."""
@@ -100,11 +112,11 @@ class FolderForm(AbstractForm):
             (path / f"{_LOADER}{INDEX}").write_bytes(json_bytes(index))
 
 
-def _untied(content: Any) -> Any:
-    """Returns a configuration in which nothing is tied."""
+def _with(content: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a configuration in which keys that it has, on any level, have other values."""
     if not isinstance(content, dict):
         return content
-    return {key: False if key == _TIED else _untied(value) for key, value in content.items()}
+    return {key: values.get(key, _with(value, values)) for key, value in content.items()}
 
 
 def _as_safetensors(file: str) -> str:

@@ -244,6 +244,16 @@ def test_a_repository_in_the_cache_is_found_without_the_network(
             load_checkpoint(name)
 
 
+def test_another_type_of_numbers_stands_in_the_configuration_too(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    folders = [saved("vit", seed, tmp_path / f"v{seed}") for seed in (0, 1)]
+    ran("fuse", *folders, "-o", tmp_path / "half", "--dtype", "bfloat16")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    network = AutoModelForImageClassification.from_pretrained(tmp_path / "half", dtype="auto")
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.bfloat16}
+
+
 def test_an_architecture_that_the_user_gives_counts(tmp_path: Path) -> None:
     first, second = (saved("vit", seed, tmp_path / f"net{seed}") for seed in (1, 2))
     (tmp_path / "nets.py").write_text(
