@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from mergekit_ot.storage.yaml_files import YamlFile, read_yaml
 _SEEDS = 2**63
 # A result that is given no name has the ending of its source where that says the container.
 _KEPT_SUFFIXES = (".safetensors", ".npz")
+_FOLDER = "fused"
 # Keys that are checked together, the more telling first: a message about one names it.
 _TOGETHER = ("model_weights", "target", "arch", "models")
 _TYPES = {"bool_type", "int_type", "float_type"}
@@ -214,6 +216,8 @@ def _named_as_source(content: Mapping[str, Any]) -> dict[str, str]:
     place = target if isinstance(target, int) else 0
     if not isinstance(models, list | tuple) or not 0 <= place < len(models) or not isinstance(models[place], str):
         return {}
+    if os.path.isdir(models[place]):
+        return {"output": _FOLDER}
     suffix = Path(models[place]).suffix
     return {"output": f"fused{suffix}"} if suffix in _KEPT_SUFFIXES else {}
 

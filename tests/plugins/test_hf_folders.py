@@ -244,11 +244,16 @@ def test_a_repository_in_the_cache_is_found_without_the_network(
             load_checkpoint(name)
 
 
-def test_another_type_of_numbers_stands_in_the_configuration_too(tmp_path: Path) -> None:
+def test_another_type_of_numbers_stands_in_the_configuration_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForImageClassification
 
     folders = [saved("vit", seed, tmp_path / f"v{seed}") for seed in (0, 1)]
-    ran("fuse", *folders, "-o", tmp_path / "half", "--dtype", "bfloat16")
+    monkeypatch.chdir(tmp_path)
+    ran("fuse", *folders, "--dtype", "bfloat16")
+    # Without a name, folders become a folder.
+    Path("fused").rename("half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     network = AutoModelForImageClassification.from_pretrained(tmp_path / "half", dtype="auto")
     assert {tensor.dtype for tensor in network.parameters()} == {torch.bfloat16}
