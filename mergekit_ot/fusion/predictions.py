@@ -13,6 +13,8 @@ from torch import Tensor
 # Sources that saw the same data differ here and there, and are not sure there; sources that saw different data are sure
 # of different classes. Of the pairs that were looked at the first have less than 0.33, the second more than 0.46.
 _LEAST_CERTAIN_DIFFERENCE = 0.4
+# Networks that hardly learned anything differ always in the same direction, and are sure of nothing.
+_LEAST_CERTAINTY = 0.6
 # Fewer predictions that differ, as a share of all and as a number, say nothing.
 _LEAST_SHARE, _LEAST_COUNT = 0.03, 20
 _LEAST_CLASSES = 3
@@ -137,6 +139,7 @@ class Disagreement:
             self.classes >= _LEAST_CLASSES
             and self.share >= _LEAST_SHARE
             and self.share * self.count >= _LEAST_COUNT
+            and self.certainty >= _LEAST_CERTAINTY
             and self.systematic * self.certainty >= _LEAST_CERTAIN_DIFFERENCE
         )
 

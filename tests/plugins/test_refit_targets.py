@@ -290,3 +290,16 @@ def test_options_of_a_repair_on_the_command_line(run: Run) -> None:  # noqa: F81
     assert "--repair-option target=outputs" in Path("report/report.md").read_text(encoding="utf-8")
     assert "Did you mean 'target'" in run.fails(*given, "--repair-option", "targt=outputs")
     assert "repair" in run.fails("fuse", "a.pt", "b.pt", *run.arch, "--repair-option", "target=outputs")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_networks_that_learned_nothing_saw_nothing_different(seed: int) -> None:
+    """Untrained networks answer differently, and each always the same; but they are sure of nothing."""
+    torch.manual_seed(seed)
+    nets = [nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 5)).eval() for _ in range(2)]
+    found = Disagreement(2)
+    inputs = torch.randn(1000, 6)
+    with torch.no_grad():
+        found.add([probabilities_of(2 * net(inputs), 1) for net in nets])
+    assert found.share > 0.3
+    assert not found.saw_different_things
