@@ -432,7 +432,8 @@ def test_fifty_kills(folder: Path) -> None:
             time.sleep(draws.uniform(0, whole[solver]))
         else:
             os.read(begun, 1)
-            time.sleep(draws.uniform(0, 0.075))
+            # The model and the file that describes it are synced one after the other.
+            time.sleep(draws.uniform(0, 0.175))
         run.kill()
         killed += run.end() == -signal.SIGKILL
         os.close(begun)

@@ -199,6 +199,7 @@ class _Shaped(nn.Module):
         (lambda made: made.relu(), False),
         (lambda made: made * 2, False),
         (lambda made: (made, made.softmax(1)), False),
+        (lambda made: torch.stack(made.chunk(2, 1)), False),
     ],
 )
 def test_a_map_makes_classes_where_nothing_but_a_softmax_stands_behind_it(

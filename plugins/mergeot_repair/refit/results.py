@@ -64,16 +64,19 @@ def _makes_classes(node: fx.Node, linear_map: LinearMap) -> bool:
         (user,) = node.users
         if user.op == "output":
             return True
-        operation = operation_name(user)
-        before, after = node.meta["val"].shape, user.meta["val"].shape
-        if operation in _SOFTMAXES:
-            is_kept = named_arguments(user)["dim"] % len(before) == axis % len(before)
-        else:
-            is_kept = operation in _COPIES or (operation in _RESHAPES and axis == -1 and before[-1] == after[-1])
-        if not is_kept:
+        if not _keeps_classes(user, node.meta["val"].shape, axis):
             return False
         node = user
     return False
+
+
+def _keeps_classes(user: fx.Node, before: torch.Size, axis: int) -> bool:
+    """Whether an operation leaves classes on their axis."""
+    operation = operation_name(user)
+    if operation in _SOFTMAXES:
+        return named_arguments(user)["dim"] % len(before) == axis % len(before)
+    is_reshaped = operation in _RESHAPES and axis == -1
+    return operation in _COPIES or (is_reshaped and before[-1] == user.meta["val"].shape[-1])
 
 
 def log_probabilities(
