@@ -158,7 +158,7 @@ def _sizes(sides: _Sides, name: str, axis: int) -> str:
         )
     if _CONVOLUTION in operation and isinstance(ours, Fixed):
         return f"The kernels have {sizes[0]} and {sizes[1]} places in {here} and {there}"
-    return f"Axis {axis} of parameter '{name}' has {_plain(ours)} places in {here} but {_plain(theirs)} in {there}"
+    return f"Axis {axis} of parameter '{name}' has {sizes[0]} places in {here} but {sizes[1]} in {there}"
 
 
 def _way_out(sides: _Sides, name: str, axis: int, different: Sequence[str]) -> str:

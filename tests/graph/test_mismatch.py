@@ -138,3 +138,24 @@ def test_what_is_kept_may_differ_in_places_that_stay() -> None:
     graphs[0].check_same_structure(graphs[1], "one", "other", {"fc.weight", "fc.bias"})
     with pytest.raises(GraphMismatchError, match=r"'fc\.bias', axis 0"):
         graphs[0].check_same_structure(graphs[1], "one", "other", {"fc.weight"})
+
+
+class Placed(nn.Module):
+    """A token and places, which have a table of positions together."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, places + 1, 8))
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.read, self.write = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.places = places
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        placed = torch.cat([self.token.expand(len(inputs), -1, -1), self.read(inputs[:, : self.places])], 1)
+        return self.write((placed + self.positions).relu().mean(1))
+
+
+def test_places_of_a_table_are_counted() -> None:
+    with pytest.raises(GraphMismatchError) as raised:
+        fuse([Placed(4), Placed(9)], example_inputs=torch.randn(2, 9, 4))
+    assert "Axis 1 of parameter 'positions' has 5 places in source 0 but 10 in source 1" in str(raised.value)
