@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import commands
 from file_kinds import KINDS, NETS, ON, Kind, into_net, make_net, of_arrays, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mergekit_ot import CheckpointError, load_checkpoint, save_checkpoint
-from mergekit_ot.cli.app import main
 
 Command = Callable[..., str]
 _REPRESENTATIVE = ("plain", "lightning", "average taken", "npz", "pickled client")
@@ -30,14 +30,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(NETS, encoding="utf-8")
 
-    def ran(*arguments: str, status: int = 0) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert (stopped.value.code or 0) == status, printed.err
-        return printed.out if "--json" in arguments else printed.err
-
-    return ran
+    return commands(capsys)
 
 
 def _written(kind: Kind) -> tuple[str, str]:

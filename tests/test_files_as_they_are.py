@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import commands
 from file_kinds import NETS, ON, make_net, state_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mergekit_ot import load_checkpoint
-from mergekit_ot.cli.app import main
 from mergekit_ot.storage.renaming import RenamedStore, renamings
 from mergekit_ot.storage.store import MemoryStore
 
@@ -34,14 +34,13 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(NETS, encoding="utf-8")
 
-    def ran(*arguments: str, status: int = 0) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert (stopped.value.code or 0) == status, printed.err
-        return printed.out if "--json" in arguments else " ".join(printed.err.split())
+    ran = commands(capsys)
 
-    return ran
+    def unfolded(*arguments: str, status: int = 0) -> str:
+        printed = ran(*arguments, status=status)
+        return printed if "--json" in arguments else " ".join(printed.split())
+
+    return unfolded
 
 
 def _tensors(names: set[str]) -> State:

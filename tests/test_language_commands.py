@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import commands
 from torch import Tensor, nn
 
 from mergekit_ot import evaluate, load_checkpoint
@@ -52,14 +53,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         layers = {"embedding": nn.Embedding(7, 5), "hidden": nn.Linear(5, 6), "head": nn.Linear(6, 7)}
         torch.save(nn.ModuleDict(layers).state_dict(), f"{name}.pt")
 
-    def ran(*arguments: str, status: int = 0) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert (stopped.value.code or 0) == status, printed.err
-        return printed.out if "--json" in arguments else printed.err
-
-    return ran
+    return commands(capsys)
 
 
 def test_the_perplexity_is_the_exponential_of_the_mean_cross_entropy() -> None:

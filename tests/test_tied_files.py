@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import commands
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mergekit_ot import ArchitectureError, SourceModel, fuse, load_checkpoint
-from mergekit_ot.cli.app import main
 from mergekit_ot.storage.file_names import constant_kind
 
 _FILES = {
@@ -60,14 +60,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     for seed, name in enumerate("ab"):
         _write(name, _net(seed).state_dict())
 
-    def ran(*arguments: str, status: int = 0) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert (stopped.value.code or 0) == status, printed.err
-        return printed.out if "--json" in arguments else printed.err
-
-    return ran
+    return commands(capsys)
 
 
 def _net(seed: int) -> nn.Module:
