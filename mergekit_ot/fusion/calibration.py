@@ -20,7 +20,7 @@ Batches = tuple[tuple[Tensor, ...], ...]
 CALIBRATION_BATCH = 100
 # Samples that a repair is judged on: one of so many, so many at most; where there are few of them at least so many,
 # half of all where that is less.
-_HELD_OUT_SHARE, _MOST_HELD_OUT, _LEAST_HELD_OUT = 5, 200, 20
+_HELD_OUT_SHARE, MOST_HELD_OUT, LEAST_HELD_OUT = 5, 200, 20
 # With fewer there is nothing to fit to and to judge on.
 LEAST_SAMPLES = 4
 # Batches of the samples to fit to, where there are few: a cross-validation needs some.
@@ -33,7 +33,7 @@ class CalibrationData:
 
     Attributes:
         batches: To be fitted to, in batches of one size (a captured program fixes it).
-        held_out: That nothing is fitted to, for a repair to be judged on; none where there is no repair.
+        held_out: That nothing is fitted to, for the result to be judged on; none where it is not.
         notes: What the user should know about them.
     """
 
@@ -118,7 +118,7 @@ def calibration_inputs(data: Iterable[Any], size: int) -> Batches:
     check_outliers(samples)
     if len(distinct(samples)) < 2:
         raise DataError(f"{_all_same(count)} Give the inputs that the sources were trained on, or some like them.")
-    return _in_batches(samples, batch)
+    return in_batches(samples, batch)
 
 
 def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
@@ -161,7 +161,7 @@ def _split(samples: Sequence[Tensor], size: int, notes: tuple[str, ...]) -> Cali
         fitted, judged = drawn[held:].sort().values, drawn[:held].sort().values
         to_fit, to_judge = tuple(part[fitted] for part in samples), tuple(part[judged] for part in samples)
     batch = max(2, min(CALIBRATION_BATCH, len(to_fit[0]) // _BATCHES))
-    return CalibrationData(_in_batches(to_fit, batch), _in_batches(to_judge, batch), notes)
+    return CalibrationData(in_batches(to_fit, batch), in_batches(to_judge, batch), notes)
 
 
 def _first_inputs(data: Iterable[Any]) -> tuple[Tensor, ...]:
@@ -174,10 +174,10 @@ def _first_inputs(data: Iterable[Any]) -> tuple[Tensor, ...]:
 
 def _held_out(count: int) -> int:
     """Returns how many of so many samples are held out."""
-    return min(_MOST_HELD_OUT, max(count // _HELD_OUT_SHARE, min(_LEAST_HELD_OUT, count // 2)))
+    return min(MOST_HELD_OUT, max(count // _HELD_OUT_SHARE, min(LEAST_HELD_OUT, count // 2)))
 
 
-def _in_batches(samples: Sequence[Tensor], batch: int) -> Batches:
+def in_batches(samples: Sequence[Tensor], batch: int) -> Batches:
     """Returns samples in batches of exactly one size; what is left over is dropped."""
     whole = len(samples[0]) // batch * batch
     return tuple(zip(*(part[:whole].split(batch) for part in samples), strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergekit_ot.fusion.comparison import Closeness, Distance, RepairComparison
 from mergekit_ot.fusion.predictions import (
@@ -62,6 +62,7 @@ def compare_repair(
     model_weights: Sequence[float],
     held_out: Iterable[tuple[Tensor, ...]],
     aim: Aim = Aim.OUTPUTS,
+    mean: Mapping[str, Tensor] | None = None,
 ) -> RepairComparison | None:
     """Compares a fused network with and without a repair; None where it has no outputs that are numbers.
 
@@ -73,18 +74,20 @@ def compare_repair(
         model_weights: One per source.
         held_out: Inputs that nothing was fitted to.
         aim: What the repair brings the results near to.
+        mean: The mean of the sources' weights, neurons taken as they stand.
     """
-    models = [*(target.instance(state) for state in states), *(source.instance() for source in sources)]
+    models = _networks(states, target, sources, mean)
+    own_places = slice(2, 2 + len(sources))
     sums: list[_Outputs] = [_Outputs() for _ in models]
     spread = _Spread()
-    predictions = _Predictions(model_weights)
+    predictions = _Predictions(model_weights, len(models))
     classes: set[int] = set()
     for inputs in held_out:
-        outputs = [outputs_of(model, inputs) for model in models]
+        outputs = _outputs_of_all(models, inputs)
         predictions.add(outputs, inputs)
         for place in range(len(outputs[0])):
             each = [of_model[place] for of_model in outputs]
-            goal = _ensemble(each[2:], model_weights, each[0])
+            goal = _ensemble(each[own_places], model_weights, each[0])
             if goal is None:
                 return None
             # Heads of other sizes than the fused one's are no results to compare it with.
@@ -100,32 +103,67 @@ def compare_repair(
     of_predictions = predictions.found(aim)
     of_each = predictions.sums if of_predictions else sums
     samples = [torch.cat(each.by_sample) for each in of_each]
+    of_sources, of_mean = samples[own_places], samples[own_places.stop :]
+    has_mean = bool(of_mean)
     return RepairComparison(
         repair=name,
         held_out=spread.count,
         repaired=distances[0],
         unrepaired=distances[1],
-        sources=tuple(distances[2:]),
+        sources=tuple(distances[own_places]),
         is_one_sided=len(classes) == 1 and spread.count >= _TELLING,
         aim=aim,
-        predictions=of_predictions,
-        nearer_sources=(_surely_nearer(samples[2:], samples[0]), _surely_nearer(samples[2:], samples[1])),
+        predictions=of_predictions[: own_places.stop],
+        nearer_sources=(_nearest(of_sources, samples[0]), _nearest(of_sources, samples[1])),
+        mean=distances[own_places.stop] if has_mean else None,
+        prediction_of_mean=of_predictions[own_places.stop] if has_mean and of_predictions else None,
+        is_mean_nearer=(
+            has_mean and _is_surely_nearer(of_mean[0], samples[0]),
+            has_mean and _is_surely_nearer(of_mean[0], samples[1]),
+        ),
     )
 
 
-def _surely_nearer(sources: Sequence[Float[Tensor, " n"]], result: Float[Tensor, " n"]) -> int | None:
+def _networks(
+    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    target: SourceModel,
+    sources: Sequence[SourceModel],
+    mean: Mapping[str, Tensor] | None,
+) -> list[nn.Module]:
+    """Returns the repaired network, the unrepaired one, the sources and the mean; the first two may be one."""
+    unrepaired = target.instance(states[1])
+    repaired = unrepaired if states[0] is states[1] else target.instance(states[0])
+    of_mean = [] if mean is None else [target.instance(mean)]
+    return [repaired, unrepaired, *(source.instance() for source in sources), *of_mean]
+
+
+def _outputs_of_all(models: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    known: dict[int, list[Tensor]] = {}
+    for model in models:
+        if id(model) not in known:
+            known[id(model)] = outputs_of(model, inputs)
+    return [known[id(model)] for model in models]
+
+
+def _nearest(sources: Sequence[Float[Tensor, " n"]], result: Float[Tensor, " n"]) -> int | None:
     """Returns the place of the source with the least mean distance, where it is surely less than the result's.
 
     Args:
         sources: Distance of each source from the ensemble, sample by sample.
         result: That of the result.
     """
-    if len(sources) < 2 or len(result) < _TELLING:
+    if len(sources) < 2:
         return None
     nearest = min(range(len(sources)), key=lambda number: float(sources[number].mean()))
-    gains = result - sources[nearest]
-    error = float(gains.std()) / len(gains) ** 0.5
-    return nearest if float(gains.mean()) > _SURE * error else None
+    return nearest if _is_surely_nearer(sources[nearest], result) else None
+
+
+def _is_surely_nearer(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> bool:
+    """Whether the mean of some distances is less than that of others by more than two standard errors."""
+    if len(other) < _TELLING:
+        return False
+    gains = other - one
+    return float(gains.mean()) > _SURE * float(gains.std()) / len(gains) ** 0.5
 
 
 def _ensemble(outputs: Sequence[Tensor], model_weights: Sequence[float], like: Tensor) -> Tensor | None:
@@ -148,13 +186,18 @@ def _ensemble(outputs: Sequence[Tensor], model_weights: Sequence[float], like: T
 class _Predictions:
     """Predictions of networks beside those of the ensemble, where all hand out one tensor with an axis of classes.
 
-    The first two networks are the fused one with and without the repair, the others are the sources.
+    The first two networks are the fused one with and without the repair, the next ones the sources.
+
+    Args:
+        model_weights: One per source.
+        count: How many networks there are.
     """
 
-    def __init__(self, model_weights: Sequence[float]) -> None:
+    def __init__(self, model_weights: Sequence[float], count: int) -> None:
         self.model_weights = model_weights
+        self.of_sources = slice(2, 2 + len(model_weights))
         self.between = Disagreement(len(model_weights))
-        self.sums = [Divergence() for _ in range(len(model_weights) + 2)]
+        self.sums = [Divergence() for _ in range(count)]
         self.are_classes, self.are_of_steps = True, False
 
     def add(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
@@ -169,8 +212,8 @@ class _Predictions:
         if not self.are_classes:
             return
         each = [probabilities_of(of_model, axis) for (of_model,) in outputs]
-        self.between.add(each[2:])
-        goal = mean_probabilities(each[2:], self.model_weights)
+        self.between.add(each[self.of_sources])
+        goal = mean_probabilities(each[self.of_sources], self.model_weights)
         for total, own in zip(self.sums, each, strict=True):
             total.add(own, goal, len(outputs[0][0]))
 

@@ -66,6 +66,9 @@ class RepairComparison:
             than the unrepaired one; None where there is none. Of classifiers the divergence counts, of other networks
             the squared distance of the outputs; the mean difference over the held-out inputs has to be more than two
             standard errors.
+        mean: Distance of the mean of the sources' weights, neurons taken as they stand; None where sizes differ.
+        prediction_of_mean: For classifiers, the same of its predictions.
+        is_mean_nearer: Whether that mean is surely nearer than the repaired network, and than the unrepaired one.
 
     Example:
         >>> import torch
@@ -86,6 +89,9 @@ class RepairComparison:
     aim: Aim = Aim.OUTPUTS
     predictions: tuple[Closeness, ...] = ()
     nearer_sources: tuple[int | None, int | None] = (None, None)
+    mean: Distance | None = None
+    prediction_of_mean: Closeness | None = None
+    is_mean_nearer: tuple[bool, bool] = (False, False)
 
     @property
     def is_needed(self) -> bool:
@@ -115,7 +121,14 @@ class RepairComparison:
         if not self.sources:
             return f"{said}."
         nearest = min(range(len(self.sources)), key=lambda number: self.sources[number].plain)
-        return f"{said}; {self.sources[nearest]} for the nearest source (number {nearest + 1}).{self._of_predictions}"
+        of_mean = self._of_mean(self.mean, self.unrepaired)
+        own = f"{self.sources[nearest]} for the nearest source (number {nearest + 1})"
+        return f"{said}; {own}{of_mean}.{self._of_predictions}"
+
+    @staticmethod
+    def _of_mean(mean: object, unrepaired: object) -> str:
+        # Where nothing was aligned, the fused network is that mean.
+        return "" if mean is None or mean == unrepaired else f"; {mean} for the plain mean of their weights"
 
     def _beside(self, repaired: object, unrepaired: object) -> str:
         if self.repair == NO_REPAIR:
@@ -130,7 +143,7 @@ class RepairComparison:
         nearest = min(range(len(sources)), key=lambda number: sources[number].divergence)
         return (
             f" Of its predictions: {self._beside(repaired, unrepaired)}; {sources[nearest]} for the nearest source "
-            f"(number {nearest + 1})."
+            f"(number {nearest + 1}){self._of_mean(self.prediction_of_mean, unrepaired)}."
         )
 
     @property
@@ -155,6 +168,11 @@ class RepairComparison:
                 f"Source number {alone + 1} alone is nearer to the ensemble of all sources than the fused network, so "
                 f"it may be the better network. {self.sentence}"
             )
+        if self.is_mean_nearer[0 if self.is_written else 1]:
+            found.append(
+                "The plain mean of the sources' weights is nearer to their ensemble than the fused network: they may "
+                f"come from one training. Compare with --solver average. {self.sentence}"
+            )
         return tuple(found)
 
     def as_json(self) -> dict[str, object]:
@@ -168,6 +186,7 @@ class RepairComparison:
             "distances_of_sources": [vars(distance) for distance in self.sources],
             "aim": self.aim.value,
             "nearer_source": self.nearer_source,
+            "distance_of_mean": None if self.mean is None else vars(self.mean),
             **self._predictions_as_json(),
         }
 
@@ -175,4 +194,9 @@ class RepairComparison:
         if not self.predictions:
             return {}
         repaired, unrepaired, *sources = map(vars, self.predictions)
-        return {"predictions": repaired, "predictions_without": unrepaired, "predictions_of_sources": sources}
+        found = {"predictions": repaired, "predictions_without": unrepaired, "predictions_of_sources": sources}
+        return (
+            found
+            if self.prediction_of_mean is None
+            else {**found, "predictions_of_mean": vars(self.prediction_of_mean)}
+        )

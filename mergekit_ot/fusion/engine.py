@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mergekit_ot.fusion.function_check import AS_THEY_STAND
 from mergekit_ot.fusion.fusion_run import FusionRun
+from mergekit_ot.fusion.judging import judged
 from mergekit_ot.fusion.networks import Deferred
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.fusion.setup import FusionSetup
@@ -60,6 +61,8 @@ def run_fusion(
 def _averaged(setup: FusionSetup, started: float, writer: StoreWriter | None) -> FusionResult:
     """Averages sources as they stand, without a trace; what only a graph tells is found when it is asked for."""
     state = averaged_as_they_stand(setup, writer)
+    target, sources = setup.networks.target, setup.networks.sources
+    comparison, notes = judged(setup, target, sources, state) if setup.held_out else (None, ())
     aligned = Deferred(lambda: FusionRun(replace(setup, observers=())).aligned_alone())
     return FusionResult(
         state=state,
@@ -70,11 +73,12 @@ def _averaged(setup: FusionSetup, started: float, writer: StoreWriter | None) ->
         solver=setup.methods.solver.name,
         options=setup.options,
         seconds=time.perf_counter() - started,
-        warnings=(),
-        target=setup.networks.target,
-        sources=setup.networks.sources,
+        warnings=() if comparison is None else comparison.warnings,
+        target=target,
+        sources=sources,
         networks=setup.networks,
-        notes=setup.notes,
+        notes=(*setup.notes, *notes),
         extent=Deferred(lambda: aligned.value.extent()),
         check=AS_THEY_STAND,
+        repair_comparison=comparison,
     )

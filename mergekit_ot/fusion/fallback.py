@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergekit_ot.fusion.comparing import compare_repair
 from mergekit_ot.fusion.comparison import RepairComparison
-from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AlignedModels
-from mergekit_ot.fusion.setup import FusionSetup
-
-
-def judged(setup: FusionSetup, models: AlignedModels, fused: Mapping[str, Tensor]) -> RepairComparison | None:
-    """Returns how near a fused network that is not repaired and each source are to the ensemble of the sources."""
-    states = (fused, fused)
-    return compare_repair(NO_REPAIR, states, models.target, models.sources, setup.model_weights, setup.held_out)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from mergekit_ot.fusion.advice import advice
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.extent import Extent, check_something_is_free, extent_of
-from mergekit_ot.fusion.fallback import chosen, judged
+from mergekit_ot.fusion.fallback import chosen
 from mergekit_ot.fusion.families import with_starts
 from mergekit_ot.fusion.function_check import REFUSED, FunctionCheck, check_function
 from mergekit_ot.fusion.heads import heads_note, joined_head
+from mergekit_ot.fusion.judging import judged
 from mergekit_ot.fusion.layer_rules import kept_notes
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.plan import Step, build_plan
-from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, repair_context, repaired_unless_worse
+from mergekit_ot.fusion.repair import AbstractRepair, AlignedModels, plain_mean, repair_context, repaired_unless_worse
 from mergekit_ot.fusion.responses import ResponseGrams
 from mergekit_ot.fusion.setup import FusionSetup
 from mergekit_ot.fusion.step_check import check_step
@@ -108,9 +109,11 @@ class FusionRun:
         self._finish_state()
         if self.methods.repair is not None:
             self._mend(self.methods.repair)
+        elif setup.held_out:
+            mean = plain_mean(models, setup.model_weights)
+            self.comparison, why = judged(setup, models.target, models.sources, self.fused, mean)
+            self.notes += why
         if setup.options.fallback:
-            if self.methods.repair is None:
-                self.comparison = judged(setup, models, self.fused)
             found = chosen(self.comparison, models, self.template)
             self.notes.append(found.note)
             self.alone, self.fused = found.source, self.fused if found.state is None else found.state

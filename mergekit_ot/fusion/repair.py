@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import blaming
@@ -153,6 +154,30 @@ class AlignedModels:
         return state if states is None else states.store(state)
 
 
+def plain_mean(models: AlignedModels, model_weights: Sequence[float]) -> Mapping[str, Tensor] | None:
+    """Returns the mean of the sources' weights, neurons taken as they stand; None where their sizes differ.
+
+    Args:
+        models: The networks of a fusion.
+        model_weights: One per source.
+    """
+    states = [source.state for source in models.given]
+    first, shapes = states[0], models.target.architecture.shapes
+    if any(set(state.names) != set(first.names) for state in states[1:]):
+        return None
+    if any(state.shape(name) != first.shape(name) for state in states[1:] for name in first.names):
+        return None
+    mean: dict[str, Tensor] = {}
+    for name in first.names:
+        mean[name] = own = first.read(name)
+        if own.is_floating_point() or own.is_complex():
+            parts = zip(model_weights, (state.read(name) for state in states), strict=True)
+            mean[name] = sum((weight * part for weight, part in parts), torch.zeros_like(own))
+    rewritten = models.rewritten(mean, 0)
+    is_fitting = all(name in rewritten and rewritten[name].shape == shapes[name].shape for name in shapes)
+    return rewritten if is_fitting else None
+
+
 def repair_context(
     models: AlignedModels,
     fused: Mapping[str, Tensor],
@@ -259,7 +284,7 @@ def repaired_unless_worse(
     held_out = list(held_out)
     if not held_out:
         return state, None
-    found = compare_repair(
-        name, (state, context.fused), models.target, models.sources, context.model_weights, held_out, context.aim
-    )
+    states, weights = (state, context.fused), context.model_weights
+    mean = plain_mean(models, weights)
+    found = compare_repair(name, states, models.target, models.sources, weights, held_out, context.aim, mean)
     return state if found is None or found.is_written else context.fused, found

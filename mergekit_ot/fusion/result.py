@@ -46,8 +46,8 @@ class FusionResult:
         notes: Sentences about what was done: to sources of other number types, and by the repair.
         extent: How many groups were aligned, which share of the weights is pinned, and why.
         check: What running the sources and their aligned copies showed; None for a dry run.
-        repair_comparison: The repaired network beside the unrepaired one, on held-out inputs; None where there was no
-            repair, or nothing to compare it on.
+        repair_comparison: The result beside the sources, their mean and, with a repair, the unrepaired network, on
+            inputs that nothing was fitted to; None where there were no data to compare them on.
         alone: Place of the source that is the result alone (option ``fallback``); None where the fused network is.
         networks: The networks that were fused. Where they were averaged without a trace, they are traced when
             `alignment`, `groups`, `plan` or `extent` is first asked for.

@@ -39,6 +39,7 @@ class FusionInputs:
         data: Calibration batches, of inputs or (inputs, targets); targets are never read.
         may_rewrite: Whether a solver may align the networks in their normal forms, which compute the same with other
             weights; otherwise every source keeps its own.
+        is_compared: Whether, where there are data, the fused network is compared with its sources on some of them.
 
     Example:
         Two networks to be fused into the sizes of the second:
@@ -54,6 +55,7 @@ class FusionInputs:
     example_inputs: Tensor | tuple[object, ...] | None = None
     data: Iterable[Any] | None = None
     may_rewrite: bool = True
+    is_compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class FusionSetup:
         methods: How.
         inputs: Example inputs, for tracing and for the function check.
         batches: Calibration inputs in batches of one size, possibly none.
-        held_out: More of them, which nothing is fitted to and a repair is judged on.
+        held_out: More of them, which nothing is fitted to and the result is judged on.
         options: What the user chose.
         observers: Told about every step.
         notes: What the user should know about the sources and the calibration data.

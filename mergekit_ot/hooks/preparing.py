@@ -10,6 +10,7 @@ from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture, with_known
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
 from mergekit_ot.fusion.executor import AbstractExecutor
+from mergekit_ot.fusion.judging import data_to_compare
 from mergekit_ot.fusion.layer_rules import ONE, LayerRules, RuledNetworks, layer_rules
 from mergekit_ot.fusion.networks import FusedNetworks
 from mergekit_ot.fusion.number_types import in_one_type
@@ -28,7 +29,7 @@ from mergekit_ot.fusion.shares import checked_weights, weights_note
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.fusion.standing import needs_no_graph
 from mergekit_ot.fusion.tracing import TracedModels, Tracer, trace_all
-from mergekit_ot.graph.capture.inputs import traced_inputs
+from mergekit_ot.graph.capture.inputs import as_inputs, traced_inputs
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.hooks.methods import (
@@ -183,12 +184,17 @@ def _data(
     try:
         if data is not None and (who or is_judged):
             data, size = with_limit(data, options)
-        held, examples = calibration(data, size, bool(who) or is_judged, given, is_judged=is_judged)
+        if data is not None and inputs.is_compared and not is_judged and len(inputs.models) > 1:
+            held, first_batch = data_to_compare(data, size, bool(who))
+            examples = first_batch if who or given is None else as_inputs(given)
+        else:
+            held, examples = calibration(data, size, bool(who) or is_judged, given, is_judged=is_judged)
     except DataError as error:
         if who:
             raise
         held, examples = calibration(inputs.data, size, False, given)
-        held = replace(held, notes=(*held.notes, f"The repair is not judged on the data. {error}"))
+        what = "repair is not judged" if is_judged else "fused network is not compared with its sources"
+        held = replace(held, notes=(*held.notes, f"The {what} on the data. {error}"))
     return held, examples if held.batches else traced_inputs(first.architecture.outline, examples)
 
 

@@ -186,7 +186,7 @@ def align_pair(
     # The recipe may hold more than two models, and nothing is averaged or mended here.
     options = replace(recipe, model_weights=None, repair=NO_REPAIR)
     result = fuse_with(
-        FusionInputs(models, example_inputs=inputs, data=data, may_rewrite=may_rewrite),
+        FusionInputs(models, example_inputs=inputs, data=data, may_rewrite=may_rewrite, is_compared=False),
         options,
         manager=manager,
         progress=progress,

@@ -265,7 +265,9 @@ def _repaired(result: FusionResult) -> dict[str, Any]:
     checked: dict[str, Any] = {"aligned_sources_max_error": result.aligned_sources_max_error}
     if result.alone is not None:
         return {**checked, "source_alone": result.alone}
-    return checked if comparison is None else {**checked, "is_repaired": comparison.is_written}
+    if comparison is None or comparison.repair == NO_REPAIR:
+        return checked
+    return {**checked, "is_repaired": comparison.is_written}
 
 
 def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_ot.fusion.extent import Extent
+from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.transport.problem import Status
 
@@ -39,7 +40,11 @@ class FusionOutcome:
         comparison = self.result.repair_comparison
         if self.result.alone is not None:
             content["source_alone"] = self.result.alone
-        return content if comparison is None else {**content, "repair": comparison.as_json()}
+        if comparison is None:
+            return content
+        content["comparison"] = comparison.as_json()
+        is_older = comparison.repair != NO_REPAIR or self.result.options.fallback
+        return {**content, "repair": content["comparison"]} if is_older else content
 
 
 def extent_facts(extent: Extent) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def method_section(report: Report) -> Markup:
     pairs += [(f"objective, {when}", f"{value:.6g}") for when, value in result.objectives.items()]
     pairs += [("what the repair did", text) for text in result.notes]
     if result.repair_comparison is not None:
-        pairs.append(("what the repair is worth", result.repair_comparison.sentence))
+        pairs.append(("how near to the sources together", result.repair_comparison.sentence))
     pairs.append(("time", _times(report)))
     return tag("section", tag("h2", "Method"), definitions(pairs), id="method")
 

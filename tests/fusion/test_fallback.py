@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot import DataError, FusionResult, fuse
+from mergekit_ot import AbstractBarycenterSolver, BarycenterProblem, DataError, FusionResult, Permutation, fuse
 
 
 def _net(seed: int, width: int = 8, factor: float = 3.0) -> nn.Module:
@@ -76,3 +76,53 @@ def test_the_choice_needs_data() -> None:
         DataError, match=r"choice between the fused model and a source \(--fallback\) needs calibration"
     ):
         fuse([_net(0), _net(1)], example_inputs=torch.randn(2, 6), fallback=True)
+
+
+def test_a_fusion_without_a_repair_is_judged_as_well() -> None:
+    nets = [_net(seed) for seed in (0, 1, 2)]
+    for solver in ("average", "wb", "activation-matching"):
+        result = fuse(nets, data=_data(), solver=solver, model_weights=(0.1, 0.8, 0.1), device="cpu")
+        assert result.repair_comparison.repair == "none"
+        is_named = any("Source number 2 alone is nearer" in warning for warning in result.warnings)
+        assert is_named == (result.repair_comparison.nearer_source == 1)
+        assert is_named or solver != "average"
+
+
+def test_judging_changes_nothing_of_what_is_fused() -> None:
+    nets, inputs = [_net(0), _net(1)], _data()[0]
+    plain = fuse(nets, example_inputs=inputs[:2], solver="wb", device="cpu")
+    judged = fuse(nets, data=[inputs], solver="wb", device="cpu")
+    assert plain.repair_comparison is None
+    assert all(torch.equal(judged.state[name], value) for name, value in plain.state.items())
+
+
+class Rolled(AbstractBarycenterSolver):
+    """Takes every neuron of the second source for its neighbour's."""
+
+    name = "rolled"
+    summary = "every neuron of the second source for its neighbour's"
+
+    def find(self, problem: BarycenterProblem) -> tuple[Permutation, ...]:
+        order = torch.arange(problem.size)
+        return Permutation(order), Permutation(order.roll(1))
+
+
+def test_the_plain_mean_is_named_where_it_is_nearer() -> None:
+    """Two networks of one training, their neurons in one order, which a solver breaks."""
+    first = _net(0)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second[0].weight.add_(0.01)
+    broken = fuse([first, second], data=_data(), solver=Rolled(), device="cpu")
+    assert broken.repair_comparison.mean.plain < 1e-3 < broken.repair_comparison.unrepaired.plain
+    assert any("The plain mean of the sources' weights is nearer" in warning for warning in broken.warnings)
+    whole = fuse([first, second], data=_data(), solver="wb", device="cpu")
+    assert not any("plain mean" in warning for warning in whole.warnings)
+    assert fuse([first, _net(1, 12)], data=_data(), solver="wb", device="cpu").repair_comparison.mean is None
+
+
+def test_data_that_nothing_can_be_told_from_cost_no_fusion() -> None:
+    spoilt = [_data(4)[0], torch.full((4, 6), torch.nan)]
+    result = fuse([_net(0), _net(1)], data=spoilt, solver="wb", device="cpu")
+    assert result.repair_comparison is None
+    assert any("is not compared with its sources on the data" in note for note in result.notes)
