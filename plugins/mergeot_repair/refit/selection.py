@@ -114,7 +114,7 @@ class Selection:
         places = {group: self.places[group] for group in groups}
         pace = 1 if self.is_at_once else _PACE_OF_A_LAYER
         self.kept |= eliminate(list(regressions.values()), places, sizes, self.context.progress, pace)
-        self.regressions |= regressions
+        self.regressions |= {name: regression.released() for name, regression in regressions.items()}
 
     def _regression(self, name: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
