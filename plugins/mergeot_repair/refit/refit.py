@@ -12,17 +12,19 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, Norm, free_maps
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
 from mergeot_repair.refit.disagreeing import saw_different_things
+from mergeot_repair.refit.norms import combined_rows, norm_numbers
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
-from mergeot_repair.refit.regression import Solution, Sums, joined
+from mergeot_repair.refit.regression import joined
 from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
+from mergeot_repair.refit.wide import AnySums, described, sums_for
 from mergeot_repair.streams.finding import Stream, StreamFinder
 from mergeot_repair.streams.refit import StreamRefit
 
@@ -142,11 +144,11 @@ class _Refit:
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
         maps = self.maps
+        self._tell(described(self.context, maps, self.used))
         self.targets.draw(self._widths(), self.selection.is_at_once)
         if self.selection.groups:
             self.selection.choose(self._products())
-            if self.context.note is not None:
-                self.context.note(self.selection.described())
+            self._tell(self.selection.described())
         self.streams.prepare(self.batches, self.runs, self.source_runs)
         for number, linear_map in enumerate(maps, start=1):
             if self.streams.owns(linear_map):
@@ -159,6 +161,10 @@ class _Refit:
                 self.context.progress(number, len(maps), f"refit {linear_map.weight}")
         self.streams.finish()
         return self.state
+
+    def _tell(self, sentence: str | None) -> None:
+        if sentence is not None and self.context.note is not None:
+            self.context.note(sentence)
 
     def _widths(self) -> dict[str, int]:
         """Returns the weights that the choice of neurons reads, with their inputs in all sources."""
@@ -207,11 +213,12 @@ class _Refit:
         source, state = self.context.sources[number], self.context.aligned[number]
         places = source.in_fused_order(torch.eye(len(source.state[linear_map.weight])), 1, linear_map.weight)
         nearest = places.abs().argmax(1)
-        return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
+        return combined_rows(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
     def _fit(self, linear_map: LinearMap) -> None:
         outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
-        sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
+        samples = self.targets.sample_count(linear_map)
+        sums = [sums_for(inputs, outputs // linear_map.groups, samples) for _ in range(linear_map.groups)]
         results = ResultRows() if linear_map.node in self.results else None
         other = self.targets.streams[linear_map.node]
         for number, run in enumerate(self.runs):
@@ -239,8 +246,8 @@ class _Refit:
         weight, bias = self.state[linear_map.weight], linear_map.bias
         before = Classifier(start, None if bias is None else self.state[bias])
         target = results.best_target(before) if self.target == AUTO else self.target
-        if self.target == AUTO and self.context.note is not None:
-            self.context.note(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
+        if self.target == AUTO:
+            self._tell(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
         if target == OUTPUTS:
             return
         found = results.fitted(target, before)
@@ -276,9 +283,9 @@ class _Refit:
     def _start(self, linear_map: LinearMap) -> Float[Tensor, "outputs inputs"]:
         """Returns the weights that a map has before it is fitted, of chosen neurons those in their sources."""
         start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
-        return _combined(linear_map, self.state) if start is None else start
+        return combined_rows(linear_map, self.state) if start is None else start
 
-    def _write(self, linear_map: LinearMap, sums: Sequence[Sums], start: Float[Tensor, "outputs inputs"]) -> None:
+    def _write(self, linear_map: LinearMap, sums: Sequence[AnySums], start: Float[Tensor, "outputs inputs"]) -> None:
         state, weight = self.state, self.state[linear_map.weight]
         starts = start.chunk(linear_map.groups)
         solutions = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]
@@ -286,35 +293,8 @@ class _Refit:
         norm, bias = linear_map.norm, linear_map.bias
         written = {linear_map.weight: weight_of(linear_map, solution.weight, weight)}
         if norm is not None:
-            written |= _statistics(norm, solution)
+            written |= norm_numbers(norm, solution)
         if bias is not None:
             written[bias] = solution.shift if norm is None else torch.zeros_like(state[bias])
         for name, value in written.items():
             state[name] = value.to(state[name].dtype)
-
-
-def _statistics(norm: Norm, solution: Solution) -> dict[str, Tensor]:
-    """Returns a BatchNorm's numbers for a regression that was fitted through it.
-
-    It keeps the statistics of what it reads, so that training can go on from here.
-    """
-    written = {norm.variance: solution.variance, norm.mean: solution.mean - solution.shift}
-    if norm.scale is not None:
-        written[norm.scale] = (solution.variance + norm.epsilon).sqrt()
-    else:
-        written[norm.variance] = torch.full_like(solution.variance, 1 - norm.epsilon)
-    if norm.shift is not None:
-        written[norm.shift] = solution.mean
-    else:
-        written[norm.mean] = torch.zeros_like(solution.mean)
-    return written
-
-
-def _combined(linear_map: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
-    """Returns the rows of a map together with the BatchNorm behind it."""
-    rows = rows_of(linear_map, state[linear_map.weight])
-    norm = linear_map.norm
-    if norm is None:
-        return rows
-    factor = (state[norm.variance] + norm.epsilon).rsqrt()
-    return rows * (factor if norm.scale is None else state[norm.scale] * factor)[:, None]
