@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from mergeot_repair.refit.candidates import Candidates, Nearness, parted, whole_sources
+from mergeot_repair.refit.candidates import Candidates, Nearness, parted, sources_to_try
 from mergeot_repair.refit.refit import RefitRepair
 from torch import Tensor, nn
 
-from mergekit_ot import Aim, FusionResult, RepairContext, fuse
+from mergekit_ot import Aim, DataError, FusionResult, RepairContext, fuse
 
 _BATCH = 80
 _FITTED = "its results were fitted to the ensemble."
@@ -150,6 +150,8 @@ def test_of_few_batches_none_is_held_back_and_nothing_else_is_tried() -> None:
     assert parted(context) == (context, [])
     one, other = RefitRepair().repair(context), RefitRepair(neurons="mixed").repair(context)
     assert all(torch.equal(one[name], other[name]) for name in one)
+    # What is asked for is done.
+    _source_of(RefitRepair(neurons="single").repair(context), context, "2.")
 
 
 def test_parts_are_disjoint_and_whole() -> None:
@@ -166,7 +168,8 @@ def test_parts_are_disjoint_and_whole() -> None:
 @pytest.mark.parametrize("change", ["kept", "joined", "weights", "wider"])
 def test_sources_that_are_no_state_of_the_fused_network_are_not_tried(change: str) -> None:
     context = _context(_nets(wide=8))
-    assert whole_sources(context) == [0, 1]
+    assert sources_to_try(context, "auto", is_choice=True) == [0, 1]
+    assert sources_to_try(context, "mixed", is_choice=True) == sources_to_try(context, "auto", is_choice=False) == []
     wider = {name: torch.cat([value, value]) for name, value in context.fused.items()}
     changed = {
         "kept": dataclasses.replace(context, kept=frozenset({"2.weight"})),
@@ -174,7 +177,13 @@ def test_sources_that_are_no_state_of_the_fused_network_are_not_tried(change: st
         "weights": dataclasses.replace(context, model_weights=(1.0, 0.0)),
         "wider": dataclasses.replace(context, fused=wider),
     }[change]
-    assert whole_sources(changed) == []
+    assert sources_to_try(changed, "auto", is_choice=True) == []
+    if change == "weights":
+        # One source is all there is.
+        assert sources_to_try(changed, "single", is_choice=True) == []
+    else:
+        with pytest.raises(DataError, match="neurons=single"):
+            sources_to_try(changed, "single", is_choice=True)
 
 
 def test_distances_are_divergences_of_classes_and_squares_of_numbers() -> None:

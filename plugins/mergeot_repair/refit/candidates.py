@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergekit_ot import (
     Aim,
+    DataError,
     Disagreement,
     Divergence,
     RepairContext,
@@ -58,15 +59,32 @@ def parted(context: RepairContext) -> tuple[RepairContext, list[tuple[Tensor, ..
     return replace(context, batches=fitted), [batches[place] for place in sorted(places)]
 
 
-def whole_sources(context: RepairContext) -> list[int]:
-    """Returns the numbers of the sources with a weight, if the state of each is one of the fused architecture."""
+def sources_to_try(context: RepairContext, neurons: str, is_choice: bool) -> list[int]:
+    """Returns the numbers of the sources that are tried as a whole.
+
+    Args:
+        context: Of the repair.
+        neurons: What the user wants: neurons of one source, of all, or what is nearest.
+        is_choice: Whether all that the sources do not share is chosen or averaged, neuron by neuron.
+
+    Raises:
+        DataError: One source's are wanted, and none is a state of the fused network.
+    """
     used = [number for number, share in enumerate(context.model_weights) if share > 0]
-    # What the user keeps from a source, or from each, is put back afterwards, in the order of the fused network.
-    if len(used) < 2 or context.kept or context.joined:
+    if neurons == MIXED or len(used) < 2 or not (is_choice or neurons == SINGLE):
         return []
     shapes = {name: value.shape for name, value in context.fused.items()}
     states = [context.sources[number].state for number in used]
-    return used if all({name: value.shape for name, value in state.items()} == shapes for state in states) else []
+    is_whole = all({name: value.shape for name, value in state.items()} == shapes for state in states)
+    # What the user keeps from a source, or from each, is put back afterwards, in the order of the fused network.
+    if is_whole and not context.kept and not context.joined:
+        return used
+    if neurons == SINGLE:
+        raise DataError(
+            "Option neurons=single of repair 'refit' takes one source as a whole, which needs sources of the fused "
+            "network's shapes and none of their parameters kept. Take neurons=mixed."
+        )
+    return []
 
 
 class Nearness:
