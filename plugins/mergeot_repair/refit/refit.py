@@ -14,6 +14,7 @@ from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arg
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.refit.candidates import SINGLE, Candidates, Nearness, parted, sources_to_try
 from mergeot_repair.refit.disagreeing import saw_different_things
 from mergeot_repair.refit.norms import combined_rows, norm_numbers
 from mergeot_repair.refit.pieces import in_pieces
@@ -68,18 +69,18 @@ class RefitRepair(AbstractRepair):
             ``probabilities``: the mean of their probabilities, with the least Kullback-Leibler divergence. ``auto``:
             outputs, but where the sources are sure of different classes, as after training on different ones, whichever
             of the three gives the answers of their mean probabilities most often.
+        neurons: Whose neurons the network has. ``mixed``: those of all sources, chosen as above. ``single``: those of
+            the source that is the nearest to the ensemble, with results that are fitted to the ensemble. ``auto``:
+            whichever is nearer to the ensemble on inputs that are held back for it.
     """
 
     target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
+    neurons: Literal["auto", "mixed", "single"] = AUTO
 
     needs_data: ClassVar[bool] = True
 
     def aim(self, context: RepairContext) -> Aim:
-        """Returns what the results are brought near to.
-
-        Raises:
-            DataError: Probabilities are asked for, and no linear map makes classes.
-        """
+        """Returns what the results are brought near to; raises DataError where that is classes and there are none."""
         if self.target == OUTPUTS:
             return Aim.OUTPUTS
         maps = free_maps(context)
@@ -98,13 +99,23 @@ class RefitRepair(AbstractRepair):
         """Returns the fused state with new linear maps.
 
         Raises:
-            DataError: The procedure changes an untouched source, which is its control.
+            DataError: The procedure changes an untouched source, which is its control; or no single source can be taken.
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
             streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
-            return _Refit(context, streams, target=self.target).run()
+            refit = _Refit(context, streams, target=self.target)
+            # A stream that is rebuilt is made of both sources, and takes what both have.
+            alone = sources_to_try(context, self.neurons, bool(refit.selection.groups) and not streams)
+            fitted, held_back = parted(context)
+            if not alone or not (held_back or self.neurons == SINGLE):
+                return refit.run()
+            candidates = Candidates(fitted, Nearness(context, held_back or fitted.batches))
+            if self.neurons != SINGLE:
+                candidates.add_mixed(lambda own: _Refit(own, target=self.target).run())
+            candidates.add_nearest_of(alone, lambda own: _Refit(own, target=self.target).fit_results())
+            return candidates.nearest()
 
 
 class _Refit:
@@ -160,6 +171,15 @@ class _Refit:
             if self.context.progress is not None:
                 self.context.progress(number, len(maps), f"refit {linear_map.weight}")
         self.streams.finish()
+        return self.state
+
+    def fit_results(self) -> dict[str, Tensor]:
+        """Fits the maps that make the results, leaves all others as they are, and returns the new state."""
+        makers = result_maps(self.context.program, self.maps, self.context.joined)
+        self.targets.draw({}, is_at_once=False)
+        for linear_map in self.maps:
+            if linear_map.node in makers:
+                self._fit(linear_map)
         return self.state
 
     def _tell(self, sentence: str | None) -> None:
