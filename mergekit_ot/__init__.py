@@ -90,6 +90,7 @@ _HOMES = {
     "Aim": "mergekit_ot.fusion.predictions",
     "Disagreement": "mergekit_ot.fusion.predictions",
     "axis_of_classes": "mergekit_ot.fusion.predictions",
+    "ensemble_outputs": "mergekit_ot.fusion.predictions",
     "mean_probabilities": "mergekit_ot.fusion.predictions",
     "probabilities_of": "mergekit_ot.fusion.predictions",
     "SourceModel": "mergekit_ot.fusion.source",
