@@ -197,6 +197,7 @@ if TYPE_CHECKING:
         Aim,
         Disagreement,
         axis_of_classes,
+        ensemble_outputs,
         mean_probabilities,
         probabilities_of,
     )
