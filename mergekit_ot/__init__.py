@@ -89,6 +89,7 @@ _HOMES = {
     "RepairSource": "mergekit_ot.fusion.repair",
     "Aim": "mergekit_ot.fusion.predictions",
     "Disagreement": "mergekit_ot.fusion.predictions",
+    "Divergence": "mergekit_ot.fusion.predictions",
     "axis_of_classes": "mergekit_ot.fusion.predictions",
     "ensemble_outputs": "mergekit_ot.fusion.predictions",
     "mean_probabilities": "mergekit_ot.fusion.predictions",
@@ -196,6 +197,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.predictions import (
         Aim,
         Disagreement,
+        Divergence,
         axis_of_classes,
         ensemble_outputs,
         mean_probabilities,

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arguments
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
-from mergeot_repair.programs.maps import RECURRENT, LinearMap, Norm, free_maps
+from mergeot_repair.programs.maps import RECURRENT, LinearMap, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
+from mergeot_repair.refit.candidates import MIXED, SINGLE, Candidates, Nearness, parted, whole_sources
 from mergeot_repair.refit.disagreeing import saw_different_things
+from mergeot_repair.refit.norms import combined_rows, norm_numbers
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
-from mergeot_repair.refit.regression import Solution, Sums, joined
+from mergeot_repair.refit.regression import Sums, joined
 from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
@@ -66,9 +68,13 @@ class RefitRepair(AbstractRepair):
             ``probabilities``: the mean of their probabilities, with the least Kullback-Leibler divergence. ``auto``:
             outputs, but where the sources are sure of different classes, as after training on different ones, whichever
             of the three gives the answers of their mean probabilities most often.
+        neurons: Whose neurons the network has. ``mixed``: those of all sources, chosen as above. ``single``: those of
+            the source that is the nearest to the ensemble, with results that are fitted to the ensemble. ``auto``:
+            whichever is nearer to the ensemble on inputs that are held back for it.
     """
 
     target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
+    neurons: Literal["auto", "mixed", "single"] = AUTO
 
     needs_data: ClassVar[bool] = True
 
@@ -102,7 +108,17 @@ class RefitRepair(AbstractRepair):
             check_statistics(context, "refit", least_shift=SHIFTED)
             streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
-            return _Refit(context, streams, target=self.target).run()
+            refit = _Refit(context, streams, target=self.target)
+            # A stream that is rebuilt is made of both sources, and takes what both have.
+            alone = whole_sources(context) if self.neurons != MIXED and refit.selection.groups and not streams else []
+            fitted, held_back = parted(context) if alone else (context, [])
+            if not held_back:
+                return refit.run()
+            candidates = Candidates(fitted, Nearness(context, held_back))
+            if self.neurons != SINGLE:
+                candidates.add_mixed(lambda own: _Refit(own, target=self.target).run())
+            candidates.add_nearest_of(alone, lambda own: _Refit(own, target=self.target).fit_results())
+            return candidates.nearest()
 
 
 class _Refit:
@@ -160,6 +176,15 @@ class _Refit:
         self.streams.finish()
         return self.state
 
+    def fit_results(self) -> dict[str, Tensor]:
+        """Fits the maps that make the results, leaves all others as they are, and returns the new state."""
+        makers = result_maps(self.context.program, self.maps, self.context.joined)
+        self.targets.draw({}, is_at_once=False)
+        for linear_map in self.maps:
+            if linear_map.node in makers:
+                self._fit(linear_map)
+        return self.state
+
     def _widths(self) -> dict[str, int]:
         """Returns the weights that the choice of neurons reads, with their inputs in all sources."""
         readers = {reading.name for reading in self.selection.readers} if self.selection.groups else set()
@@ -207,7 +232,7 @@ class _Refit:
         source, state = self.context.sources[number], self.context.aligned[number]
         places = source.in_fused_order(torch.eye(len(source.state[linear_map.weight])), 1, linear_map.weight)
         nearest = places.abs().argmax(1)
-        return _combined(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
+        return combined_rows(linear_map, state)[nearest] * places.gather(1, nearest[:, None]).sign()
 
     def _fit(self, linear_map: LinearMap) -> None:
         outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
@@ -276,7 +301,7 @@ class _Refit:
     def _start(self, linear_map: LinearMap) -> Float[Tensor, "outputs inputs"]:
         """Returns the weights that a map has before it is fitted, of chosen neurons those in their sources."""
         start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
-        return _combined(linear_map, self.state) if start is None else start
+        return combined_rows(linear_map, self.state) if start is None else start
 
     def _write(self, linear_map: LinearMap, sums: Sequence[Sums], start: Float[Tensor, "outputs inputs"]) -> None:
         state, weight = self.state, self.state[linear_map.weight]
@@ -286,35 +311,8 @@ class _Refit:
         norm, bias = linear_map.norm, linear_map.bias
         written = {linear_map.weight: weight_of(linear_map, solution.weight, weight)}
         if norm is not None:
-            written |= _statistics(norm, solution)
+            written |= norm_numbers(norm, solution)
         if bias is not None:
             written[bias] = solution.shift if norm is None else torch.zeros_like(state[bias])
         for name, value in written.items():
             state[name] = value.to(state[name].dtype)
-
-
-def _statistics(norm: Norm, solution: Solution) -> dict[str, Tensor]:
-    """Returns a BatchNorm's numbers for a regression that was fitted through it.
-
-    It keeps the statistics of what it reads, so that training can go on from here.
-    """
-    written = {norm.variance: solution.variance, norm.mean: solution.mean - solution.shift}
-    if norm.scale is not None:
-        written[norm.scale] = (solution.variance + norm.epsilon).sqrt()
-    else:
-        written[norm.variance] = torch.full_like(solution.variance, 1 - norm.epsilon)
-    if norm.shift is not None:
-        written[norm.shift] = solution.mean
-    else:
-        written[norm.mean] = torch.zeros_like(solution.mean)
-    return written
-
-
-def _combined(linear_map: LinearMap, state: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
-    """Returns the rows of a map together with the BatchNorm behind it."""
-    rows = rows_of(linear_map, state[linear_map.weight])
-    norm = linear_map.norm
-    if norm is None:
-        return rows
-    factor = (state[norm.variance] + norm.epsilon).rsqrt()
-    return rows * (factor if norm.scale is None else state[norm.scale] * factor)[:, None]
