@@ -91,6 +91,7 @@ _HOMES = {
     "Disagreement": "mergekit_ot.fusion.predictions",
     "Divergence": "mergekit_ot.fusion.predictions",
     "axis_of_classes": "mergekit_ot.fusion.predictions",
+    "ensemble_outputs": "mergekit_ot.fusion.predictions",
     "mean_probabilities": "mergekit_ot.fusion.predictions",
     "probabilities_of": "mergekit_ot.fusion.predictions",
     "SourceModel": "mergekit_ot.fusion.source",
@@ -198,6 +199,7 @@ if TYPE_CHECKING:
         Disagreement,
         Divergence,
         axis_of_classes,
+        ensemble_outputs,
         mean_probabilities,
         probabilities_of,
     )

@@ -14,6 +14,7 @@ from mergekit_ot.fusion.predictions import (
     Disagreement,
     Divergence,
     axis_of_classes,
+    ensemble_outputs,
     mean_probabilities,
     probabilities_of,
 )
@@ -87,7 +88,7 @@ def compare_repair(
         predictions.add(outputs, inputs)
         for place in range(len(outputs[0])):
             each = [of_model[place] for of_model in outputs]
-            goal = _ensemble(each[own_places], model_weights, each[0])
+            goal = ensemble_outputs(each[own_places], model_weights, each[0])
             if goal is None:
                 return None
             # Heads of other sizes than the fused one's are no results to compare it with.
@@ -164,23 +165,6 @@ def _is_surely_nearer(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> b
         return False
     gains = other - one
     return float(gains.mean()) > _SURE * float(gains.std()) / len(gains) ** 0.5
-
-
-def _ensemble(outputs: Sequence[Tensor], model_weights: Sequence[float], like: Tensor) -> Tensor | None:
-    """Returns what the sources make together, as the fused network makes it.
-
-    It is the mean; where the fused network has the heads of all, their outputs beside each other; where it keeps one
-    head, the mean over the sources with as many outputs, None where no source has.
-    """
-    alike = [(weight, each) for weight, each in zip(model_weights, outputs, strict=True) if each.shape == like.shape]
-    if len(alike) == len(outputs):
-        return torch.stack([weight * each for weight, each in alike]).sum(0)
-    for axis in range(like.ndim):
-        others = [[*each.shape[:axis], *each.shape[axis + 1 :]] for each in (like, *outputs)]
-        if all(each == others[0] for each in others) and sum(x.shape[axis] for x in outputs) == like.shape[axis]:
-            return torch.cat(list(outputs), axis)
-    total = sum(weight for weight, _ in alike)
-    return torch.stack([weight / total * each for weight, each in alike]).sum(0) if total > 0 else None
 
 
 class _Predictions:

@@ -259,6 +259,7 @@ class FusionRun:
         context = repair_context(
             models, self.fused, aligned, setup.model_weights, setup.batches, self.progress, self.notes.append
         )
+        context = replace(context, device=str(setup.device), seed=setup.options.seed)
         name, held_out = setup.options.repair, setup.held_out
         self.fused, self.comparison = repaired_unless_worse(repair, name, context, models, held_out, self.template)
 

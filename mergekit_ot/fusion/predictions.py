@@ -194,3 +194,34 @@ def mean_probabilities(
         [[0.75, 0.25]]
     """
     return torch.stack([weight * each for weight, each in zip(model_weights, probabilities, strict=True)]).sum(0)
+
+
+def ensemble_outputs(
+    outputs: Sequence[Float[Tensor, ...]], model_weights: Sequence[float], like: Float[Tensor, ...]
+) -> Float[Tensor, ...] | None:
+    """Returns what the sources make together, as the fused network makes it.
+
+    It is the mean; where the fused network has the heads of all, their outputs beside each other; where it keeps one
+    head, the mean over the sources with as many outputs, None where no source has.
+
+    Args:
+        outputs: Of each source, one tensor.
+        model_weights: One per source.
+        like: What the fused network makes.
+
+    Example:
+        >>> zeros, ones = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> ensemble_outputs([zeros, ones], (0.25, 0.75), zeros).tolist()
+        [[0.75, 0.75]]
+        >>> ensemble_outputs([zeros, ones], (0.25, 0.75), torch.zeros(1, 4)).tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
+    """
+    alike = [(weight, each) for weight, each in zip(model_weights, outputs, strict=True) if each.shape == like.shape]
+    if len(alike) == len(outputs):
+        return torch.stack([weight * each for weight, each in alike]).sum(0)
+    for axis in range(like.ndim):
+        others = [[*each.shape[:axis], *each.shape[axis + 1 :]] for each in (like, *outputs)]
+        if all(each == others[0] for each in others) and sum(x.shape[axis] for x in outputs) == like.shape[axis]:
+            return torch.cat(list(outputs), axis)
+    total = sum(weight for weight, _ in alike)
+    return torch.stack([weight / total * each for weight, each in alike]).sum(0) if total > 0 else None

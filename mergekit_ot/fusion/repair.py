@@ -35,6 +35,7 @@ class RepairSource:
         state: Its parameters and buffers, in its own order.
         number: Its place among the sources.
         alignment: The couplings of the fusion.
+        instance: Gives a fresh instance of the source, in evaluation mode.
 
     Example:
         What is known per neuron of a source, brought into fused order:
@@ -55,6 +56,7 @@ class RepairSource:
     state: Mapping[str, Tensor]
     number: int
     alignment: Alignment
+    instance: Callable[[], nn.Module]
 
     def in_fused_order(self, values: Tensor, axis: int, parameter: str, parameter_axis: int = 0) -> Tensor:
         """Returns values of neurons in the fused model's order and number.
@@ -88,6 +90,8 @@ class RepairContext:
             and what they make may have other sizes in other sources.
         joined: Parameters that hold the heads of all sources, in their order: what they make is what the sources make,
             side by side.
+        device: Where a repair that takes long computes; all tensors above are on the CPU, as those it returns.
+        seed: Of every random choice.
 
     Example:
         >>> import torch
@@ -111,6 +115,8 @@ class RepairContext:
     aim: Aim = Aim.OUTPUTS
     kept: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
+    device: str = "cpu"
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ def repair_context(
     graphs = models.alignment.graphs
     sources = [
         # A repair runs the programs with whole states, again and again: each tensor is read once.
-        RepairSource(graph.program, dict(source.state), number, models.alignment)
+        RepairSource(graph.program, dict(source.state), number, models.alignment, source.instance)
         for number, (source, graph) in enumerate(zip(models.sources, graphs, strict=True))
     ]
     return RepairContext(
@@ -210,7 +216,7 @@ def repair_context(
 
 
 class AbstractRepair(abc.ABC):
-    """Changes the fused state without labels or training.
+    """Changes the fused state without labels.
 
     Attributes:
         needs_data: Whether calibration data are needed.

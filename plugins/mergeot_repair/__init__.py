@@ -1,4 +1,4 @@
-"""Repairs: statistics and linear maps of the fused model, set right without labels or training."""
+"""Repairs: statistics and linear maps of the fused model, set right without labels; one of them trains."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ def mergeot_repairs() -> Mapping[str, str]:
         "repair": "mergeot_repair.moments:MomentsRepair",
         "refit": "mergeot_repair.refit.refit:RefitRepair",
         "rescale": "mergeot_repair.rescale:RescaleRepair",
+        "distil": "mergeot_repair.distil.distil:DistilRepair",
     }

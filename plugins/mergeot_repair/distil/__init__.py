@@ -1,0 +1,1 @@
+"""The repair ``distil``: training towards the ensemble of the sources, on inputs without labels."""
