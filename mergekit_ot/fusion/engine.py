@@ -54,6 +54,7 @@ def run_fusion(
         check=run.check,
         repair_comparison=run.comparison,
         alone=run.alone,
+        deepened=setup.deepened,
     )
 
 
@@ -77,4 +78,5 @@ def _averaged(setup: FusionSetup, started: float, writer: StoreWriter | None) ->
         notes=setup.notes,
         extent=Deferred(lambda: aligned.value.extent()),
         check=AS_THEY_STAND,
+        deepened=setup.deepened,
     )

@@ -39,6 +39,8 @@ class FusionOutcome:
         comparison = self.result.repair_comparison
         if self.result.alone is not None:
             content["source_alone"] = self.result.alone
+        if self.result.deepened:
+            content["deepened"] = [deepening.as_json() for deepening in self.result.deepened]
         return content if comparison is None else {**content, "repair": comparison.as_json()}
 
 
