@@ -1,4 +1,4 @@
-"""Sources of different depth on the command line: what is chosen and said, and files that load as the deeper network."""
+"""Sources of different depth on the command line: what is chosen and said, and files that load as the deeper one."""
 
 from __future__ import annotations
 
