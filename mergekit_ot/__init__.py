@@ -83,6 +83,8 @@ _HOMES = {
     "FusionInputs": "mergekit_ot.fusion.setup",
     "FusionOptions": "mergekit_ot.fusion.options",
     "fuse_with": "mergekit_ot.api",
+    "deepen": "mergekit_ot.fusion.depth.deepening",
+    "Deepening": "mergekit_ot.fusion.depth.deepening",
     "MultiHead": "mergekit_ot.fusion.heads",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
@@ -188,6 +190,7 @@ if TYPE_CHECKING:
         SolverError,
     )
     from mergekit_ot.fusion.alignment import Alignment
+    from mergekit_ot.fusion.depth.deepening import Deepening, deepen
     from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView
     from mergekit_ot.fusion.heads import MultiHead

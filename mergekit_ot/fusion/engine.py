@@ -55,6 +55,7 @@ def run_fusion(
         check=run.check,
         repair_comparison=run.comparison,
         alone=run.alone,
+        deepened=setup.deepened,
     )
 
 
@@ -81,4 +82,5 @@ def _averaged(setup: FusionSetup, started: float, writer: StoreWriter | None) ->
         extent=Deferred(lambda: aligned.value.extent()),
         check=AS_THEY_STAND,
         repair_comparison=comparison,
+        deepened=setup.deepened,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mergekit_ot.errors import RecipeError
 from mergekit_ot.fusion.alignment import Alignment
 from mergekit_ot.fusion.comparison import RepairComparison
+from mergekit_ot.fusion.depth.deepening import Deepening
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.function_check import FunctionCheck
 from mergekit_ot.fusion.heads import MultiHead, head_sizes
@@ -48,6 +49,7 @@ class FusionResult:
         check: What running the sources and their aligned copies showed; None for a dry run.
         repair_comparison: The result beside the sources, their mean and, with a repair, the unrepaired network, on
             inputs that nothing was fitted to; None where there were no data to compare them on.
+        deepened: What was done to sources that had fewer blocks than the fused network.
         alone: Place of the source that is the result alone (option ``fallback``); None where the fused network is.
         networks: The networks that were fused. Where they were averaged without a trace, they are traced when
             `alignment`, `groups`, `plan` or `extent` is first asked for.
@@ -83,6 +85,7 @@ class FusionResult:
     check: FunctionCheck | None = None
     repair_comparison: RepairComparison | None = None
     alone: int | None = None
+    deepened: tuple[Deepening, ...] = ()
     networks: FusedNetworks | None = field(repr=False, default=None)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekit_ot.errors import RecipeError, reason_of
+from mergekit_ot.fusion.depth.deepening import Deepening
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.networks import FusedNetworks
@@ -141,6 +142,7 @@ class FusionSetup:
         needs_no_graph: Whether the fusion can be made without a graph.
         data: The calibration data as they were given, for what only some networks need.
         rules: What holds for single parameters.
+        deepened: What was done to sources that had fewer blocks than the fused network.
     """
 
     networks: FusedNetworks
@@ -156,6 +158,7 @@ class FusionSetup:
     needs_no_graph: bool = False
     data: Iterable[Any] | None = None
     rules: LayerRules = NO_RULES
+    deepened: tuple[Deepening, ...] = ()
 
     @property
     def models(self) -> TracedModels:

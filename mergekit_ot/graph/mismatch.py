@@ -113,7 +113,7 @@ def _depth(sides: _Sides, name: str) -> str:
             mine, theirs = sides.names
             return (
                 f"The depth differs: {mine} has {_counted(counts[0], 'layer')} {where}and {theirs} has {counts[1]}. "
-                "Networks of different depth cannot be fused. "
+                "Networks of different depth are fused where blocks add to a residual stream and have the same sizes. "
             )
     return ""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from mergekit_ot.errors import DataError, RecipeError
 from mergekit_ot.fusion.architecture import KnownArchitecture, with_known
 from mergekit_ot.fusion.calibration import CalibrationData, calibration
+from mergekit_ot.fusion.depth.sources import depth_notes, in_one_depth, is_of_depths, target_of_depth
 from mergekit_ot.fusion.executor import AbstractExecutor
 from mergekit_ot.fusion.judging import data_to_compare
 from mergekit_ot.fusion.layer_rules import ONE, LayerRules, RuledNetworks, layer_rules
@@ -80,15 +81,14 @@ def prepare(
     weights = checked_weights(options.model_weights, len(sources))
     checked_seed(options.seed)
     methods = _methods(options, manager, given or GivenMethods())
-    for source in sources:
-        source.check_state()
-    target = _target(inputs, known)
+    target = _target(inputs, sources, known)
     rules = _rules(options, sources, target)
     methods = replace(methods, of_layers=methods_of_layers(rules, methods, manager))
-    data, examples = _data(inputs, options, methods, sources[0])
+    data, examples = _data(inputs, options, methods, sources, _goal(target, sources))
     sources, notes = in_one_type(tuple(source.shaped(examples) for source in sources))
     traced = {"front_end": options.front_end, "limits": trace_limits(options)}
     goal = _goal(target, sources)
+    sources, deepened = in_one_depth(sources, goal, examples, data.batches)
 
     def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
         # Few networks ask anything, and what runs them takes time to import.
@@ -118,7 +118,8 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=(*weights_note(options.model_weights, weights), *notes, *data.notes),
+        notes=(*weights_note(options.model_weights, weights), *notes, *data.notes, *depth_notes(deepened, goal)),
+        deepened=deepened,
         data=inputs.data,
         rules=rules,
         needs_no_graph=not rules and needs_no_graph(sources, target, methods, options, weights),
@@ -135,11 +136,16 @@ def _sources(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> tuple
     return tuple(source.of_known(with_known(source.make, known)) for source in sources)
 
 
-def _target(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> int | SourceModel:
+def _target(
+    inputs: FusionInputs, sources: tuple[SourceModel, ...], known: dict[int, KnownArchitecture]
+) -> int | SourceModel:
+    """Returns whose sizes are taken, once every source is known to fit its architecture."""
+    for source in sources:
+        source.check_state()
     if isinstance(inputs.target, int):
-        return inputs.target
+        return target_of_depth(sources, inputs.target)
     target = SourceModel.of(inputs.target, "the target")
-    return target.of_known(with_known(target.make, known))
+    return target_of_depth(sources, target.of_known(with_known(target.make, known)))
 
 
 def _goal(target: int | SourceModel, sources: tuple[SourceModel, ...]) -> SourceModel:
@@ -172,7 +178,11 @@ def _methods(options: FusionOptions, manager: PluginManager, given: GivenMethods
 
 
 def _data(
-    inputs: FusionInputs, options: FusionOptions, methods: FusionMethods, first: SourceModel
+    inputs: FusionInputs,
+    options: FusionOptions,
+    methods: FusionMethods,
+    sources: tuple[SourceModel, ...],
+    goal: SourceModel,
 ) -> tuple[CalibrationData, tuple[object, ...]]:
     """Returns the calibration data, none where no method needs them, and the inputs to trace with."""
     who = _who_needs_data(options, methods)
@@ -181,21 +191,23 @@ def _data(
     # A repair that needs no data is judged all the same, where there are some.
     is_judged = inputs.data is not None and (methods.repair is not None or options.fallback)
     data, size, given = inputs.data, options.calibration_size, inputs.example_inputs
+    # Blocks of networks of different depth are compared on the data, where there are some.
+    is_read = bool(who) or is_judged or (data is not None and is_of_depths(sources, goal))
     try:
-        if data is not None and (who or is_judged):
+        if data is not None and is_read:
             data, size = with_limit(data, options)
         if data is not None and inputs.is_compared and not is_judged and len(inputs.models) > 1:
-            held, first_batch = data_to_compare(data, size, bool(who))
-            examples = first_batch if who or given is None else as_inputs(given)
+            held, first_batch = data_to_compare(data, size, is_read)
+            examples = first_batch if is_read or given is None else as_inputs(given)
         else:
-            held, examples = calibration(data, size, bool(who) or is_judged, given, is_judged=is_judged)
+            held, examples = calibration(data, size, is_read, given, is_judged=is_judged)
     except DataError as error:
         if who:
             raise
         held, examples = calibration(inputs.data, size, False, given)
         what = "repair is not judged" if is_judged else "fused network is not compared with its sources"
         held = replace(held, notes=(*held.notes, f"The {what} on the data. {error}"))
-    return held, examples if held.batches else traced_inputs(first.architecture.outline, examples)
+    return held, examples if held.batches else traced_inputs(sources[0].architecture.outline, examples)
 
 
 def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergekit_ot.api import fuse_with, save_checkpoint
 from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.fusion.depth.sources import deepest
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
@@ -182,6 +183,11 @@ def align_pair(
                 f"'{other.name}' and '{reference.name}' differ in width ('{name}' is {tuple(other.state.shape(name))} "
                 f"and {tuple(shape)}): neurons cannot be put in one order. Fuse them instead (mergeot fuse)."
             )
+    if deepest([reference.known.shapes, other.known.shapes]) is not None:
+        raise ArchitectureError(
+            f"'{other.name}' and '{reference.name}' differ in depth: a file that is put in another's order keeps its "
+            "own blocks. Fuse them instead (mergeot fuse), which adds blocks that compute nothing."
+        )
     models = [source_model(reference), source_model(other)]
     # The recipe may hold more than two models, and nothing is averaged or mended here.
     options = replace(recipe, model_weights=None, repair=NO_REPAIR)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_ot.api import fuse_with, load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError, RecipeError
+from mergekit_ot.fusion.depth.sources import place_of_depth
 from mergekit_ot.fusion.extent import check_something_is_free
 from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.result import FusionResult
@@ -68,6 +70,7 @@ def run_fuse(
     stands = takes_neurons_as_they_stand(recipe, manager)
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe, as_they_stand=stands)
     check_guesses(recipe, sources, manager)
+    recipe = _of_depth(recipe, sources)
     goal = _folder_of(recipe, manager)
     container = container_of(sources, goal or recipe.target, output, recipe.format)
     if not dry_run:
@@ -249,6 +252,14 @@ def _target_of(
         make = resolve_architecture(recipe.target, manager)
     check_target(make, recipe.target)
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
+
+
+def _of_depth(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> FusionRecipe:
+    """Returns the recipe with the deepest source as target, where the one that is named has fewer blocks."""
+    if not isinstance(recipe.target, int):
+        return recipe
+    target = place_of_depth([source.known.shapes for source in sources], recipe.target)
+    return recipe if target == recipe.target else replace(recipe, target=target)
 
 
 def _widened(fused_as: Architecture, recipe: FusionRecipe, result: FusionResult) -> tuple[Architecture, bool]:

@@ -40,6 +40,8 @@ class FusionOutcome:
         comparison = self.result.repair_comparison
         if self.result.alone is not None:
             content["source_alone"] = self.result.alone
+        if self.result.deepened:
+            content["deepened"] = [deepening.as_json() for deepening in self.result.deepened]
         if comparison is None:
             return content
         content["comparison"] = comparison.as_json()

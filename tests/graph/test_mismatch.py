@@ -18,8 +18,9 @@ NOTATION = re.compile(r"\d!|weight:\d|×.*\[")
 
 
 class Blocks(nn.Module):
-    def __init__(self, classes: int = 3, depth: int = 2, kernel: int = 3) -> None:
+    def __init__(self, classes: int = 3, depth: int = 2, kernel: int = 3, adds: bool = True) -> None:
         super().__init__()
+        self.adds = adds
         self.stem = nn.Conv2d(1, 4, kernel, padding=kernel // 2)
         self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(depth))
         self.fc = nn.Linear(4, classes)
@@ -27,7 +28,7 @@ class Blocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).relu()
         for block in self.blocks:
-            x = x + block(x).relu()
+            x = x + block(x).relu() if self.adds else block(x).relu()
         return self.fc(x.mean((2, 3)))
 
 
@@ -72,8 +73,8 @@ KINDS = {
     "classes": (Blocks(), Blocks(classes=5), IMAGES, "heads have 3 and 5 classes", "--keep 'fc.*'; or .*--head both"),
     "kernels": (Blocks(), Blocks(kernel=5), IMAGES, "kernels have 3 and 5 places", "--keep 'stem.*'"),
     "depth": (
-        Blocks(),
-        Blocks(depth=3),
+        Blocks(adds=False),
+        Blocks(depth=3, adds=False),
         IMAGES,
         "depth differs: source 0 has 2 layers of 'blocks' and source 1 has 3",
         "'blocks.2.weight' of source 1",

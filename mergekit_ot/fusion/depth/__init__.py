@@ -1,0 +1,1 @@
+"""Sources of different depth: the shallower ones get blocks that compute nothing, and are fused as deep ones."""
