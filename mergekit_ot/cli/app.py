@@ -184,18 +184,31 @@ def evaluate(
     ],
     arch: Arch = None,
     trust: Trust = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="SPEC", help="Also measure file.py:function(outputs, targets), or a torchmetrics class."
+        ),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=2, metavar="K", help="Also count targets among the K likeliest classes.")
+    ] = None,
     *,
     chosen: dict[str, Any],
     as_json: Json = False,
 ) -> None:
-    """Score checkpoints on data: mean loss and accuracy in percent, all in one pass."""
+    """Score checkpoints on data: loss, accuracy in percent, perplexity of tokens, and metrics of yours, in one pass."""
     with output.working():
-        from mergekit_ot.jobs.looking import run_eval
+        from mergekit_ot.jobs.looking import Scoring, run_eval
         from mergekit_ot.storage.file_options import FileOptions
 
         device = chosen.pop("device") or "cpu"
+        keys = {name: chosen.pop(name) for name in ("input_key", "label_key")}
+        scoring = Scoring(metrics=tuple(metrics or ()), top=top, **keys)
         files = FileOptions(**chosen)
-        scores = run_eval(models, arch or (), data, device, installed_plugins(), output.note, trust or (), files)
+        scores = run_eval(
+            models, arch or (), data, device, installed_plugins(), output.note, trust or (), files, scoring
+        )
     output.show_scores(models, scores, as_json=as_json)
 
 

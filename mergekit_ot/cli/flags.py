@@ -14,11 +14,13 @@ from annotated_types import Ge
 
 from mergekit_ot.cli.options import parse_options, parse_weights
 from mergekit_ot.fusion.options import FusionOptions, option_fields
+from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.storage.file_options import FileOptions, WritingOptions
 
 Command = Callable[..., None]
 _CHOSEN = "chosen"
 _MAPPINGS = {"solver_options", "repair_options"}
+_REPEATED = {"ignore", "inputs", "metrics"}
 
 
 def takes_options(command: str, **defaults: object) -> Callable[[Command], Command]:
@@ -29,7 +31,7 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
         **defaults: Values where a flag is not given, for options that this command sets itself.
     """
     flags = [_flag(FusionOptions, field.name, defaults.get(field.name)) for field in option_fields(command)]
-    for record in (FileOptions, WritingOptions):
+    for record in (DataOptions, FileOptions, WritingOptions):
         fields = dataclasses.fields(record)
         flags += [_flag(record, field.name, None) for field in fields if command in field.metadata["commands"]]
 
@@ -43,8 +45,8 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
             chosen = {flag.name: values.pop(flag.name) for flag in flags}
             for name in _MAPPINGS & chosen.keys():
                 chosen[name] = parse_options(chosen[name], _spelled(name))
-            if "ignore" in chosen:
-                chosen["ignore"] = tuple(chosen["ignore"] or ())
+            for name in _REPEATED & chosen.keys():
+                chosen[name] = tuple(chosen[name] or ())
             function(**values, **{_CHOSEN: chosen})
 
         parameters = [*before, *flags, *after]
@@ -62,7 +64,7 @@ def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
     settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
     hint = typing.get_type_hints(record, include_extras=True)[name]
     kind, least = _plain(hint)
-    flag = _spelled(name)
+    flag = metadata.get("flag") or _spelled(name)
     if least is not None:
         settings["min"] = least
     if kind is dict or (kind is tuple and str in typing.get_args(hint)):

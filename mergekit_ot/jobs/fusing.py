@@ -27,6 +27,7 @@ from mergekit_ot.recipe import FusionRecipe, place_in_recipe
 from mergekit_ot.report.outcome import FusionOutcome
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
@@ -74,8 +75,8 @@ def run_fuse(
         _check_container(container, recipe, recipe_file, manager)
     _check_type(recipe, sources)
     fused_as, target = _target_of(recipe, sources, manager, goal)
-    data = None if recipe.data is None else _data_of(recipe.data, manager)
-    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
+    data = None if recipe.data is None else _data_of(recipe.data, manager).for_network(*needs_of(sources, recipe, notify))
+    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify, recipe.inputs)
     result = fuse_with(
         FusionInputs([source_model(source) for source in sources], target, inputs, data),
         recipe,
