@@ -1,4 +1,4 @@
-"""Samples of different sizes in one batch: padded where a mask says so, cut where they are tokens, grouped otherwise."""
+"""Samples of different sizes in one batch: padded beside a mask, cut where they are tokens, grouped otherwise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def brought_to(inputs: Inputs, shapes: Sequence[Sequence[int]]) -> Inputs | None
     """
     if [tuple(part.shape[1:]) for part in inputs] == [tuple(shape) for shape in shapes]:
         return inputs
-    if not all(part.ndim == 2 and _is_whole(part) and len(shape) == 1 for part, shape in zip(inputs, shapes, strict=True)):
+    are_tokens = all(part.ndim == 2 and _is_whole(part) for part in inputs)
+    if not are_tokens or any(len(shape) != 1 for shape in shapes):
         return None
     more = [shape[0] - part.shape[1] for part, shape in zip(inputs, shapes, strict=True)]
     if max(more) > 0 and not _has_mask([inputs]):
@@ -103,9 +104,15 @@ def _grouped(batches: Sequence[Inputs]) -> tuple[list[Inputs], str] | None:
     commonest, count = counts.most_common(1)[0]
     kept = [inputs for shape, inputs in zip(shapes, batches, strict=True) if shape == commonest]
     shown = " and ".join("×".join(map(str, each)) or "one number" for each in commonest)
-    return kept, f"samples have {len(counts)} shapes, and those of the commonest are kept: {shown}, {count} of {sum(counts.values())}"
+    return (
+        kept,
+        f"samples have {len(counts)} shapes, and those of the commonest are kept: {shown}, {count} of "
+        f"{sum(counts.values())}",
+    )
 
 
-def _is_same_kind(mine: tuple[int, ...], its: tuple[int, ...]) -> bool:
+def _is_same_kind(mine: Sequence[int], its: Sequence[int]) -> bool:
     """Whether shapes differ in lengths or sides alone: sequences have them first, images last."""
-    return mine[0] == its[0] if len(mine) > 2 else (mine[0] == its[0]) != (mine[1] == its[1])
+    if len(mine) > 2:
+        return mine[0] == its[0]
+    return sum(size != other for size, other in zip(mine, its, strict=True)) == 1

@@ -157,7 +157,10 @@ def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
     samples = read
     if len(places) < count:
         samples = tuple(part[places] for part in read)
-        notes = (*notes, f"Of {count:,} calibration samples {count - len(places):,} repeat others: each counts once.",)
+        notes = (
+            *notes,
+            f"Of {count:,} calibration samples {count - len(places):,} repeat others: each counts once.",
+        )
     check_outliers(samples)
     return _split(samples, size, notes)
 

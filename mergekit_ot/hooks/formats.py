@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -35,14 +35,14 @@ def data_reader(manager: PluginManager, request: DataRequest) -> DataReader | No
         PluginError: A plugin returned something that reads nothing.
     """
     for call in manager.calls("mergeot_open_data"):
-        found = call(request=request)
+        found: Any = call(request=request)
         if found is not None and not callable(found):
             raise PluginError(
                 f"A plugin's mergeot_open_data returned a {type(found).__name__} for '{request.path}', and not a "
                 "function or None. Find the plugin with 'mergeot plugins' and leave it out with MERGEOT_PLUGINS."
             )
         if found is not None:
-            return found
+            return cast("DataReader", found)
     return None
 
 

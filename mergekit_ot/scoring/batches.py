@@ -1,4 +1,4 @@
-"""Batches as people have them, taken apart: tensors, pairs, triples, dictionaries become inputs in order and targets."""
+"""Batches as people have them, taken apart: tensors, pairs, triples and dictionaries become inputs and targets."""
 
 from __future__ import annotations
 

@@ -32,5 +32,7 @@ class DataOptions:
         _TRACED,
         "--input",
     )
-    input_key: str | None = _said(None, "Which entries of a batch are the inputs, such as image.", "KEY[,KEY]", _EVERYWHERE)
+    input_key: str | None = _said(
+        None, "Which entries of a batch are the inputs, such as image.", "KEY[,KEY]", _EVERYWHERE
+    )
     label_key: str | None = _said(None, "Which entry of a batch is the targets, such as label.", "KEY", _EVERYWHERE)

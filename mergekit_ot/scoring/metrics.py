@@ -90,8 +90,8 @@ class Measured:
             return float(self._made.compute())
         except Exception as failure:
             raise DataError(
-                f"compute() of metric '{self.name}' gave no number: {reason_of(failure)}. Choose one that averages over "
-                "classes, such as ?average=macro."
+                f"compute() of metric '{self.name}' gave no number: {reason_of(failure)}. Choose one that averages "
+                "over classes, such as ?average=macro."
             ) from failure
 
 
@@ -111,7 +111,9 @@ class _Top:
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.is_floating_point():
-            raise DataError(f"Numbers are no classes, and of classes alone {self._count} are likeliest. Leave --top out.")
+            raise DataError(
+                f"Numbers are no classes, and of classes alone {self._count} are likeliest. Leave --top out."
+            )
         logits, classes = flat_classes(outputs, targets.long())
         kept = classes != IGNORED
         likeliest = logits.topk(min(self._count, logits.shape[1]), dim=1).indices

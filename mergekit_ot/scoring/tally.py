@@ -108,9 +108,7 @@ class Tally:
             return
         self.is_of_tokens &= targets.dim() == 2
         logits, classes = flat_classes(outputs, targets.long())
-        self.loss += nn.functional.cross_entropy(
-            logits.double(), classes, reduction="sum", ignore_index=IGNORED
-        ).item()
+        self.loss += nn.functional.cross_entropy(logits.double(), classes, reduction="sum", ignore_index=IGNORED).item()
         self.correct += int((logits.argmax(1) == classes).sum())
         self.count += int((classes != IGNORED).sum())
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from mergekit_ot.errors import DataError
 from mergekit_ot.hooks.formats import data_reader
 from mergekit_ot.hooks.manager import default_manager
-from mergekit_ot.progress import Notify
 from mergekit_ot.scoring.batches import Batch, BatchReader, forward_arguments
 from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.scoring.requests import DataNeeds, DataReader, DataRequest
@@ -100,8 +99,9 @@ def resolve_data(spec: str, manager: PluginManager | None = None, split: str = T
 
     Args:
         spec: ``file.npz``, another file or folder that a plugin reads, ``file.py:callable``, ``module:callable`` or a
-            registered name, with a query. An archive takes ``split=train|test``, ``mean=``, ``std=``, ``batch=``, ``limit=`` and ``layout=raw`` (no channel axis
-            is added or moved). The train part is read in a shuffled order, the same each time.
+            registered name, with a query. An archive takes ``split=train|test``, ``mean=``, ``std=``, ``batch=``,
+            ``limit=`` and ``layout=raw`` (no channel axis is added or moved). The train part is read in a shuffled
+            order, the same each time.
         manager: Whose registered data sets are known; the installed plugins by default.
         split: Part to take where the query does not say; a callable gets it if it has a ``split`` argument.
 
@@ -142,13 +142,13 @@ def _file(spec: Spec, split: str, manager: PluginManager) -> DataSource:
     """Returns the data in a file or a folder that a plugin reads."""
     path = Path(spec.place)
     if not path.exists():
-        raise DataError(missing_file(path))
+        raise DataError(f"{missing_file(path, folders=True)} It was looked for as the data '{shortened(spec.text)}'.")
     check_regular(path, DataError)
     options = {key: value for key, value in spec.arguments.items() if key != "split"}
     request = DataRequest(path, options, str(spec.arguments.get("split", split)), spec.text)
     reader = data_reader(manager, request)
     if reader is None:
-        raise DataError(f"What '{path}' holds is not known to be data. Name {_KINDS}.")
+        raise DataError(f"What '{path}' holds is not known to be data. Name {_KINDS}; see 'mergeot docs data'.")
     return DataSource(spec.text, lambda: reader(DataNeeds()), open_for=reader)
 
 

@@ -45,8 +45,9 @@ def example_inputs_of(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
     """Returns inputs to trace a source by, and the shape of one input without the batch axis (None for a guess).
 
-    In this order: those of a program that takes no others, what is described or the shape that is given, the checkpoint's own, the first
-    batch of the data, the checkpoint's inputs, and at last the first plausible shape that a fresh instance accepts.
+    In this order: those of a program that takes no others, what is described or the shape that is given, the
+    checkpoint's own, the first batch of the data, the checkpoint's inputs, and at last the first plausible shape that a
+    fresh instance accepts.
 
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
