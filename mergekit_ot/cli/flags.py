@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from annotated_types import Ge
 
-from mergekit_ot.cli.options import parse_options, parse_weights
+from mergekit_ot.cli.options import installed_plugins, parse_options, parse_weights
 from mergekit_ot.fusion.options import FusionOptions, option_fields
 from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.storage.file_options import FileOptions, WritingOptions
@@ -20,6 +20,14 @@ from mergekit_ot.storage.file_options import FileOptions, WritingOptions
 Command = Callable[..., None]
 _CHOSEN = "chosen"
 _MAPPINGS = {"solver_options", "repair_options"}
+# Options whose values shells complete, and what they are for the plugin manager.
+_COMPLETED = {
+    "solver": "solver",
+    "repair": "repair",
+    "measure": "measure",
+    "executor": "executor",
+    "front_end": "front end",
+}
 _REPEATED = {"ignore", "inputs", "metrics"}
 
 
@@ -61,7 +69,9 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
 
 def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
     metadata = record.__dataclass_fields__[name].metadata
-    settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
+    settings: dict[str, Any] = {"metavar": metadata["metavar"], "help": metadata["help"]}
+    if name in _COMPLETED:
+        settings["autocompletion"] = names_of(_COMPLETED[name])
     hint = typing.get_type_hints(record, include_extras=True)[name]
     kind, least = _plain(hint)
     flag = metadata.get("flag") or _spelled(name)
@@ -73,6 +83,19 @@ def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
         kind, settings["parser"] = Any, parse_weights
     annotation = Annotated[kind if kind is Any else kind | None, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def names_of(kind: str) -> Callable[[str], list[str]]:
+    """Returns what completes the name of something registered.
+
+    Args:
+        kind: As the plugin manager calls it.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in sorted(installed_plugins().table(kind)) if name.startswith(incomplete)]
+
+    return complete
 
 
 def _spelled(name: str) -> str:

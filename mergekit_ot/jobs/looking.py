@@ -24,7 +24,7 @@ from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.pictures.dot import group_dot
 from mergekit_ot.pictures.groups import group_svg
 from mergekit_ot.pictures.modules import module_svg
-from mergekit_ot.progress import Notify
+from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.scoring.evaluation import Evaluation, evaluate
@@ -154,6 +154,7 @@ def run_eval(
     trust: Sequence[str] = (),
     files: FileOptions | None = None,
     scoring: Scoring | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Evaluation, ...]:
     """Scores checkpoints on the test part of data, in one pass."""
     asked = scoring or Scoring()
@@ -164,7 +165,7 @@ def run_eval(
     check_function_is_known([(read.name, read.make) for read in sources], "'mergeot eval'")
     models = [read.module() for read in sources]
     needs, options = needs_of(sources, asked, notify)
-    scores = evaluate(models, source.for_network(needs, options), device, metrics=metrics)
+    scores = evaluate(models, source.for_network(needs, options), device, metrics=metrics, progress=progress)
     for path, score in zip(paths, scores, strict=True):
         if not math.isfinite(score.loss):
             notify(

@@ -30,13 +30,23 @@ _ENTRIES_AT_ONCE = 500_000_000
 
 @overload
 def evaluate(
-    model_or_models: nn.Module, data: Data, device: str = "cpu", *, metrics: Sequence[Metric] = ()
+    model_or_models: nn.Module,
+    data: Data,
+    device: str = "cpu",
+    *,
+    metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
 ) -> Evaluation: ...
 
 
 @overload
 def evaluate(
-    model_or_models: Sequence[nn.Module], data: Data, device: str = "cpu", *, metrics: Sequence[Metric] = ()
+    model_or_models: Sequence[nn.Module],
+    data: Data,
+    device: str = "cpu",
+    *,
+    metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
 ) -> tuple[Evaluation, ...]: ...
 
 
@@ -46,6 +56,7 @@ def evaluate(
     device: str = "cpu",
     *,
     metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
 ) -> Evaluation | tuple[Evaluation, ...]:
     """Scores one or more models in a single pass over the data, in evaluation mode and without gradients.
 
@@ -54,6 +65,7 @@ def evaluate(
         data: (inputs, targets) batches or dictionaries, or a callable that returns them.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``. The models come back to where they were.
         metrics: What is measured besides.
+        progress: Called with (batches done, 0, what is done): how many there are is not known.
 
     Returns:
         One `Evaluation`, or one per model.
@@ -68,20 +80,22 @@ def evaluate(
         100.0
     """
     if isinstance(model_or_models, nn.Module):
-        return _evaluate_all([model_or_models], data, device, metrics)[0]
-    return _evaluate_all(list(model_or_models), data, device, metrics)
+        return _evaluate_all([model_or_models], data, device, metrics, progress)[0]
+    return _evaluate_all(list(model_or_models), data, device, metrics, progress)
 
 
 def _evaluate_all(
-    models: list[nn.Module], data: Data, device: str, metrics: Sequence[Metric]
+    models: list[nn.Module], data: Data, device: str, metrics: Sequence[Metric], progress: Progress | None
 ) -> tuple[Evaluation, ...]:
+    notify = progress or _no_progress
     place = choose_device(device)
     tallies = [Tally.of(metrics) for _ in models]
     with _evaluating(models, place), torch.no_grad():
-        for inputs, targets in _checked(data, models[0]):
+        for number, (inputs, targets) in enumerate(_checked(data, models[0]), 1):
             moved, goal = _to(inputs, place), targets.to(place if has_double(place) else "cpu")
             for model, tally in zip(models, tallies, strict=True):
                 tally.add(_in_reach(run_model(model, moved)), goal)
+            notify(number, 0, f"batch {number}")
     return tuple(tally.result() for tally in tallies)
 
 

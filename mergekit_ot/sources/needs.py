@@ -40,5 +40,17 @@ def needs_of(sources: Sequence[ReadSource], asked: _Asked, notify: Notify) -> tu
         shape = tuple(examples[0].shape[1:])
     paths = [Path(source.checkpoint.path) for source in sources]
     folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
-    needs = DataNeeds(first.known.outline, shape, tuple(folders), notify)
+    needs = DataNeeds(first.known.outline, shape, tuple(folders), _once(notify))
     return needs, DataOptions(input_key=asked.input_key, label_key=asked.label_key)
+
+
+def _once(notify: Notify) -> Notify:
+    """Returns what tells every sentence once, however often data are read."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            notify(text)
+
+    return tell
