@@ -101,6 +101,10 @@ _HOMES = {
     "Checkpoint": "mergekit_ot.storage.record",
     "load_checkpoint": "mergekit_ot.api",
     "save_checkpoint": "mergekit_ot.api",
+    "DataNeeds": "mergekit_ot.scoring.requests",
+    "DataRequest": "mergekit_ot.scoring.requests",
+    "DataReader": "mergekit_ot.scoring.requests",
+    "Metric": "mergekit_ot.scoring.metrics",
     "evaluate": "mergekit_ot.scoring.evaluation",
     "barrier": "mergekit_ot.scoring.path",
     "plane": "mergekit_ot.scoring.plane",
@@ -256,8 +260,10 @@ if TYPE_CHECKING:
     from mergekit_ot.pictures.plane import plot_plane
     from mergekit_ot.progress import Notify, Progress
     from mergekit_ot.scoring.evaluation import evaluate
+    from mergekit_ot.scoring.metrics import Metric
     from mergekit_ot.scoring.path import barrier
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
+    from mergekit_ot.scoring.requests import DataNeeds, DataReader, DataRequest
     from mergekit_ot.sources.datasets import resolve_data
     from mergekit_ot.sources.guesses import Guess
     from mergekit_ot.sources.specs import Architecture, resolve_architecture

@@ -21,6 +21,7 @@ from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.fusion.shares import checked_weights
 from mergekit_ot.progress import Notify
 from mergekit_ot.recipe_files.mergekit import is_mergekit, translated
+from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.storage.file_options import FORMATS, FileOptions, WritingOptions
 from mergekit_ot.storage.files import write_text
 from mergekit_ot.storage.limits import shortened
@@ -37,11 +38,13 @@ _TYPES = {"bool_type", "int_type", "float_type"}
 # Flags add to what the file says under these.
 _OPTIONS = ("solver_options", "repair_options")
 # What a recipe is about comes first in its file; the other keys follow in the order of their fields.
-_FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "measure")
+_FIRST_KEYS = ("models", "output", "solver", "solver_options", "arch", "trust", "input_shape", "inputs", "measure")
 _FIRST_KEYS += (
     "model_weights",
     "target",
     "data",
+    "input_key",
+    "label_key",
     "calibration_size",
     "calibration_tokens",
     "repair",
@@ -55,7 +58,7 @@ _FIRST_KEYS += (
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class FusionRecipe(FusionOptions, FileOptions, WritingOptions):
+class FusionRecipe(FusionOptions, DataOptions, FileOptions, WritingOptions):
     """One fusion: sources in order, the method (`FusionOptions`), and where the result goes.
 
     Attributes:
@@ -263,7 +266,7 @@ def _read(path: Path, notify: Notify | None = None) -> _ReadRecipe:
         if notify is not None:
             for note in foreign.notes:
                 notify(f"{path}: {note}")
-    for single in ("arch", "models", "trust", "ignore"):
+    for single in ("arch", "models", "trust", "ignore", "inputs"):
         if isinstance(known.get(single), str):
             known[single] = [known[single]]
     return _ReadRecipe(known, file, ways)

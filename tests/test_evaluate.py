@@ -113,9 +113,17 @@ def test_errors(data: list, error: type[Exception], message: str) -> None:
 
 
 def test_unknown_device_is_a_clear_error() -> None:
-    for name in ("gpu7", "mps"):
-        with pytest.raises(RecipeError, match=f"Unknown device '{name}'"):
+    for name, said in (("gpu7", "Unknown device 'gpu7'"), ("xla", "Unknown device 'xla'")):
+        with pytest.raises(RecipeError, match=f"{said}. Use auto, cpu, cuda or mps"):
             choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda"])
+def test_a_device_that_is_not_there_is_said_with_what_to_take(name: str) -> None:
+    if getattr(torch, name).is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(RecipeError, match=f"no {name.upper()} device.*--device cpu or --device auto"):
+        choose_device(name)
 
 
 @settings(max_examples=25, deadline=None)

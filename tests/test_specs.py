@@ -37,7 +37,7 @@ def once():
     return iter([(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))])
 
 def triples():
-    return [(torch.zeros(2), torch.zeros(2), torch.zeros(2))]
+    return [(torch.zeros(2), torch.ones(2), torch.zeros(2))]
 
 def empty():
     return []
@@ -235,7 +235,6 @@ def test_data_can_be_read_twice(nets: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("triples", r"tuple of 3, not an \(inputs, targets\) pair"),
         ("empty", "has no batches"),
         ("fails", "raised RuntimeError: no weather today"),
         ("not_a_module", "returned a int"),
@@ -245,6 +244,13 @@ def test_data_can_be_read_twice(nets: str, name: str) -> None:
 def test_data_errors(nets: str, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(resolve_data(f"{nets}:{name}")())
+
+
+def test_of_a_triple_the_first_are_inputs_and_the_second_targets(nets: str) -> None:
+    ((inputs, targets),) = resolve_data(f"{nets}:triples")()
+    assert inputs.tolist() == [0, 0]
+    assert targets is not None
+    assert targets.tolist() == [1, 1]
 
 
 def test_missing_archive_and_unknown_name(tmp_path: Path) -> None:

@@ -18,12 +18,11 @@ from mergekit_ot.cli.cache import cache
 from mergekit_ot.cli.docs import docs
 from mergekit_ot.cli.flags import takes_options
 from mergekit_ot.cli.interrupting import Stop, stopping
+from mergekit_ot.cli.looking import check, evaluate, inspect, plugins
 from mergekit_ot.cli.options import (
     Arch,
     Data,
     Json,
-    Model,
-    Models,
     Overwrite,
     Shape,
     Target,
@@ -31,6 +30,7 @@ from mergekit_ot.cli.options import (
     installed_plugins,
     parse_target,
 )
+from mergekit_ot.cli.terminal import working
 from mergekit_ot.errors import MergeotError
 from mergekit_ot.text import printable
 
@@ -83,7 +83,7 @@ def fuse(
     """
     if not models and recipe is None:
         raise typer.BadParameter("name at least two checkpoints, or a --recipe", param_hint="A.pt B.pt …")
-    with output.working(), output.StepLine() as step:
+    with working() as step:
         from mergekit_ot.jobs.fusing import run_fuse
         from mergekit_ot.recipe import make_recipe
 
@@ -117,7 +117,7 @@ def align(
     as_json: Json = False,
 ) -> None:
     """Write models in another one's neuron order: the same functions, for any other merging tool."""
-    with output.working(), output.StepLine() as step:
+    with working() as step:
         from mergekit_ot.jobs.aligning import run_align
         from mergekit_ot.recipe import make_recipe
 
@@ -128,93 +128,20 @@ def align(
     output.show_aligned(reference, recipe.solver, written, as_json=as_json)
 
 
-@takes_options("check")
-def check(
-    model: Model,
-    arch: Arch = None,
-    trust: Trust = None,
-    input_shape: Shape = None,
-    data: Data = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random orders.")] = 0,
-    *,
-    chosen: dict[str, Any],
-    as_json: Json = False,
-) -> None:
-    """Reorder every neuron group at random: does the function stay? Lists what is pinned, and why."""
-    with output.working():
-        from mergekit_ot.jobs.looking import Subject, run_check
-
-        subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
-        report = run_check(subject, seed, installed_plugins(), output.note)
-    output.show_check(report, as_json=as_json)
-
-
-@takes_options("inspect")
-def inspect(
-    model: Model,
-    arch: Arch = None,
-    trust: Trust = None,
-    input_shape: Shape = None,
-    data: Data = None,
-    dot: Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write the graph for Graphviz.")] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the neuron groups as SVG.")] = None,
-    modules: Annotated[
-        Path | None, typer.Option("--modules", metavar="FILE", help="Draw the modules and what flows between, as SVG.")
-    ] = None,
-    *,
-    chosen: dict[str, Any],
-    overwrite: Overwrite = None,
-    as_json: Json = False,
-) -> None:
-    """Show which parameter axes share one neuron order: the groups of the traced graph."""
-    with output.working():
-        from mergekit_ot.jobs.looking import Subject, run_inspect
-
-        subject = Subject(model, tuple(arch or ()), input_shape, data, trust=tuple(trust or ()), **chosen)
-        pictures = {"dot": dot, "svg": svg, "modules": modules}
-        graph, held = run_inspect(subject, pictures, installed_plugins(), output.note, overwrite=bool(overwrite))
-    output.show_graph(graph, held, as_json=as_json)
-
-
-@takes_options("eval", device="cpu")
-def evaluate(
-    models: Models,
-    data: Annotated[
-        str, typer.Option("--data", metavar="SPEC", show_default=False, help="Test data; see fuse --help.")
-    ],
-    arch: Arch = None,
-    trust: Trust = None,
-    *,
-    chosen: dict[str, Any],
-    as_json: Json = False,
-) -> None:
-    """Score checkpoints on data: mean loss and accuracy in percent, all in one pass."""
-    with output.working():
-        from mergekit_ot.jobs.looking import run_eval
-        from mergekit_ot.storage.file_options import FileOptions
-
-        device = chosen.pop("device") or "cpu"
-        files = FileOptions(**chosen)
-        scores = run_eval(models, arch or (), data, device, installed_plugins(), output.note, trust or (), files)
-    output.show_scores(models, scores, as_json=as_json)
-
-
-def plugins(as_json: Json = False) -> None:
-    """List the installed plugins, and the solvers, measures, repairs, rules, networks and data that they bring."""
-    output.show_plugins(installed_plugins(), as_json=as_json)
-
-
+_FUSING, _LOOKING, _SCORING, _LEARNING = "Fuse", "Look at networks", "Measure", "Learn and set up"
 _COMMANDS = (
-    (fuse, "fuse", "mergeot fuse a.pt b.pt -o fused.pt --solver wb --arch nets.py:mlp --input-shape 1,28,28"),
-    (align, "align", "mergeot align a.pt b.pt -o aligned --arch nets.py:mlp"),
-    (check, "check", "mergeot check a.pt --arch nets.py:mlp"),
-    (inspect, "inspect", "mergeot inspect a.pt --arch nets.py:mlp --svg groups.svg"),
-    (evaluate, "eval", "mergeot eval a.pt b.pt --arch nets.py:mlp --data 'mnist.npz?mean=0.1307&std=0.3081'"),
-    (barrier, "barrier", "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
-    (plugins, "plugins", "mergeot plugins --json"),
-    (docs, "docs", "mergeot docs solvers"),
-    (cache, "cache", "mergeot cache --clear"),
+    (fuse, _FUSING, "mergeot fuse a.pt b.pt -o fused.pt --solver wb --arch nets.py:mlp --input-shape 1,28,28"),
+    (align, _FUSING, "mergeot align a.pt b.pt -o aligned --arch nets.py:mlp"),
+    (check, _LOOKING, "mergeot check a.pt --arch nets.py:mlp"),
+    (inspect, _LOOKING, "mergeot inspect a.pt --arch nets.py:mlp --svg groups.svg"),
+    (evaluate, _SCORING, "mergeot eval a.pt b.pt --arch nets.py:mlp --data 'mnist.npz?mean=0.1307&std=0.3081'"),
+    (barrier, _SCORING, "mergeot barrier a.pt b.pt --arch nets.py:mlp --data mnist.npz --align wb --plot curve.png"),
+    (plugins, _LEARNING, "mergeot plugins --options"),
+    (docs, _LEARNING, "mergeot docs solvers"),
+    (cache, _LEARNING, "mergeot cache --clear"),
 )
+_NAMES = {evaluate: "eval"}
+_OTHERS = "From plugins"
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -262,15 +189,25 @@ def build_app(manager: PluginManager) -> typer.Typer:
         name="mergeot",
         cls=_Program,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
-        epilog="Start here: mergeot demo. Every command has an example in its --help.",
+        epilog=_examples(),
     )
     app.callback()(_root)
-    for function, name, example in _COMMANDS:
-        app.command(name, epilog=f"Example: {example}")(function)
+    for function, panel, example in _COMMANDS:
+        name = _NAMES.get(function, function.__name__)
+        app.command(name, epilog=f"Example: {example}", rich_help_panel=panel)(function)
     manager.add_commands(app)
+    for added in (*app.registered_commands, *app.registered_groups):
+        # What a plugin says nothing of has a place of its own.
+        if not isinstance(added.rich_help_panel, str):
+            added.rich_help_panel = _OTHERS
     return app
+
+
+def _examples() -> str:
+    """Returns what stands below the list of commands: one example of each."""
+    first = "Start here: mergeot demo. Data of every kind: mergeot docs data. One example of each command:"
+    return "\n\n".join([first, *(f"  {example}" for _, _, example in _COMMANDS)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from mergekit_ot.cli import output
-from mergekit_ot.cli.flags import takes_options
+from mergekit_ot.cli.flags import names_of, takes_options
 from mergekit_ot.cli.options import Arch, Json, Overwrite, Shape, Trust, installed_plugins
+from mergekit_ot.cli.terminal import working
 
 
 @takes_options("barrier", device="cpu")
@@ -20,7 +21,13 @@ def barrier(
     arch: Arch = None,
     trust: Trust = None,
     solver: Annotated[
-        str | None, typer.Option("--align", metavar="SOLVER", help="Also measure it after aligning B to A.")
+        str | None,
+        typer.Option(
+            "--align",
+            metavar="SOLVER",
+            help="Also measure it after aligning B to A.",
+            autocompletion=names_of("solver"),
+        ),
     ] = None,
     points: Annotated[int, typer.Option("--points", min=2, help="Points on the path, both ends included.")] = 25,
     repair: Annotated[
@@ -29,6 +36,7 @@ def barrier(
             "--repair",
             metavar="NAME",
             help="Also measure the paths with this repair at every point between the ends.",
+            autocompletion=names_of("repair"),
         ),
     ] = None,
     plot: Annotated[
@@ -50,7 +58,7 @@ def barrier(
     as_json: Json = False,
 ) -> None:
     """Measure the loss and error barrier on the straight path between two models, and draw the plane around it."""
-    with output.working(), output.StepLine() as step:
+    with working() as step:
         from mergekit_ot.jobs.connecting import run_barrier
         from mergekit_ot.jobs.connectivity import Pictures
         from mergekit_ot.recipe import make_recipe

@@ -12,13 +12,23 @@ from typing import Annotated, Any
 import typer
 from annotated_types import Ge
 
-from mergekit_ot.cli.options import parse_options, parse_weights
+from mergekit_ot.cli.options import installed_plugins, parse_options, parse_weights
 from mergekit_ot.fusion.options import FusionOptions, option_fields
+from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.storage.file_options import FileOptions, WritingOptions
 
 Command = Callable[..., None]
 _CHOSEN = "chosen"
 _MAPPINGS = {"solver_options", "repair_options"}
+# Options whose values shells complete, and what they are for the plugin manager.
+_COMPLETED = {
+    "solver": "solver",
+    "repair": "repair",
+    "measure": "measure",
+    "executor": "executor",
+    "front_end": "front end",
+}
+_REPEATED = {"ignore", "inputs", "metrics"}
 
 
 def takes_options(command: str, **defaults: object) -> Callable[[Command], Command]:
@@ -29,7 +39,7 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
         **defaults: Values where a flag is not given, for options that this command sets itself.
     """
     flags = [_flag(FusionOptions, field.name, defaults.get(field.name)) for field in option_fields(command)]
-    for record in (FileOptions, WritingOptions):
+    for record in (DataOptions, FileOptions, WritingOptions):
         fields = dataclasses.fields(record)
         flags += [_flag(record, field.name, None) for field in fields if command in field.metadata["commands"]]
 
@@ -43,8 +53,8 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
             chosen = {flag.name: values.pop(flag.name) for flag in flags}
             for name in _MAPPINGS & chosen.keys():
                 chosen[name] = parse_options(chosen[name], _spelled(name))
-            if "ignore" in chosen:
-                chosen["ignore"] = tuple(chosen["ignore"] or ())
+            for name in _REPEATED & chosen.keys():
+                chosen[name] = tuple(chosen[name] or ())
             function(**values, **{_CHOSEN: chosen})
 
         parameters = [*before, *flags, *after]
@@ -59,10 +69,12 @@ def takes_options(command: str, **defaults: object) -> Callable[[Command], Comma
 
 def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
     metadata = record.__dataclass_fields__[name].metadata
-    settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
+    settings: dict[str, Any] = {"metavar": metadata["metavar"], "help": metadata["help"]}
+    if name in _COMPLETED:
+        settings["autocompletion"] = names_of(_COMPLETED[name])
     hint = typing.get_type_hints(record, include_extras=True)[name]
     kind, least = _plain(hint)
-    flag = _spelled(name)
+    flag = metadata.get("flag") or _spelled(name)
     if least is not None:
         settings["min"] = least
     if kind is dict or (kind is tuple and str in typing.get_args(hint)):
@@ -71,6 +83,19 @@ def _flag(record: type[Any], name: str, default: object) -> inspect.Parameter:
         kind, settings["parser"] = Any, parse_weights
     annotation = Annotated[kind if kind is Any else kind | None, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def names_of(kind: str) -> Callable[[str], list[str]]:
+    """Returns what completes the name of something registered.
+
+    Args:
+        kind: As the plugin manager calls it.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in sorted(installed_plugins().table(kind)) if name.startswith(incomplete)]
+
+    return complete
 
 
 def _spelled(name: str) -> str:

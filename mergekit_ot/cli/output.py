@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergekit_ot.cli.tables import show_table, shown
+from mergekit_ot.cli.terminal import note
 from mergekit_ot.storage.files import plain
 from mergekit_ot.text import printable
 
 _NOT_TRACED = "No neuron group was looked for: an average needs none. 'mergeot inspect' shows them."
-
-
-def note(text: str) -> None:
-    """Prints a line for the reader on standard error; nothing that comes from a file or a name acts on the terminal."""
-    print(printable(text), file=sys.stderr, flush=True)
 
 
 def show_path(path: object) -> None:
@@ -47,82 +41,9 @@ def show_warning(message: object, *_: object, **__: object) -> None:
     note(f"warning: {message}")
 
 
-@contextlib.contextmanager
-def working() -> Iterator[None]:
-    """Keeps standard output for the result: whatever the user's own code prints meanwhile goes to standard error."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
-
-
 def show_json(value: Mapping[str, Any]) -> None:
     """Prints one JSON object; numbers that JSON cannot hold become null."""
     print(json.dumps(plain(dict(value)), allow_nan=False), flush=True)
-
-
-def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
-    """Prints records as a table on standard error; numbers stand right, missing values are a dash."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    names = list(columns or (rows[0] if rows else ()))
-    heading = Text(printable(title), style="table.title") if title else None
-    table = Table(title=heading, title_justify="left", header_style="bold", box=_box(), pad_edge=False)
-    for name in names:
-        is_number = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(shown(row.get(name))) for name in names])
-    width = None if sys.stderr.isatty() else 160
-    Console(file=sys.stderr, width=width, highlight=False).print(table)
-
-
-def _box() -> Any:
-    from rich import box
-
-    return box.SIMPLE_HEAD
-
-
-def shown(value: object) -> str:
-    """Returns a value as a cell: four significant digits, a dash for what is missing."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple | set | frozenset):
-        return printable(", ".join(map(str, value))) or "–"
-    return printable(str(value))
-
-
-class StepLine:
-    """Shows on a terminal which step of a fusion runs, and for how long yet; writes nothing into files."""
-
-    def __enter__(self) -> StepLine:
-        self._is_shown = False
-        self._done = sys.maxsize
-        return self
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        """Shows the step that is done last."""
-        if sys.stderr.isatty():
-            now = time.perf_counter()
-            # A count that starts anew belongs to a new part, of which nothing is known yet.
-            if done <= self._done:
-                self._since, self._from = now, done
-            self._done = done
-            spent, steps = now - self._since, done - self._from
-            is_known = steps > 0 and done < total and spent > 2
-            left = f", about {spent / steps * (total - done):.0f} s left" if is_known else ""
-            sys.stderr.write(f"\r\x1b[2K  step {done}/{total}{left}  {printable(name)[:60]}")
-            sys.stderr.flush()
-            self._is_shown = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._is_shown:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
 
 
 def report_error(error: BaseException) -> None:
@@ -158,7 +79,7 @@ def show_fusion(outcome: Any, *, as_json: bool) -> None:
         show_json(content)
         return
     if outcome.output is None:
-        show_table(outcome.result.plan.describe(), title="Plan (dry run: nothing was computed or written)")
+        show_table(content["plan"], title="Plan (dry run: nothing was computed or written)")
         note(f"It would come to this: {outcome.result.extent.sentence}")
         return
     is_traced = outcome.result.is_traced
@@ -289,6 +210,17 @@ def _scores_at(curve: Any, index: int) -> str:
     if curve["accuracy"] is not None:
         scores = f"{scores:>9}  {percent(curve['accuracy'][index]):>8}"
     return f"{scores}  {shown(curve['perplexity'][index]):>8}" if "perplexity" in curve else scores
+
+
+def show_options(table: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints the options that methods take: kind → name → options."""
+    if as_json:
+        show_json({"options": table})
+        return
+    for kind, methods in table.items():
+        rows = [{"name": name, **option} for name, options in methods.items() for option in options]
+        show_table(rows, ("name", "option", "default", "value"), title=f"Options of {kind}")
+    note("A solver takes --solver-option OPTION=VALUE, a repair --repair-option OPTION=VALUE.")
 
 
 def show_plugins(manager: Any, *, as_json: bool) -> None:

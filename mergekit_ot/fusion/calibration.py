@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import ArchitectureError, DataError
+from mergekit_ot.fusion.alike import brought_to
 from mergekit_ot.fusion.samples import check_outliers, distinct, inputs_of, read_samples, tokens_note
 from mergekit_ot.graph.capture.inputs import as_inputs
 from mergekit_ot.scoring.inputs import check_inputs
@@ -42,21 +43,30 @@ class CalibrationData:
     notes: tuple[str, ...] = ()
 
 
-def calibration_batches(data: Iterable[Any], size: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+def calibration_batches(
+    data: Iterable[Any], size: int, batch: int, like: Sequence[object] = ()
+) -> Iterator[tuple[Tensor, ...]]:
     """Yields the inputs of at most `size` samples in batches of exactly `batch` (a captured program fixes it).
 
     Args:
         data: Batches of inputs, or of (inputs, targets).
         size: Samples at most; what is left over from the last full batch is dropped.
         batch: Samples per batch.
+        like: Inputs whose samples have the only shapes that are taken; those of the first batch by default.
 
     Raises:
         DataError: There are fewer than `batch` samples, or a batch holds no tensor.
     """
     waiting: list[tuple[Tensor, ...]] = []
+    wanted = [part.shape[1:] for part in like if isinstance(part, Tensor)]
     held = given = 0
     for item in data:
         inputs = inputs_of(item)
+        wanted = wanted or [part.shape[1:] for part in inputs]
+        fitting = brought_to(inputs, wanted)
+        if fitting is None:
+            continue
+        inputs = fitting
         waiting.append(inputs)
         held += inputs[0].shape[0]
         while held >= batch and given + batch <= size:
@@ -93,7 +103,7 @@ def calibration(
     if data is not None and (needs_batches or example_inputs is None):
         if not needs_batches:
             return CalibrationData(), _first_inputs(data)
-        held = split_calibration(data, size) if is_judged else CalibrationData(calibration_inputs(data, size))
+        held = split_calibration(data, size) if is_judged else _without_judge(data, size)
         return replace(held, notes=(*held.notes, *tokens_note(held.batches))), held.batches[0]
     if example_inputs is None:
         raise ArchitectureError(
@@ -110,7 +120,11 @@ def calibration_inputs(data: Iterable[Any], size: int) -> Batches:
         DataError: There are fewer than two samples, all are the same, one is not finite or an outlier, or a batch
             holds no tensor.
     """
-    samples = read_samples(data, size)
+    return _without_judge(data, size).batches
+
+
+def _without_judge(data: Iterable[Any], size: int) -> CalibrationData:
+    samples, notes = read_samples(data, size)
     count = len(samples[0]) if samples else 0
     batch = min(CALIBRATION_BATCH, count)
     if batch < 2:
@@ -118,7 +132,7 @@ def calibration_inputs(data: Iterable[Any], size: int) -> Batches:
     check_outliers(samples)
     if len(distinct(samples)) < 2:
         raise DataError(f"{_all_same(count)} Give the inputs that the sources were trained on, or some like them.")
-    return in_batches(samples, batch)
+    return CalibrationData(in_batches(samples, batch), notes=notes)
 
 
 def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
@@ -130,7 +144,7 @@ def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
     Raises:
         DataError: There are too few different samples, one is not finite or an outlier, or a batch holds no tensor.
     """
-    read = read_samples(data, size + _held_out(size))
+    read, notes = read_samples(data, size + _held_out(size))
     count = len(read[0]) if read else 0
     places = distinct(read) if count else []
     if len(places) < LEAST_SAMPLES or size < LEAST_SAMPLES:
@@ -140,11 +154,13 @@ def split_calibration(data: Iterable[Any], size: int) -> CalibrationData:
             f"{what.rstrip('.')}{more}; a repair needs at least {LEAST_SAMPLES} different ones, to be fitted to some "
             "and judged on others, and some hundred to gain anything. Give more with --data (--calibration-size)."
         )
-    notes: tuple[str, ...] = ()
     samples = read
     if len(places) < count:
         samples = tuple(part[places] for part in read)
-        notes = (f"Of {count:,} calibration samples {count - len(places):,} repeat others: each counts once.",)
+        notes = (
+            *notes,
+            f"Of {count:,} calibration samples {count - len(places):,} repeat others: each counts once.",
+        )
     check_outliers(samples)
     return _split(samples, size, notes)
 

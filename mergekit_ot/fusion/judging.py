@@ -50,14 +50,15 @@ def data_to_compare(data: Iterable[Any], size: int, needs_batches: bool) -> tupl
     first = inputs_of(ahead[0])
     fitted = size if needs_batches else 0
     most = min(MOST_HELD_OUT, max(LEAST_HELD_OUT, _MOST_TOKENS // max(tokens_per_sample(first), 1)))
-    samples = read_samples(itertools.chain(ahead, items), fitted + most)
+    samples, notes = read_samples(itertools.chain(ahead, items), fitted + most)
     to_fit = calibration_inputs([(tuple(part[:fitted] for part in samples), None)], fitted) if needs_batches else ()
     to_judge = tuple(part[fitted:] for part in samples)
     if len(to_judge[0]) < LEAST_HELD_OUT:
         to_judge = tuple(part[:most] for part in samples)
     check_outliers(to_judge)
     batch = min(len(first[0]), CALIBRATION_BATCH, len(to_judge[0]))
-    return CalibrationData(to_fit, in_batches(to_judge, batch), tokens_note(to_fit)), to_fit[0] if to_fit else first
+    notes = (*notes, *tokens_note(to_fit)) if to_fit else ()
+    return CalibrationData(to_fit, in_batches(to_judge, batch), notes), to_fit[0] if to_fit else first
 
 
 def judged(

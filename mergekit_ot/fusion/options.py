@@ -59,7 +59,7 @@ class FusionOptions:
         repair_options: Its options by name.
         fallback: Whether one source alone is the result where it is surely nearer to the ensemble of all sources than
             the fused network, on calibration inputs that were held out.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps`` (scores only: couplings need double precision).
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
         untie: Whether weights that a solver made separate stay so: a head that was the embedding becomes a tensor of
@@ -111,7 +111,7 @@ class FusionOptions:
         False,
         "Write one source alone where it is nearer to the ensemble of all than the fused model, on held-out data.",
     )
-    device: str = choice("auto", "Where to compute. Default: auto.", "auto|cpu|cuda", (*_ALL, "eval"))
+    device: str = choice("auto", "Where to compute. Default: auto.", "auto|cpu|cuda|mps", (*_ALL, "eval"))
     seed: int = choice(0, "Seed of every random choice. Default: 0.", "", _ALL)
     refine: bool = choice(
         False,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot.errors import DataError
+from mergekit_ot.fusion.alike import alike
 from mergekit_ot.fusion.options import MOST_SAMPLES, FusionOptions
 from mergekit_ot.scoring.inputs import check_inputs
 
@@ -79,32 +80,48 @@ def tokens_note(batches: Sequence[Sequence[Tensor]]) -> tuple[str, ...]:
     )
 
 
-def read_samples(data: Iterable[Any], most: int) -> tuple[Tensor, ...]:
-    """Returns the inputs of at most `most` samples, one tensor per input, a row per sample.
+def read_samples(data: Iterable[Any], most: int) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    """Returns the inputs of at most `most` samples, one tensor per input, a row per sample; and what was done to them.
+
+    Samples of different lengths are brought to one, if that hides no mistake: see `alike`.
 
     Args:
         data: Batches of inputs, or of (inputs, targets); targets are never read.
         most: Samples at most; no batch beyond them is asked for.
 
     Raises:
-        DataError: A batch holds no tensor, holds NaN or infinity, or other shapes than the batches before it.
+        DataError: A batch holds no tensor, holds NaN or infinity, or shapes that cannot stand beside those before it.
     """
     held: list[tuple[Tensor, ...]] = []
+    is_mixed = False
     count = 0
     for number, item in enumerate(data):
         inputs = inputs_of(item)
         _check_lengths(inputs, number)
         check_inputs(inputs, _WHAT, batch=number, first=count, what="sample")
-        if held and [part.shape[1:] for part in inputs] != [part.shape[1:] for part in held[0]]:
-            raise DataError(
-                f"Batch {number} of the calibration data (counted from 0) has samples of shape {_shapes(inputs)}, the "
-                f"batches before it of {_shapes(held[0])}: they cannot stand in one batch. Give samples of one shape."
-            )
+        if held and not is_mixed and [part.shape[1:] for part in inputs] != [part.shape[1:] for part in held[0]]:
+            if alike([held[0], inputs]) is None:
+                raise DataError(
+                    f"Batch {number} of the calibration data (counted from 0) has samples of shape {_shapes(inputs)}, "
+                    f"the batches before it of {_shapes(held[0])}: they cannot stand in one batch. Give samples of one "
+                    "shape; sequences and images alone may differ in length and size."
+                )
+            is_mixed = True
         held.append(inputs)
         count += inputs[0].shape[0]
         if count >= most:
             break
-    return tuple(torch.cat(parts)[:most] for parts in zip(*held, strict=True))
+    notes: tuple[str, ...] = ()
+    if is_mixed:
+        found = alike(held)
+        if found is None:
+            raise DataError(
+                "The samples of the calibration data have shapes that cannot stand in one batch. Give samples of one "
+                "shape; sequences and images alone may differ in length and size."
+            )
+        held, how = found
+        notes = (f"Calibration data: {how}.",)
+    return tuple(torch.cat(parts)[:most] for parts in zip(*held, strict=True)), notes
 
 
 def inputs_of(item: Any) -> tuple[Tensor, ...]:

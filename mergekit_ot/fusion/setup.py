@@ -22,6 +22,7 @@ from mergekit_ot.fusion.step_report import StepReport
 from mergekit_ot.fusion.tracing import TracedModels
 from mergekit_ot.graph.capture.front_end import TraceLimits
 from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
+from mergekit_ot.scoring.devices import choose_device, has_double
 from mergekit_ot.threads import multiplications_of_run
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -177,11 +178,13 @@ class FusionSetup:
 
 
 def checked_device(name: str) -> torch.device:
-    """Returns the device of a name, of ``auto`` the best one.
+    """Returns the device of a name, of ``auto`` the best one; that of the CPU where it has no double precision.
 
     Raises:
         RecipeError: There is no such device, or not in this machine.
     """
+    if name.partition(":")[0] == "mps":
+        return torch.device("cpu" if not has_double(choose_device(name)) else name)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(chosen)
@@ -190,6 +193,13 @@ def checked_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f"Device '{name}' cannot be used: {reason_of(error)}. Take auto, cpu or cuda.") from error
     return device
+
+
+def device_note(name: str) -> tuple[str, ...]:
+    """Returns a sentence on where couplings are computed, where that is not the device that was asked for."""
+    if name.partition(":")[0] != "mps":
+        return ()
+    return ("Couplings are computed on the CPU: they need double precision, which MPS has not.",)
 
 
 def checked_seed(seed: int) -> int:

@@ -78,7 +78,7 @@ class StreamResponses:
         if not keys or setup.data is None or not isinstance(setup.inputs[0], torch.Tensor):
             return found
         size = min(_SAMPLES, setup.options.calibration_size)
-        batches = list(calibration_batches(setup.data, size, len(setup.inputs[0])))
+        batches = list(calibration_batches(setup.data, size, len(setup.inputs[0]), setup.inputs))
         states = [dict(source.state) for source in models.sources]
         grams = ResponseGrams(models.graphs, states, list(keys), len(batches))
         for inputs in batches:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from mergekit_ot.errors import PluginError
 from mergekit_ot.hooks.manager import PluginManager
+from mergekit_ot.scoring.requests import DataReader, DataRequest
 from mergekit_ot.storage.checkpoint import Loader, Saver
 from mergekit_ot.storage.record import Checkpoint
 
@@ -24,6 +25,25 @@ def writers(manager: PluginManager) -> list[Saver]:
     """Returns the writers of all formats, in the order in which they are asked."""
     calls = manager.calls("mergeot_save_checkpoint")
     return [functools.partial(_write, call) for call in calls]
+
+
+def data_reader(manager: PluginManager, request: DataRequest) -> DataReader | None:
+    """Returns what reads a file or a folder of data, from the first plugin that knows it; None where none does.
+
+    Raises:
+        DataError: It is known, and damaged or asked for wrongly.
+        PluginError: A plugin returned something that reads nothing.
+    """
+    for call in manager.calls("mergeot_open_data"):
+        found: Any = call(request=request)
+        if found is not None and not callable(found):
+            raise PluginError(
+                f"A plugin's mergeot_open_data returned a {type(found).__name__} for '{request.path}', and not a "
+                "function or None. Find the plugin with 'mergeot plugins' and leave it out with MERGEOT_PLUGINS."
+            )
+        if found is not None:
+            return cast("DataReader", found)
+    return None
 
 
 def check_format(manager: PluginManager, path: Path, template: Checkpoint | None) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.capture.front_end import AbstractFrontEnd
     from mergekit_ot.graph.rules.rule import NodeRule
     from mergekit_ot.graph.symmetry.symmetry import AbstractSymmetry
+    from mergekit_ot.scoring.requests import DataReader, DataRequest
     from mergekit_ot.storage.record import Checkpoint
     from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -75,6 +76,11 @@ def mergeot_guesses() -> Mapping[str, Callable[..., Any] | str]:  # type: ignore
 @hookspec
 def mergeot_datasets() -> Mapping[str, Callable[..., Any] | str]:  # type: ignore[empty-body]
     """Return data sets by name: callables with plain keyword arguments that give (inputs, targets) batches."""
+
+
+@hookspec(firstresult=True)
+def mergeot_open_data(request: DataRequest) -> DataReader | None:
+    """Return what reads the data at ``request.path`` for a network, or None where they are not yours; run no code."""
 
 
 @hookspec(firstresult=True)

@@ -15,7 +15,7 @@ from mergekit_ot.fusion.options import NO_REPAIR
 from mergekit_ot.fusion.repair import AbstractRepair
 from mergekit_ot.fusion.setup import FusionMethods, MethodsOfLayers
 from mergekit_ot.hooks.manager import PluginManager
-from mergekit_ot.transport.options import check_option, option_hints, read_number
+from mergekit_ot.transport.options import check_option, option_hints, read_number, words_of
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
 _CLASSES: Mapping[str, type[Any]] = {
@@ -122,6 +122,31 @@ def build_refinement(solver: AbstractBarycenterSolver, manager: PluginManager) -
 
 def _options(solver: object) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
+
+
+def options_of_methods(manager: PluginManager) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Returns what options every registered solver and repair takes: kind → name → option, default and what it is."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for kind, plural in (("solver", "solvers"), ("repair", "repairs")):
+        # One that is broken must not hide the others.
+        methods = found.setdefault(plural, {})
+        for name in sorted(manager.table(kind)):
+            with contextlib.suppress(PluginError):
+                made = _kind_of(manager, kind, name)
+                methods[name] = [
+                    {"option": option, "default": _default(made, option), "value": words_of(hint)}
+                    for option, hint in option_hints(made).items()
+                ]
+    return found
+
+
+def _default(kind: type[Any], option: str) -> object:
+    """Returns the default of an option as plain data; text for what is none."""
+    field = next(field for field in _options(kind) if field.name == option)
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory())
+    value = None if field.default is dataclasses.MISSING else field.default
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def build(manager: PluginManager, kind: str, name: str) -> Any:

@@ -24,6 +24,7 @@ from mergekit_ot.fusion.setup import (
     FusionSetup,
     checked_device,
     checked_seed,
+    device_note,
     trace_limits,
 )
 from mergekit_ot.fusion.shares import checked_weights, weights_note
@@ -43,6 +44,7 @@ from mergekit_ot.hooks.methods import (
 )
 from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.hooks.traces import trace_memory
+from mergekit_ot.scoring.batches import taken
 from mergekit_ot.storage.kept import KeptRecords
 from mergekit_ot.transport.solver import AbstractBarycenterSolver
 
@@ -78,6 +80,10 @@ def prepare(
     """
     known: dict[int, KnownArchitecture] = {}
     sources = _sources(inputs, known)
+    if inputs.data is not None:
+        outline = sources[0].architecture.outline
+        data = taken(inputs.data, outline, "the calibration data", reads_targets=False)
+        inputs = replace(inputs, data=data)
     weights = checked_weights(options.model_weights, len(sources))
     checked_seed(options.seed)
     methods = _methods(options, manager, given or GivenMethods())
@@ -118,7 +124,13 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=(*weights_note(options.model_weights, weights), *notes, *data.notes, *depth_notes(deepened, goal)),
+        notes=(
+            *weights_note(options.model_weights, weights),
+            *device_note(options.device),
+            *notes,
+            *data.notes,
+            *depth_notes(deepened, goal),
+        ),
         deepened=deepened,
         data=inputs.data,
         rules=rules,

@@ -28,6 +28,7 @@ from mergekit_ot.recipe import FusionRecipe
 from mergekit_ot.report.outcome import extent_facts
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.files import made_folder
 from mergekit_ot.storage.folders import check_folder_output
@@ -95,8 +96,10 @@ def run_align(
         check_format(manager, container.output, container.template)
         if folder.is_dir():
             container.check(input_files(recipe), overwrite=recipe.overwrite)
-    data = None if recipe.data is None else resolve_data(recipe.data, manager, TRAIN)
-    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
+    data = None
+    if recipe.data is not None:
+        data = resolve_data(recipe.data, manager, TRAIN).for_network(*needs_of(sources, recipe, notify))
+    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify, recipe.inputs)
     written = []
     for source, container in zip(sources[1:], containers, strict=True):
         output = container.output

@@ -29,6 +29,7 @@ from mergekit_ot.scoring.plane import LossPlane, PlaneFrame, check_grid, plane_f
 from mergekit_ot.sources.datasets import TRAIN, DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.guesses import check_function_is_known
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.storage.outputs import check_outputs
 
@@ -156,7 +157,14 @@ def _read(request: _Request) -> _Pair:
     check_function_is_known([(source.name, source.make) for source in (first, second)], "'mergeot barrier'")
     states = first.module().state_dict(), second.module().state_dict()
     check_same_shapes(*states)
-    return _Pair(first, second, states, test)
+    return _Pair(first, second, states, test.for_network(*needs_of([first], recipe, request.notify)))
+
+
+def _calibration(request: _Request, pair: _Pair) -> DataSource:
+    """Returns the data that a solver or a repair sees."""
+    recipe = request.recipe
+    data = resolve_data(recipe.data or "", request.manager, TRAIN)
+    return data.for_network(*needs_of([pair.first], recipe, request.notify))
 
 
 def _paths(request: _Request, pair: _Pair) -> _Paths:
@@ -197,21 +205,22 @@ def _rewritten(result: FusionResult, pair: _Pair) -> _Path:
 def _example_inputs(request: _Request, pair: _Pair, data: CalibrationData) -> tuple[Tensor, ...]:
     if data.batches:
         return data.batches[0]
-    return example_inputs_of(pair.first, request.recipe.input_shape, pair.test, request.notify)[0]
+    recipe = request.recipe
+    return example_inputs_of(pair.first, recipe.input_shape, pair.test, request.notify, recipe.inputs)[0]
 
 
 def _planned(request: _Request, pair: _Pair, data: CalibrationData) -> FusionResult:
     """Returns the two models traced and not aligned, each in the form of its file."""
     recipe, manager = request.recipe, request.manager
     inputs = _example_inputs(request, pair, data)
-    given = resolve_data(recipe.data or "", manager, TRAIN)
+    given = _calibration(request, pair)
     return align_pair(pair.first, pair.second, recipe, inputs, given, manager, dry_run=True, may_rewrite=False)
 
 
 def _traced(request: _Request, pair: _Pair) -> tuple[FusionResult, CalibrationData]:
     """Returns the two models aligned (in place, if nothing else is asked for) and the inputs that a repair sees."""
     recipe = request.recipe
-    calibration = resolve_data(recipe.data or "", request.manager, TRAIN)
+    calibration = _calibration(request, pair)
     data = CalibrationData()
     if recipe.repair != NO_REPAIR:
         data = split_calibration(*with_limit(calibration, recipe))

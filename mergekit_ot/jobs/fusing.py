@@ -30,6 +30,7 @@ from mergekit_ot.report.outcome import FusionOutcome
 from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.guesses import check_function_is_known
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
@@ -77,8 +78,8 @@ def run_fuse(
         _check_container(container, recipe, recipe_file, manager)
     _check_type(recipe, sources)
     fused_as, target = _target_of(recipe, sources, manager, goal)
-    data = None if recipe.data is None else _data_of(recipe.data, manager)
-    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify)
+    data = None if recipe.data is None else _data_of(recipe, sources, manager, notify)
+    inputs, shape = example_inputs_of(sources[0], recipe.input_shape, data, notify, recipe.inputs)
     result = fuse_with(
         FusionInputs([source_model(source) for source in sources], target, inputs, data),
         recipe,
@@ -155,11 +156,11 @@ def _telling_of(outcome: FusionOutcome, notify: Notify) -> Iterator[None]:
         raise
 
 
-def _data_of(spec: str, manager: PluginManager) -> DataSource:
+def _data_of(recipe: FusionRecipe, sources: Sequence[ReadSource], manager: PluginManager, notify: Notify) -> DataSource:
     # Most fusions need no data, and what reads them takes time to import.
     from mergekit_ot.sources.datasets import TRAIN, resolve_data
 
-    return resolve_data(spec, manager, TRAIN)
+    return resolve_data(recipe.data or "", manager, TRAIN).for_network(*needs_of(sources, recipe, notify))
 
 
 def source_model(source: ReadSource) -> SourceModel:

@@ -24,11 +24,16 @@ from mergekit_ot.hooks.symmetries import build_symmetries
 from mergekit_ot.pictures.dot import group_dot
 from mergekit_ot.pictures.groups import group_svg
 from mergekit_ot.pictures.modules import module_svg
-from mergekit_ot.progress import Notify
+from mergekit_ot.progress import Notify, Progress
+from mergekit_ot.scoring.data_options import DataOptions
+from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.scoring.evaluation import Evaluation, evaluate
+from mergekit_ot.scoring.metrics import top
 from mergekit_ot.sources.datasets import resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.guesses import check_function_is_known
+from mergekit_ot.sources.metrics import resolve_metric
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.reading import ReadSource, read_sources
 from mergekit_ot.sources.spec_files import spec_files
 from mergekit_ot.storage.file_options import FileOptions
@@ -38,7 +43,7 @@ from mergekit_ot.storage.outputs import check_outputs
 
 
 @dataclass(frozen=True)
-class Subject(FileOptions):
+class Subject(FileOptions, DataOptions):
     """The checkpoint that is looked at, and how its architecture is traced.
 
     Attributes:
@@ -79,8 +84,9 @@ class Subject(FileOptions):
         source = read_sources([self.path], self.arch, manager, notify, self.trust, self)[0]
         # Nothing that follows reads the weights, and whoever looks at a checkpoint wants to know that they are damaged.
         source.state.check_all()
-        batches = None if self.data is None else resolve_data(self.data, manager)
-        return source, example_inputs_of(source, self.input_shape, batches, notify)[0]
+        data = None if self.data is None else resolve_data(self.data, manager)
+        batches = None if data is None else data.for_network(*needs_of([source], self, notify))
+        return source, example_inputs_of(source, self.input_shape, batches, notify, self.inputs)[0]
 
 
 def run_check(subject: Subject, seed: int, manager: PluginManager, notify: Notify) -> CheckReport:
@@ -123,6 +129,21 @@ def run_inspect(
     return graph, held_symmetries(source.make, graph, inputs, build_symmetries(manager))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring(DataOptions):
+    """What is measured, and which entries of a batch are meant.
+
+    Attributes:
+        metrics: SPECs of metrics besides loss and accuracy.
+        top: A target counts as met where it is among so many likeliest classes; None leaves that out.
+        input_shape: Shape of one input, where data are read for it.
+    """
+
+    metrics: tuple[str, ...] = ()
+    top: int | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
 def run_eval(
     paths: Sequence[str],
     arch: Sequence[str],
@@ -132,13 +153,19 @@ def run_eval(
     notify: Notify,
     trust: Sequence[str] = (),
     files: FileOptions | None = None,
+    scoring: Scoring | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Evaluation, ...]:
     """Scores checkpoints on the test part of data, in one pass."""
+    asked = scoring or Scoring()
+    choose_device(device)
+    metrics = [*([] if asked.top is None else [top(asked.top)]), *map(resolve_metric, asked.metrics)]
     source = resolve_data(data, manager)
     sources = read_sources(paths, arch, manager, notify, trust, files or FileOptions())
     check_function_is_known([(read.name, read.make) for read in sources], "'mergeot eval'")
     models = [read.module() for read in sources]
-    scores = evaluate(models, source, device)
+    needs, options = needs_of(sources, asked, notify)
+    scores = evaluate(models, source.for_network(needs, options), device, metrics=metrics, progress=progress)
     for path, score in zip(paths, scores, strict=True):
         if not math.isfinite(score.loss):
             notify(

@@ -32,11 +32,15 @@ class FusionOutcome:
         content = {
             "output": self.output,
             "solver": self.solver,
-            "groups": group_rows(self.result) if self.result.is_traced else [],
+            "groups": self._groups() if self.result.is_traced else [],
             "aligned_sources_max_error": self.result.aligned_sources_max_error,
             "seconds": self.result.seconds,
             **(extent_facts(self.result.extent) if self.result.is_traced else _NOT_LOOKED_FOR),
+            "notes": list(self.result.notes),
+            "warnings": list(self.result.warnings),
         }
+        if self.output is None:
+            content["plan"] = self.result.plan.describe()
         comparison = self.result.repair_comparison
         if self.result.alone is not None:
             content["source_alone"] = self.result.alone
@@ -47,6 +51,15 @@ class FusionOutcome:
         content["comparison"] = comparison.as_json()
         is_older = comparison.repair != NO_REPAIR or self.result.options.fallback
         return {**content, "repair": content["comparison"]} if is_older else content
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Returns the neuron groups: how they were aligned or, of a dry run, which would be."""
+        if self.output is not None:
+            return group_rows(self.result)
+        groups = self.result.alignment.target.groups
+        keys = [key for step in self.result.plan.steps for key in step.groups]
+        unknown = {"cost": None, "status": "planned", "solver": self.solver}
+        return [{"name": key, "size": groups[key].size, **unknown} for key in keys]
 
 
 def extent_facts(extent: Extent) -> dict[str, Any]:

@@ -51,8 +51,10 @@ def _flags_of_places(recipe: FusionRecipe) -> list[str]:
         flags += ["--trust", name]
     if recipe.input_shape is not None:
         flags += ["--input-shape", ",".join(map(str, recipe.input_shape))]
+    for described in recipe.inputs:
+        flags += ["--input", described]
     flags += ["--target", str(recipe.target)]
-    for name in ("state_key", "strip_prefix"):
+    for name in ("state_key", "strip_prefix", "input_key", "label_key"):
         flags += _flags_of(name, getattr(recipe, name))
     for pattern in recipe.ignore:
         flags += ["--ignore", pattern]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from mergekit_ot.errors import MergeotError
+from mergekit_ot.errors import DataError, MergeotError
 from mergekit_ot.fusion.result import FusionResult
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.scoring.evaluation import Evaluation, evaluate, run_model
@@ -202,6 +202,8 @@ def _duration(seconds: float) -> str:
 def _class_axis(model: nn.Module, data: DataSource) -> int | None:
     """Returns the axis of the classes: the last or, as in torch's losses, axis 1; None for float targets."""
     inputs, targets = next(iter(data))
+    if targets is None:
+        raise DataError("The data have inputs and no targets, and a score compares outputs with targets.")
     if targets.is_floating_point():
         return None
     with torch.no_grad():

@@ -18,6 +18,7 @@ from mergekit_ot.report.repeating import RECIPE_FILE
 from mergekit_ot.report.scores import NO_DATA, Scores, score_fusion
 from mergekit_ot.report.scores_section import number_text, percent, verdict
 from mergekit_ot.sources.datasets import resolve_data
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.sources.specs import Architecture
 from mergekit_ot.storage.files import json_text, made_folder, write_texts
@@ -72,7 +73,12 @@ def write_report(
         if recipe.data is not None:
             spec = recipe.data
             scores = score_fusion(
-                outcome.result, recipe.weights, lambda: resolve_data(spec, manager), recipe.device, notify, progress
+                outcome.result,
+                recipe.weights,
+                lambda: resolve_data(spec, manager).for_network(*needs_of(sources, recipe, notify)),
+                recipe.device,
+                notify,
+                progress,
             )
         # What was replaced is no part of the fusion, and whoever repeats it replaces what it wrote.
         report = collect_report(folder, replace(recipe, overwrite=False), outcome, sources, fused_as, scores)

@@ -13,8 +13,10 @@ from torch.func import functional_call
 
 from mergekit_ot.errors import ArchitectureError, DataError
 from mergekit_ot.progress import Progress
-from mergekit_ot.scoring.devices import choose_device
+from mergekit_ot.scoring.batches import taken
+from mergekit_ot.scoring.devices import choose_device, has_double
 from mergekit_ot.scoring.inputs import check_inputs
+from mergekit_ot.scoring.metrics import Metric
 from mergekit_ot.scoring.tally import Evaluation, Tally
 from mergekit_ot.threads import multiplications_of_run, threads_for
 
@@ -27,22 +29,43 @@ _ENTRIES_AT_ONCE = 500_000_000
 
 
 @overload
-def evaluate(model_or_models: nn.Module, data: Data, device: str = "cpu") -> Evaluation: ...
+def evaluate(
+    model_or_models: nn.Module,
+    data: Data,
+    device: str = "cpu",
+    *,
+    metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
+) -> Evaluation: ...
 
 
 @overload
-def evaluate(model_or_models: Sequence[nn.Module], data: Data, device: str = "cpu") -> tuple[Evaluation, ...]: ...
+def evaluate(
+    model_or_models: Sequence[nn.Module],
+    data: Data,
+    device: str = "cpu",
+    *,
+    metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
+) -> tuple[Evaluation, ...]: ...
 
 
 def evaluate(
-    model_or_models: nn.Module | Sequence[nn.Module], data: Data, device: str = "cpu"
+    model_or_models: nn.Module | Sequence[nn.Module],
+    data: Data,
+    device: str = "cpu",
+    *,
+    metrics: Sequence[Metric] = (),
+    progress: Progress | None = None,
 ) -> Evaluation | tuple[Evaluation, ...]:
     """Scores one or more models in a single pass over the data, in evaluation mode and without gradients.
 
     Args:
         model_or_models: A module, or several that see the same batches.
-        data: (inputs, targets) batches, or a callable that returns them.
-        device: ``cpu``, ``cuda`` or ``auto``. The models come back to where they were.
+        data: (inputs, targets) batches or dictionaries, or a callable that returns them.
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``. The models come back to where they were.
+        metrics: What is measured besides.
+        progress: Called with (batches done, 0, what is done): how many there are is not known.
 
     Returns:
         One `Evaluation`, or one per model.
@@ -57,18 +80,22 @@ def evaluate(
         100.0
     """
     if isinstance(model_or_models, nn.Module):
-        return _evaluate_all([model_or_models], data, device)[0]
-    return _evaluate_all(list(model_or_models), data, device)
+        return _evaluate_all([model_or_models], data, device, metrics, progress)[0]
+    return _evaluate_all(list(model_or_models), data, device, metrics, progress)
 
 
-def _evaluate_all(models: list[nn.Module], data: Data, device: str) -> tuple[Evaluation, ...]:
+def _evaluate_all(
+    models: list[nn.Module], data: Data, device: str, metrics: Sequence[Metric], progress: Progress | None
+) -> tuple[Evaluation, ...]:
+    notify = progress or _no_progress
     place = choose_device(device)
-    tallies = [Tally() for _ in models]
+    tallies = [Tally.of(metrics) for _ in models]
     with _evaluating(models, place), torch.no_grad():
-        for inputs, targets in _checked(data):
-            moved, goal = _to(inputs, place), targets.to(place)
+        for number, (inputs, targets) in enumerate(_checked(data, models[0]), 1):
+            moved, goal = _to(inputs, place), targets.to(place if has_double(place) else "cpu")
             for model, tally in zip(models, tallies, strict=True):
-                tally.add(run_model(model, moved), goal)
+                tally.add(_in_reach(run_model(model, moved)), goal)
+            notify(number, 0, f"batch {number}")
     return tuple(tally.result() for tally in tallies)
 
 
@@ -144,10 +171,10 @@ def score_states(
         while group := list(islice(waiting, together)):
             moved = [_state_to(state, place) for state in group]
             tallies = [Tally() for _ in moved]
-            for number, (inputs, targets) in enumerate(_checked(data), 1):
-                there, wanted = _to(inputs, place), targets.to(place)
+            for number, (inputs, targets) in enumerate(_checked(data, model), 1):
+                there, wanted = _to(inputs, place), targets.to(place if has_double(place) else "cpu")
                 for state, tally in zip(moved, tallies, strict=True):
-                    tally.add(run_model(model, there, state), wanted)
+                    tally.add(_in_reach(run_model(model, there, state)), wanted)
                 notify(len(scores), count, f"{task}, {len(moved)} of them on batch {number}")
             scores += [tally.result() for tally in tallies]
     notify(len(scores), count, task)
@@ -183,21 +210,20 @@ def run_model(model: nn.Module, inputs: Any, state: State | None = None) -> Tens
     return outputs
 
 
-def _batches(data: Data) -> Iterable[tuple[Any, Tensor]]:
+def _batches(data: Data) -> Iterable[Any]:
     return data() if callable(data) else data
 
 
-def _checked(data: Data) -> Iterable[tuple[Any, Tensor]]:
+def _checked(data: Data, model: nn.Module) -> Iterable[tuple[Any, Tensor]]:
     """Yields the batches, whose inputs and targets must be finite: one that is not would be all of the mean loss."""
     first = 0
-    for number, (given, targets) in enumerate(_batches(data)):
-        inputs = tuple(given) if isinstance(given, list) else given
-        for part in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets):
-            if not isinstance(part, Tensor):
-                raise DataError(
-                    f"Batch {number} of the data (counted from 0) has {type(part).__name__} where a tensor is needed. "
-                    "Give batches (inputs, targets), where inputs are a tensor or a tuple of tensors."
-                )
+    for number, (inputs, targets) in enumerate(taken(_batches(data), model)):
+        if targets is None:
+            raise DataError(
+                f"Batch {number} of the data (counted from 0) has inputs and no targets, and a score compares outputs "
+                "with targets. Give (inputs, targets), or a dictionary whose targets --label-key names. (To align and "
+                "repair, inputs alone will do.)"
+            )
         check_inputs(inputs, "data", batch=number, first=first)
         check_inputs(targets, "data", batch=number, first=first, what="target")
         first += _rows(inputs)
@@ -214,11 +240,21 @@ def _no_progress(done: int, total: int, what: str) -> None:
 
 
 def _state_to(state: State, place: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(place) for name, value in state.items()}
+    return {name: _moved(value, place) for name, value in state.items()}
 
 
 def _to(inputs: Any, place: torch.device) -> Any:
-    return tuple(part.to(place) for part in inputs) if isinstance(inputs, tuple) else inputs.to(place)
+    return tuple(_moved(part, place) for part in inputs) if isinstance(inputs, tuple) else _moved(inputs, place)
+
+
+def _moved(tensor: Tensor, place: torch.device) -> Tensor:
+    is_narrowed = tensor.dtype is torch.float64 and not has_double(place)
+    return tensor.to(place, torch.float32) if is_narrowed else tensor.to(place)
+
+
+def _in_reach(outputs: Tensor) -> Tensor:
+    """Returns outputs where sums are made in double precision."""
+    return outputs if has_double(outputs.device) else outputs.cpu()
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mergekit_ot.errors import DataError
+from mergekit_ot.scoring.batches import IGNORED
+from mergekit_ot.scoring.metrics import Measured, Metric, flat_classes
 
 # Above it the exponential overflows.
 _LARGEST_EXPONENT = 709.0
@@ -21,8 +23,9 @@ class Evaluation:
     Attributes:
         loss: Mean cross-entropy (the same for logits and log-softmax outputs); mean squared error for float targets.
         accuracy: Percent of targets that are the most likely class; None for float targets.
-        count: Number of targets.
+        count: Number of targets; those of −100 do not count.
         is_of_tokens: Whether the targets are tokens: whole numbers, one per position of a sequence.
+        metrics: What was measured besides, by name.
 
     Example:
         >>> import torch
@@ -35,6 +38,7 @@ class Evaluation:
     accuracy: float | None
     count: int
     is_of_tokens: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def perplexity(self) -> float | None:
@@ -52,9 +56,10 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else math.inf + self.loss
 
     def as_json(self) -> dict[str, float | None]:
-        """Returns the scores by name; the perplexity is there for tokens only."""
+        """Returns the scores by name, metrics besides included; the perplexity is there for tokens only."""
         scores = {"loss": self.loss, "accuracy": self.accuracy, "perplexity": self.perplexity, "count": self.count}
-        return {name: score for name, score in scores.items() if name != "perplexity" or self.is_of_tokens}
+        own = {name: score for name, score in scores.items() if name != "perplexity" or self.is_of_tokens}
+        return {**own, **{f"metric_{name}" if name in scores else name: score for name, score in self.metrics.items()}}
 
 
 @dataclass
@@ -66,6 +71,13 @@ class Tally:
     count: int = 0
     is_classification: bool = True
     is_of_tokens: bool = True
+    measured: Sequence[Measured] = ()
+    is_seen: bool = False
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric]) -> Tally:
+        """Returns an empty tally that measures these besides."""
+        return cls(measured=[Measured(metric) for metric in metrics])
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds a batch of outputs.
@@ -73,6 +85,14 @@ class Tally:
         Raises:
             DataError: Targets do not fit the outputs.
         """
+        self.is_seen = True
+        self._add(outputs, targets)
+        if self.measured:
+            given = outputs.cpu(), targets.cpu()
+            for metric in self.measured:
+                metric.add(*given)
+
+    def _add(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.is_floating_point():
             self.is_classification = self.is_of_tokens = False
             if outputs.shape != targets.shape and outputs.numel() == targets.numel():
@@ -87,38 +107,21 @@ class Tally:
             self.count += count
             return
         self.is_of_tokens &= targets.dim() == 2
-        logits, classes = _flat_classes(outputs, targets.long())
-        self.loss += nn.functional.cross_entropy(logits.double(), classes, reduction="sum").item()
+        logits, classes = flat_classes(outputs, targets.long())
+        self.loss += nn.functional.cross_entropy(logits.double(), classes, reduction="sum", ignore_index=IGNORED).item()
         self.correct += int((logits.argmax(1) == classes).sum())
-        self.count += classes.numel()
+        self.count += int((classes != IGNORED).sum())
 
     def result(self) -> Evaluation:
         """Returns the scores.
 
         Raises:
-            DataError: There was no batch.
+            DataError: There was no batch, or no target that counts.
         """
+        if self.count == 0 and self.is_seen:
+            raise DataError("Every target of the data is -100, which counts for nothing: nothing was evaluated.")
         if self.count == 0:
             raise DataError("The data has no batches: nothing was evaluated.")
         accuracy = 100 * self.correct / self.count if self.is_classification else None
-        return Evaluation(self.loss / self.count, accuracy, self.count, self.is_of_tokens)
-
-
-def _flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n classes"], Tensor]:
-    """Returns one row of logits per target: classes stand on the last axis or, as in torch's losses, on axis 1."""
-    if outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape:
-        logits = outputs.reshape(-1, outputs.shape[-1])
-    elif outputs.dim() == targets.dim() + 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape):
-        logits = outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
-    else:
-        raise DataError(
-            f"Outputs have shape {tuple(outputs.shape)}, class targets {tuple(targets.shape)}: "
-            "expected one row of logits per target."
-        )
-    classes = targets.reshape(-1)
-    wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
-    if wrong.numel():
-        raise DataError(
-            f"Target {int(wrong[0])} is no class of a model with {logits.shape[1]} outputs. Check the data's labels."
-        )
-    return logits, classes
+        metrics = {metric.name: metric.result() for metric in self.measured}
+        return Evaluation(self.loss / self.count, accuracy, self.count, self.is_of_tokens, metrics)

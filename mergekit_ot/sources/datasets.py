@@ -1,11 +1,11 @@
-"""Data SPECs: a callable, an ``.npz`` archive or a registered data set becomes (inputs, targets) batches."""
+"""Data SPECs: a callable, a file, a folder or a registered data set becomes batches of inputs and targets."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 from mergekit_ot.errors import DataError
+from mergekit_ot.hooks.formats import data_reader
+from mergekit_ot.hooks.manager import default_manager
+from mergekit_ot.scoring.batches import Batch, BatchReader, forward_arguments
+from mergekit_ot.scoring.data_options import DataOptions
+from mergekit_ot.scoring.requests import DataNeeds, DataReader, DataRequest
+from mergekit_ot.sources.samples import batched
 from mergekit_ot.sources.specs import Spec, call_with, find_object, parse_spec, registered
 from mergekit_ot.storage.arrays import ArrayArchive
 from mergekit_ot.storage.files import missing_file
@@ -23,15 +29,19 @@ from mergekit_ot.storage.regular import check_regular
 if TYPE_CHECKING:
     from mergekit_ot.hooks.manager import PluginManager
 
-Batch = tuple[Any, Tensor]
-
 TEST = "test"
 TRAIN = "train"
 BATCH_SIZE = 500
 
 _PAIRS = (("x", "y"), ("inputs", "targets"), ("images", "labels"), ("data", "labels"), ("data", "targets"))
+_ALONE = ("x", "inputs", "images", "data", "arr_0")
+# Files that nobody mistakes for the name of something registered.
+_SUFFIXES = (".npz", ".npy", ".txt", ".csv", ".tsv", ".gz", ".arrow", ".parquet", ".json", ".jsonl")
 _OPTIONS = ("split", "mean", "std", "batch", "limit", "layout")
-_PAIR_HELP = "A data SPEC gives an iterable of (inputs, targets) batches: pairs of tensors or arrays."
+_PAIR_HELP = (
+    "A data SPEC gives an iterable of batches: tensors, (inputs, targets), or dictionaries with names of inputs."
+)
+_KINDS = "an .npz or .npy, a folder of images, a .txt, .csv or .tsv, a folder of datasets, or code (file.py:callable)"
 
 
 @dataclass(frozen=True)
@@ -41,27 +51,45 @@ class DataSource:
     Attributes:
         name: The SPEC.
         open: Returns a fresh iterable of batches.
+        reader: Takes them apart into inputs and targets.
+        open_for: Returns one for a network, where what is read depends on it; None where it does not.
     """
 
     name: str
     open: Callable[[], Iterable[Any]]
+    reader: BatchReader = field(default_factory=BatchReader)
+    open_for: DataReader | None = None
+
+    def for_network(self, needs: DataNeeds, options: DataOptions) -> DataSource:
+        """Returns the data as one network takes them.
+
+        Args:
+            needs: What is known of the network.
+            options: Which entries of a batch are meant.
+        """
+        forward = BatchReader().forward if needs.network is None else forward_arguments(needs.network)
+        reader = BatchReader(forward, options.input_key, options.label_key, f"data '{self.name}'", needs.notify)
+        opened = self.open if self.open_for is None else functools.partial(self.open_for, needs)
+        return DataSource(self.name, opened, reader)
 
     def __call__(self) -> Iterator[Batch]:
-        """Returns the batches from the start, each checked to be a pair of tensors.
+        """Returns the batches from the start, each as inputs and targets; a dictionary stays one for no network.
 
         Raises:
-            DataError: Something in it is no pair, or it yields nothing.
+            DataError: Something in it holds no tensor, or it yields nothing.
         """
         return self._checked()
 
     def __iter__(self) -> Iterator[Batch]:
         return self._checked()
 
-    def _checked(self) -> Iterator[Batch]:
+    def _checked(self) -> Iterator[Any]:
         count = 0
         for item in self.open():
+            # Whoever runs a network on it knows which names it takes.
+            is_open = isinstance(item, Mapping) and not (self.reader.forward.names or self.reader.input_key)
+            yield item if is_open else self.reader.take(item, count)
             count += 1
-            yield _pair(item, self.name)
         if count == 0:
             raise DataError(f"Data '{self.name}' has no batches. {_PAIR_HELP}")
 
@@ -70,9 +98,10 @@ def resolve_data(spec: str, manager: PluginManager | None = None, split: str = T
     """Finds the data that a SPEC names.
 
     Args:
-        spec: ``file.npz``, ``file.py:callable``, ``module:callable`` or a registered name, with a query. An archive
-            takes ``split=train|test``, ``mean=``, ``std=``, ``batch=``, ``limit=`` and ``layout=raw`` (no channel axis
-            is added or moved). The train part is read in a shuffled order, the same each time.
+        spec: ``file.npz``, another file or folder that a plugin reads, ``file.py:callable``, ``module:callable`` or a
+            registered name, with a query. An archive takes ``split=train|test``, ``mean=``, ``std=``, ``batch=``,
+            ``limit=`` and ``layout=raw`` (no channel axis is added or moved). The train part is read in a shuffled
+            order, the same each time.
         manager: Whose registered data sets are known; the installed plugins by default.
         split: Part to take where the query does not say; a callable gets it if it has a ``split`` argument.
 
@@ -90,13 +119,37 @@ def resolve_data(spec: str, manager: PluginManager | None = None, split: str = T
     table = registered(manager, "datasets")
     if parsed.name is None and parsed.place in table:
         found = table[parsed.place].load()
+    elif parsed.name is None and _is_place(parsed):
+        return _file(parsed, split, manager or default_manager())
     else:
         found = find_object(parsed, "data set", table, DataError)
+    if isinstance(found, torch.utils.data.Dataset):
+        return DataSource(spec, lambda: batched(found, split))
     if callable(found) and not _is_reiterable(found):
         return DataSource(spec, _opener(found, parsed, split))
     if _is_reiterable(found):
         return DataSource(spec, lambda: cast("Iterable[Any]", found))
     raise DataError(f"'{spec}' is a {type(found).__name__}. {_PAIR_HELP}")
+
+
+def _is_place(spec: Spec) -> bool:
+    """Whether a SPEC names a file or a folder of data, there or not."""
+    path = Path(spec.place)
+    return not spec.is_file and (path.exists() or "/" in spec.place or path.suffix.lower() in _SUFFIXES)
+
+
+def _file(spec: Spec, split: str, manager: PluginManager) -> DataSource:
+    """Returns the data in a file or a folder that a plugin reads."""
+    path = Path(spec.place)
+    if not path.exists():
+        raise DataError(f"{missing_file(path, folders=True)} It was looked for as the data '{shortened(spec.text)}'.")
+    check_regular(path, DataError)
+    options = {key: value for key, value in spec.arguments.items() if key != "split"}
+    request = DataRequest(path, options, str(spec.arguments.get("split", split)), spec.text)
+    reader = data_reader(manager, request)
+    if reader is None:
+        raise DataError(f"What '{path}' holds is not known to be data. Name {_KINDS}; see 'mergeot docs data'.")
+    return DataSource(spec.text, lambda: reader(DataNeeds()), open_for=reader)
 
 
 def _is_reiterable(found: object) -> bool:
@@ -114,29 +167,13 @@ def _opener(function: Callable[..., Any], spec: Spec, split: str) -> Callable[[]
 
     def opened() -> Iterable[Any]:
         found = call_with(function, arguments, f"data '{spec.text}'", DataError)
+        if isinstance(found, torch.utils.data.Dataset):
+            return batched(found, split)
         if not isinstance(found, Iterable):
             raise DataError(f"Data '{spec.text}' returned a {type(found).__name__}. {_PAIR_HELP}")
         return found
 
     return opened
-
-
-def _pair(item: object, name: str) -> Batch:
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
-        raise DataError(f"A batch of data '{name}' is a {kind}, not an (inputs, targets) pair. {_PAIR_HELP}")
-    inputs, targets = item
-    if isinstance(inputs, tuple | list):
-        return tuple(_tensor(part, name) for part in inputs), _tensor(targets, name)
-    return _tensor(inputs, name), _tensor(targets, name)
-
-
-def _tensor(value: object, name: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return torch.from_numpy(value)
-    raise DataError(f"A batch of data '{name}' holds a {type(value).__name__}, not a tensor. {_PAIR_HELP}")
 
 
 def _archive(spec: Spec, split: str) -> DataSource:
@@ -155,7 +192,7 @@ def _archive(spec: Spec, split: str) -> DataSource:
     limit = _positive(spec, "limit", None)
 
     @functools.cache
-    def read() -> tuple[np.ndarray, np.ndarray]:
+    def read() -> tuple[np.ndarray, np.ndarray | None]:
         return _read_pair(path, part, "split" in options)
 
     def opened() -> Iterator[Batch]:
@@ -165,7 +202,7 @@ def _archive(spec: Spec, split: str) -> DataSource:
         count = len(inputs[:limit])
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count)) if order is None else order[start : start + size]
-            yield _prepared(inputs[rows], options, spec), _targets(targets[rows])
+            yield _prepared(inputs[rows], options, spec), None if targets is None else _targets(targets[rows])
 
     return DataSource(spec.text, opened)
 
@@ -177,9 +214,14 @@ def _positive(spec: Spec, key: str, default: int | None) -> int | None:
     return value
 
 
-def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(path: Path, part: str, is_demanded: bool) -> tuple[np.ndarray, np.ndarray | None]:
     with ArrayArchive(path) as archive:
         names = archive.names
+        if len(names) == 1 and names[0].lower() in _ALONE:
+            alone = archive.read(names[0])
+            if alone.ndim == 0:
+                raise DataError(f"'{path}' holds one number, and no inputs. Save an array with a row per example.")
+            return alone, None
         chosen = _choose(names, part, is_demanded)
         if chosen is None:
             held = ", ".join(shortened(name) for name in names[:20]) or "nothing"

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from mergekit_ot.errors import ArchitectureError
+from mergekit_ot.errors import ArchitectureError, DataError
 from mergekit_ot.fusion.architecture import KnownArchitecture, on_meta
 from mergekit_ot.graph.capture.inputs import is_of_fixed_shapes
 from mergekit_ot.progress import Notify
+from mergekit_ot.scoring.batches import forward_arguments
 from mergekit_ot.sources.bare import Holder
+from mergekit_ot.sources.described import described_inputs
 from mergekit_ot.sources.reading import ReadSource
 from mergekit_ot.storage.limits import INPUT_NUMBERS, shortened
 
@@ -39,11 +41,13 @@ def example_inputs_of(
     input_shape: tuple[int, ...] | None,
     data: Iterable | None,
     notify: Notify,
+    described: Sequence[str] = (),
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
     """Returns inputs to trace a source by, and the shape of one input without the batch axis (None for a guess).
 
-    In this order: those of a program that takes no others, the shape that is given, the checkpoint's own, the first
-    batch of the data, the checkpoint's inputs, and at last the first plausible shape that a fresh instance accepts.
+    In this order: those of a program that takes no others, what is described or the shape that is given, the
+    checkpoint's own, the first batch of the data, the checkpoint's inputs, and at last the first plausible shape that a
+    fresh instance accepts.
 
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
@@ -53,6 +57,8 @@ def example_inputs_of(
     own = source.checkpoint.example_inputs if source.checkpoint.build is source.make.build else None
     if own is not None and is_of_fixed_shapes(source.known.outline):
         return own, None
+    if described:
+        return _described(source, input_shape, described)
     shape = source.checkpoint.input_shape if input_shape is None else input_shape
     if shape is not None:
         if not shape:
@@ -68,9 +74,41 @@ def example_inputs_of(
     return (_guessed(source, notify) if own is None else own), None
 
 
+def _described(
+    source: ReadSource, input_shape: tuple[int, ...] | None, described: Sequence[str]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...] | None]:
+    """Returns inputs that the user describes, and the shape of one that is alone.
+
+    Raises:
+        ArchitectureError: A shape is given besides, or the model does not accept them.
+    """
+    if input_shape is not None:
+        raise ArchitectureError(
+            "--input and --input-shape both say what the input is. Leave --input-shape out, and describe every input "
+            "with an --input of its own."
+        )
+    inputs = described_inputs(described, forward_arguments(source.known.outline))
+    reason = refusal(source.known, inputs)
+    if reason is not None:
+        shown = " ".join(f"--input {shortened(text, 80)}" for text in described)
+        raise ArchitectureError(
+            f"'{source.make.name}' does not accept {shown}: {reason}. Correct them: a shape is that of one sample, "
+            "without the batch axis, and tokens are whole numbers (ids=int:5000:16)."
+        )
+    is_alone = len(inputs) == 1 and inputs[0].is_floating_point() and inputs[0].ndim > 1
+    return inputs, tuple(inputs[0].shape[1:]) if is_alone else None
+
+
 def _first_rows(data: Iterable) -> tuple[Tensor, ...]:
-    """Returns two rows of every input of the first batch."""
-    inputs = next(iter(data))[0]
+    """Returns two rows of every input of the first batch.
+
+    Raises:
+        DataError: There is none.
+    """
+    first = next(iter(data), None)
+    if first is None:
+        raise DataError("The data hold no batch. Give some with --data, or --input-shape.")
+    inputs = first[0]
     return tuple(values[:2].clone() for values in (inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
@@ -116,7 +154,8 @@ def _accepted(source: ReadSource, shape: tuple[int, ...], notify: Notify) -> tup
         raise ArchitectureError(
             f"'{source.make.name}' takes inputs besides the one that --input-shape {shown} describes "
             f"({', '.join(further)}), and none was found that it accepts with it: {reasons[0]}. Pass --data SPEC, "
-            f"whose batches are ((first, {', '.join(further)}), targets)."
+            f"whose batches are ((first, {', '.join(further)}), targets). Or describe each, with "
+            f"{' '.join(f'--input {name}=…' for name in further)} (mergeot docs data)."
         )
     raise ArchitectureError(
         f"'{source.make.name}' does not accept inputs of shape {shown} (batch axis first, 2 of them): {reasons[0]}. "
@@ -147,7 +186,7 @@ def _tell_further(source: ReadSource, inputs: tuple[Tensor, ...], notify: Notify
         shape = ",".join(map(str, guess.shape[1:])) or "one each"
         notify(
             f"Input '{name}' of {source.make.name} was guessed: {kind}, {shape}. If it is wrong, pass --data SPEC, "
-            "whose batches are (inputs, targets) with a tuple of inputs."
+            f"whose batches are (inputs, targets) with a tuple of inputs, or --input {name}=… for every input."
         )
 
 

@@ -99,17 +99,22 @@ def check_is_file(path: Path) -> None:
         raise CheckpointError(f"'{path}' is a folder, not a checkpoint.{listing} Name one file.")
 
 
-def missing_file(path: Path) -> str:
-    """Returns the sentence for a file that does not exist: did you mean its neighbour."""
+def missing_file(path: Path, *, folders: bool = False) -> str:
+    """Returns the sentence for a file that does not exist: did you mean its neighbour.
+
+    Args:
+        path: The file.
+        folders: Whether a folder could be meant too.
+    """
     folder = path.parent
     if not os.path.isdir(folder):
         return f"There is no file '{shortened(str(path), 300)}': the folder '{folder}' does not exist."
     if os.path.islink(path):
         return f"'{shortened(str(path), 300)}' is a link that leads to no file. Name the file itself, or mend the link."
-    names = [file.name for file in folder.iterdir() if file.is_file()]
+    names = [file.name for file in folder.iterdir() if folders or file.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     guess = f" Did you mean '{folder / close[0]}'?" if close else ""
-    return f"There is no file '{shortened(str(path), 300)}'.{guess}"
+    return f"There is no file {'or folder ' if folders else ''}'{shortened(str(path), 300)}'.{guess}"
 
 
 def file_digest(path: Path) -> str:

@@ -15,4 +15,6 @@ def mergeot_commands(app: typer.Typer) -> None:
     """Adds ``mergeot demo``."""
     from mergeot_demo.command import demo
 
-    app.command("demo", epilog="Example: mergeot demo --output ./mergeot-demo --seed 0")(demo)
+    app.command(
+        "demo", epilog="Example: mergeot demo --output ./mergeot-demo --seed 0", rich_help_panel="Learn and set up"
+    )(demo)
