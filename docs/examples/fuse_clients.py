@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mergekit_ot import FusionResult, evaluate, fuse, resolve_data
 
-TEST = resolve_data("digits?split=test")
+TRAIN, TEST = list(resolve_data("digits?split=train&batch=100")), resolve_data("digits?split=test")
 
 
 def net(width: int) -> nn.Module:
@@ -34,8 +34,8 @@ def fused_clients(
 
 
 def trained(number: int, epochs: int) -> tuple[dict[str, Tensor], int]:
-    """Trains client `number` on images of its own, and returns what it sends: a state, and how many samples it saw."""
-    batches = list(resolve_data("digits?split=train&batch=100"))[3 * number : 3 * number + 3]
+    """Trains a client on images of its own, and returns what it sends: a state, and how many samples it saw."""
+    batches = TRAIN[3 * number : 3 * number + 3]
     torch.manual_seed(number)
     model = net((24, 32, 48)[number])
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
@@ -50,9 +50,8 @@ def trained(number: int, epochs: int) -> tuple[dict[str, Tensor], int]:
 def main(epochs: int = 30) -> dict[str, float]:
     """Trains three clients, fuses them once, and returns the accuracies."""
     states, samples = zip(*(trained(number, epochs) for number in range(3)), strict=True)
-    public = [images for images, _ in list(resolve_data("digits?split=train&batch=100"))[9:]]
     models = {f"client {number}": loaded(state) for number, state in enumerate(states)}
-    models["server"] = fused_clients(states, samples, 48, public).model()
+    models["server"] = fused_clients(states, samples, 48, [images for images, _ in TRAIN[9:]]).model()
     return {name: evaluate(model, TEST).accuracy or 0.0 for name, model in models.items()}
 
 
