@@ -86,6 +86,7 @@ _HOMES = {
     "deepen": "mergekit_ot.fusion.depth.deepening",
     "Deepening": "mergekit_ot.fusion.depth.deepening",
     "MultiHead": "mergekit_ot.fusion.heads",
+    "ResponseGrams": "mergekit_ot.fusion.responses",
     "AbstractRepair": "mergekit_ot.fusion.repair",
     "RepairContext": "mergekit_ot.fusion.repair",
     "RepairSource": "mergekit_ot.fusion.repair",
@@ -112,10 +113,15 @@ _HOMES = {
     "score_plane": "mergekit_ot.scoring.plane",
     "plot_barrier": "mergekit_ot.pictures.curves",
     "plot_plane": "mergekit_ot.pictures.plane",
+    "check_picture_path": "mergekit_ot.pictures.curves",
+    "save_figure": "mergekit_ot.pictures.figures",
     "Architecture": "mergekit_ot.sources.specs",
     "Guess": "mergekit_ot.sources.guesses",
     "resolve_architecture": "mergekit_ot.sources.specs",
     "resolve_data": "mergekit_ot.sources.datasets",
+    "ReadSource": "mergekit_ot.sources.reading",
+    "example_inputs_of": "mergekit_ot.sources.example_inputs",
+    "read_sources": "mergekit_ot.sources.reading",
     "PluginManager": "mergekit_ot.hooks.manager",
     "default_manager": "mergekit_ot.hooks.manager",
     "printable": "mergekit_ot.text",
@@ -211,6 +217,7 @@ if TYPE_CHECKING:
         probabilities_of,
     )
     from mergekit_ot.fusion.repair import AbstractRepair, RepairContext, RepairSource
+    from mergekit_ot.fusion.responses import ResponseGrams
     from mergekit_ot.fusion.result import FusionResult
     from mergekit_ot.fusion.setup import FusionInputs
     from mergekit_ot.fusion.source import SourceModel
@@ -256,7 +263,8 @@ if TYPE_CHECKING:
     from mergekit_ot.graph.symmetry.signs import Sign
     from mergekit_ot.graph.symmetry.symmetry import AbstractProof, AbstractSymmetry, Places
     from mergekit_ot.hooks.manager import PluginManager, default_manager
-    from mergekit_ot.pictures.curves import plot_barrier
+    from mergekit_ot.pictures.curves import check_picture_path, plot_barrier
+    from mergekit_ot.pictures.figures import save_figure
     from mergekit_ot.pictures.plane import plot_plane
     from mergekit_ot.progress import Notify, Progress
     from mergekit_ot.scoring.evaluation import evaluate
@@ -265,7 +273,9 @@ if TYPE_CHECKING:
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
     from mergekit_ot.scoring.requests import DataNeeds, DataReader, DataRequest
     from mergekit_ot.sources.datasets import resolve_data
+    from mergekit_ot.sources.example_inputs import example_inputs_of
     from mergekit_ot.sources.guesses import Guess
+    from mergekit_ot.sources.reading import ReadSource, read_sources
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.files import write_text

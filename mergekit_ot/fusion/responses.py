@@ -97,6 +97,19 @@ class ResponseGrams:
         states: State of each source.
         groups: The groups to observe.
         batches: How many batches will be added; each has its share of the places.
+
+    Example:
+        The inner products of the four hidden neurons of one source, and of another:
+
+        >>> from torch import nn
+        >>> from mergekit_ot import trace_model
+        >>> nets = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)]
+        >>> inputs = torch.randn(8, 3)
+        >>> graphs = [trace_model(net, inputs) for net in nets]
+        >>> grams = ResponseGrams(graphs, [net.state_dict() for net in nets], ["0.weight:0"])
+        >>> grams.add([inputs])
+        >>> grams.grams["0.weight:0"].shape
+        torch.Size([8, 8])
     """
 
     def __init__(

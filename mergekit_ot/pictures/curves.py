@@ -28,6 +28,9 @@ def check_picture_path(path: Path) -> None:
 
     Raises:
         RecipeError: It cannot.
+
+    Example:
+        >>> check_picture_path(Path("curve.svg"))
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise RecipeError('A picture needs matplotlib. Install it with: pip install "mergekit-ot[demo]".')

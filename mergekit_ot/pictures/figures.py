@@ -20,8 +20,21 @@ _METADATA: dict[str, dict[str, Any]] = {
 def save_figure(figure: Any, path: Path, *, overwrite: bool = False) -> None:
     """Writes a figure as a whole or not at all; the extension names the format.
 
+    Args:
+        figure: A figure of matplotlib.
+        path: A ``.png``, ``.pdf`` or ``.svg`` file.
+        overwrite: Whether a file that mergeot did not write may be replaced.
+
     Raises:
         CheckpointError: The file may not be written, or writing failed.
+
+    Example:
+        >>> import tempfile
+        >>> from matplotlib.figure import Figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_figure(Figure(), Path(folder, "empty.svg"))
+        ...     Path(folder, "empty.svg").is_file()
+        True
     """
     import matplotlib
 
