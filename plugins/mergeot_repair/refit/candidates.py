@@ -32,8 +32,8 @@ MIXED, SINGLE = "mixed", "single"
 _Fit = Callable[[RepairContext], dict[str, Tensor]]
 # Networks whose answers have that probability, in the mean, are classifiers: other numbers have answers at chance.
 _LEAST_CERTAINTY = 0.5
-# So many standard errors are no chance.
-_SURE = 2.0
+# So many standard errors are no chance, of so many samples.
+_SURE, _LEAST_SAMPLES = 2.0, 20
 
 
 def parted(context: RepairContext) -> tuple[RepairContext, list[tuple[Tensor, ...]]]:
@@ -165,13 +165,15 @@ def surely_nearer(one: Float[Tensor, " samples"], other: Float[Tensor, " samples
     """Returns whether distances are smaller than others, in the mean, by more than chance.
 
     Example:
-        >>> other = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> other = torch.arange(20.0)
         >>> surely_nearer(other - 0.5, other), surely_nearer(other, other)
         (True, False)
-        >>> surely_nearer(other - torch.tensor([9.0, -6.0, 0.0, 0.0]), other)
+        >>> surely_nearer(other - torch.tensor([9.0, -8.0]).repeat(10), other)
         False
     """
     gains = other - one
+    if len(gains) < _LEAST_SAMPLES:
+        return False
     return float(gains.mean()) > _SURE * float(gains.std(correction=0)) / len(gains) ** 0.5
 
 

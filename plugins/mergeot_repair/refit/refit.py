@@ -99,7 +99,7 @@ class RefitRepair(AbstractRepair):
         """Returns the fused state with new linear maps.
 
         Raises:
-            DataError: The procedure changes an untouched source, which is its control; or no single source can be taken.
+            DataError: The procedure changes an untouched source, which is its control; or no one source can be taken.
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
