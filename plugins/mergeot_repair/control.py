@@ -78,8 +78,10 @@ def check_statistics(context: RepairContext, name: str, least_shift: float = 0.0
         return
     batches = list(_first(context.batches, _INPUTS_FOR_STATISTICS))
     after = context.instance(reestimated(own, batches))
+    if _shift(before, after) < least_shift:
+        return
     changed, total = changed_predictions(before, after, batches)
-    if changed > _TOLERATED_STATISTICS * total and _shift(before, after) >= least_shift:
+    if changed > _TOLERATED_STATISTICS * total:
         raise DataError(
             f"Repair '{name}' would change {100 * changed / total:.0f} % of an untouched source's predictions: the "
             "calibration data do not look like what the sources were trained on. Give inputs with the sources' own "

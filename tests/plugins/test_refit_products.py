@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mergeot_repair.refit import pruning, regression
-from mergeot_repair.refit.grams import add_gram, centred, mirrored, positive_definite
+from mergeot_repair.refit.grams import Gram, centred, positive_definite
 from mergeot_repair.refit.pruning import Products, Regression
 from mergeot_repair.refit.regression import STRENGTHS, Sums
 from torch import Tensor
@@ -20,11 +20,11 @@ def _samples(count: int, inputs: int, outputs: int, noise: float = 0.5) -> tuple
 
 def test_upper_blocks_are_the_whole_matrix() -> None:
     rows, _ = _samples(50, 600, 1)
-    total = torch.zeros(600, 600, dtype=torch.float64)
+    total = Gram(600)
     for part in rows.split(20):
-        add_gram(total, part)
-    assert torch.equal(mirrored(total), mirrored(total).T)
-    assert torch.allclose(mirrored(total), (rows.T @ rows).double(), rtol=1e-4, atol=1e-1)
+        total.add(part)
+    assert torch.equal(total.whole(), total.whole().T)
+    assert torch.allclose(total.whole(), (rows.T @ rows).double(), rtol=1e-4, atol=1e-1)
 
 
 def test_means_are_taken_from_products_that_are_others() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from mergeot_repair.refit import pieces
-from mergeot_repair.refit.grams import add_gram, mirrored
+from mergeot_repair.refit.grams import Gram
 from mergeot_repair.refit.pieces import each, in_pieces
 from mergeot_repair.refit.refit import RefitRepair
 from torch import nn
@@ -75,9 +75,9 @@ def test_inner_products_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) 
     found = []
     for count in (1, 3):
         torch.set_num_threads(count)
-        total = torch.zeros(600, 600, dtype=torch.float64)
+        total = Gram(600)
         with in_pieces():
-            add_gram(total, rows)
-        found.append(mirrored(total))
+            total.add(rows)
+        found.append(total.whole())
     assert torch.equal(*found)
     assert torch.allclose(found[0], (rows.double().T @ rows.double()), rtol=1e-4, atol=1e-3)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mergekit_ot import (
     Aim,
+    DataError,
     Disagreement,
     Divergence,
     RepairContext,
@@ -30,6 +32,8 @@ MIXED, SINGLE = "mixed", "single"
 _Fit = Callable[[RepairContext], dict[str, Tensor]]
 # Networks whose answers have that probability, in the mean, are classifiers: other numbers have answers at chance.
 _LEAST_CERTAINTY = 0.5
+# So many standard errors are no chance, of so many samples.
+_SURE, _LEAST_SAMPLES = 2.0, 20
 
 
 def parted(context: RepairContext) -> tuple[RepairContext, list[tuple[Tensor, ...]]]:
@@ -55,15 +59,32 @@ def parted(context: RepairContext) -> tuple[RepairContext, list[tuple[Tensor, ..
     return replace(context, batches=fitted), [batches[place] for place in sorted(places)]
 
 
-def whole_sources(context: RepairContext) -> list[int]:
-    """Returns the numbers of the sources with a weight, if the state of each is one of the fused architecture."""
+def sources_to_try(context: RepairContext, neurons: str, is_choice: bool) -> list[int]:
+    """Returns the numbers of the sources that are tried as a whole.
+
+    Args:
+        context: Of the repair.
+        neurons: What the user wants: neurons of one source, of all, or what is nearest.
+        is_choice: Whether all that the sources do not share is chosen or averaged, neuron by neuron.
+
+    Raises:
+        DataError: One source's are wanted, and none is a state of the fused network.
+    """
     used = [number for number, share in enumerate(context.model_weights) if share > 0]
-    # What the user keeps from a source, or from each, is put back afterwards, in the order of the fused network.
-    if len(used) < 2 or context.kept or context.joined:
+    if neurons == MIXED or len(used) < 2 or not (is_choice or neurons == SINGLE):
         return []
     shapes = {name: value.shape for name, value in context.fused.items()}
     states = [context.sources[number].state for number in used]
-    return used if all({name: value.shape for name, value in state.items()} == shapes for state in states) else []
+    is_whole = all({name: value.shape for name, value in state.items()} == shapes for state in states)
+    # What the user keeps from a source, or from each, is put back afterwards, in the order of the fused network.
+    if is_whole and not context.kept and not context.joined:
+        return used
+    if neurons == SINGLE:
+        raise DataError(
+            "Option neurons=single of repair 'refit' takes one source as a whole, which needs sources of the fused "
+            "network's shapes and none of their parameters kept. Take neurons=mixed."
+        )
+    return []
 
 
 class Nearness:
@@ -86,15 +107,15 @@ class Nearness:
         self._of_sources = [[outputs_of(model, batch) for model in models] for batch in self.batches]
         self._is_of_classes = self._are_classes()
 
-    def of(self, state: Mapping[str, Tensor]) -> float:
-        """Returns how far a state of the fused architecture is."""
+    def of(self, state: Mapping[str, Tensor]) -> Float[Tensor, " samples"]:
+        """Returns how far a state of the fused architecture is, sample by sample."""
         model = self.context.instance(state)
-        return self._distance([outputs_of(model, batch) for batch in self.batches])
+        return self._distances([outputs_of(model, batch) for batch in self.batches])
 
-    def of_source(self, number: int) -> float:
-        """Returns how far a source is."""
+    def of_source(self, number: int) -> Float[Tensor, " samples"]:
+        """Returns how far a source is, sample by sample."""
         place = self.used.index(number)
-        return self._distance([of_batch[place] for of_batch in self._of_sources])
+        return self._distances([of_batch[place] for of_batch in self._of_sources])
 
     @property
     def name(self) -> str:
@@ -116,25 +137,44 @@ class Nearness:
         is_certain = is_of_steps or between.certainty >= _LEAST_CERTAINTY
         return is_certain or self.context.aim is Aim.PROBABILITIES
 
-    def _distance(self, outputs: Sequence[Sequence[Tensor]]) -> float:
-        return self._divergence(outputs) if self._is_of_classes else self._squared_error(outputs)
+    def _distances(self, outputs: Sequence[Sequence[Tensor]]) -> Float[Tensor, " samples"]:
+        measured = self._divergences if self._is_of_classes else self._squared_errors
+        return measured(outputs)
 
-    def _divergence(self, outputs: Sequence[Sequence[Tensor]]) -> float:
+    def _divergences(self, outputs: Sequence[Sequence[Tensor]]) -> Float[Tensor, " samples"]:
         total = Divergence()
         for (own,), of_sources, batch in zip(outputs, self._of_sources, self.batches, strict=True):
             axis = axis_of_classes(own.shape, batch)
             each = [probabilities_of(of_source[0], axis) for of_source in of_sources]
             total.add(probabilities_of(own, axis), mean_probabilities(each, self.shares), len(own))
-        return total.divergence
+        return torch.cat(total.by_sample)
 
-    def _squared_error(self, outputs: Sequence[Sequence[Tensor]]) -> float:
-        missed, count = 0.0, 0
+    def _squared_errors(self, outputs: Sequence[Sequence[Tensor]]) -> Float[Tensor, " samples"]:
+        by_batch = []
         for own, of_sources in zip(outputs, self._of_sources, strict=True):
+            missed, numbers = torch.zeros(len(own[0]), dtype=torch.float64), 0
             for place, value in enumerate(own):
                 each = [share * of_source[place] for share, of_source in zip(self.shares, of_sources, strict=True)]
-                missed += float((value - torch.stack(each).sum(0)).double().square().sum())
-                count += value.numel()
-        return missed / max(count, 1)
+                errors = (value - torch.stack(each).sum(0)).square().reshape(len(missed), -1)
+                missed, numbers = missed + errors.sum(1), numbers + errors.shape[1]
+            by_batch.append(missed / max(numbers, 1))
+        return torch.cat(by_batch)
+
+
+def surely_nearer(one: Float[Tensor, " samples"], other: Float[Tensor, " samples"]) -> bool:
+    """Returns whether distances are smaller than others, in the mean, by more than chance.
+
+    Example:
+        >>> other = torch.arange(20.0)
+        >>> surely_nearer(other - 0.5, other), surely_nearer(other, other)
+        (True, False)
+        >>> surely_nearer(other - torch.tensor([9.0, -8.0]).repeat(10), other)
+        False
+    """
+    gains = other - one
+    if len(gains) < _LEAST_SAMPLES:
+        return False
+    return float(gains.mean()) > _SURE * float(gains.std(correction=0)) / len(gains) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -142,8 +182,12 @@ class _Candidate:
     """A state that a refit may return, how far it is from the ensemble, and what the user is told of it."""
 
     state: dict[str, Tensor]
-    distance: float
+    distances: Float[Tensor, " samples"]
     notes: tuple[str, ...]
+
+    @property
+    def distance(self) -> float:
+        return float(self.distances.mean())
 
 
 class Candidates:
@@ -162,20 +206,26 @@ class Candidates:
         """Adds the network of neurons of all sources that `fit` makes of the context."""
         self._add(fit, self.context)
 
-    def add_nearest_of(self, sources: Sequence[int], fit_results: _Fit) -> None:
-        """Adds the source that is nearest to the ensemble, if it is nearer than what there is.
+    def add_nearest_of(self, sources: Sequence[int], fit_results: _Fit, is_tried: bool = False) -> None:
+        """Adds the source that is nearest to the ensemble, if it is surely nearer than what there is.
 
         It is added as it is, and with the results that `fit_results` makes of a context whose fused state it is.
+
+        Args:
+            sources: Numbers of the sources that may be added.
+            fit_results: Fits the maps that make the results.
+            is_tried: Whether the nearest is added in any case: fitted results may bring it nearer by much.
         """
         distances = {number: self.nearness.of_source(number) for number in sources}
-        nearest = min(sources, key=distances.__getitem__)
-        if self._found and self._found[0].distance <= distances[nearest]:
+        nearest = min(sources, key=lambda number: float(distances[number].mean()))
+        distance = float(distances[nearest].mean())
+        if self._found and not (is_tried or surely_nearer(distances[nearest], self._found[0].distances)):
             return
         state = {name: value.clone() for name, value in self.context.sources[nearest].state.items()}
         whole = f"Refit took over all neurons of source {nearest + 1} and none of another"
         if self._found:
             mixed = f"{self._found[0].distance:.4f} for chosen neurons of all sources"
-            far = f"{self.nearness.name} {distances[nearest]:.4f} before any fit, {mixed}"
+            far = f"{self.nearness.name} {distance:.4f} before any fit, {mixed}"
             whole += f", which is nearer to the ensemble on calibration inputs that were held back ({far})"
         self._found.append(_Candidate(state, distances[nearest], (f"{whole}; nothing was fitted.",)))
         self._add(fit_results, replace(self.context, fused=state), f"{whole}; its results were fitted to the ensemble.")

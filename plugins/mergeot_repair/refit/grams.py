@@ -1,4 +1,4 @@
-"""Matrices of inner products, summed over batches: only the blocks on and above the diagonal are computed."""
+"""Matrices of inner products, summed over batches."""
 
 from __future__ import annotations
 
@@ -14,29 +14,53 @@ _BLOCK = 128
 _SHARES_BACK = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
-def add_gram(total: Float[Tensor, "columns columns"], rows: Float[Tensor, "samples columns"]) -> None:
-    """Adds the inner products of the columns of `rows` to the upper blocks of `total`.
+class Gram:
+    """The inner products of the columns of samples, summed over batches in double precision.
+
+    A batch is multiplied in its own precision. What stands below the blocks on the diagonal is neither computed nor
+    held: the sum takes half the memory of its matrix.
 
     Args:
-        total: In double precision; what stands below its blocks on the diagonal is not read or written.
-        rows: A batch, in the precision in which it is multiplied.
+        columns: Numbers per sample.
+
+    Example:
+        >>> gram = Gram(2)
+        >>> gram.add(torch.tensor([[1.0, 2.0]]))
+        >>> gram.add(torch.tensor([[0.0, 1.0]]))
+        >>> gram.whole().tolist()
+        [[1.0, 2.0], [2.0, 5.0]]
     """
 
-    def add_block(start: int) -> None:
-        stop = start + _BLOCK
-        total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self._starts = range(0, columns, _BLOCK)
+        heights = [min(_BLOCK, columns - start) for start in self._starts]
+        self._blocks = [
+            torch.zeros(height, columns - start, dtype=torch.float64)
+            for start, height in zip(self._starts, heights, strict=True)
+        ]
 
-    count, columns = rows.shape
-    each(add_block, range(0, columns, _BLOCK), count * columns**2 / 2)
+    def add(self, rows: Float[Tensor, "samples columns"]) -> None:
+        """Adds a batch."""
 
+        def add_block(number: int) -> None:
+            block, start = self._blocks[number], self._starts[number]
+            block += rows[:, start : start + len(block)].T @ rows[:, start:]
 
-def mirrored(total: Float[Tensor, "columns columns"]) -> Float[Tensor, "columns columns"]:
-    """Returns the whole symmetric matrix of which `total` holds the upper blocks."""
-    whole = total.clone()
-    for start in range(0, len(whole), _BLOCK):
-        stop = start + _BLOCK
-        whole[stop:, start:stop] = whole[start:stop, stop:].T
-    return whole
+        count, columns = rows.shape
+        each(add_block, range(len(self._blocks)), count * columns**2 / 2)
+
+    def whole(self) -> Float[Tensor, "columns columns"]:
+        """Returns the symmetric matrix."""
+        return self.added_to(torch.zeros(self.columns, self.columns, dtype=torch.float64))
+
+    def added_to(self, matrix: Float[Tensor, "columns columns"]) -> Float[Tensor, "columns columns"]:
+        """Adds the symmetric matrix to another of its size, which is changed and returned."""
+        for start, block in zip(self._starts, self._blocks, strict=True):
+            stop = start + len(block)
+            matrix[start:stop, start:] += block
+            matrix[stop:, start:stop] += block[:, len(block) :].T
+        return matrix
 
 
 def centred(
@@ -60,6 +84,7 @@ def centred(
 def inverse_of(gram: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "inputs inputs"]:
     """Returns the inverse of a positive definite matrix."""
     factor, info = torch.linalg.cholesky_ex(gram)
+    # The inverse is symmetric, and found column by column: its transpose stands row by row.
     return torch.linalg.inv(gram) if int(info) else torch.cholesky_inverse(factor).mT.contiguous()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mergekit_ot import Progress
-from mergeot_repair.refit.grams import add_gram, centred, inverse_of, mirrored
+from mergeot_repair.refit.grams import Gram, centred, inverse_of
 
 # Pull of the regressions, relative to the mean square of an input. What a state loses to it, it loses at every step.
 PULL, PULL_OF_STATES = 1e-3, 1e-5
@@ -30,7 +30,8 @@ class Products:
 
     def __init__(self, has_shift: bool, pull: float = PULL) -> None:
         self.has_shift, self.pull = has_shift, pull
-        self.sums: list[Tensor] = []
+        self._gram, self._square = Gram(0), Gram(0)
+        self._cross = torch.empty(0, 0)
 
     def add(self, inputs: Float[Tensor, "samples inputs"], outputs: Float[Tensor, "samples outputs"]) -> None:
         """Adds a batch."""
@@ -44,14 +45,13 @@ class Products:
         """Adds a batch of which inputs and outputs come in parts, one after the other."""
         ones = torch.ones(len(inputs[0]), 1, dtype=inputs[0].dtype)
         rows, results = torch.cat([*inputs, ones], 1), torch.cat([*outputs, ones], 1)
-        if not self.sums:
+        if not self._gram.columns:
             width, height = rows.shape[1], results.shape[1]
-            shapes = ((width, width), (width, height), (height, height))
-            self.sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-        gram, cross, square = self.sums
-        add_gram(gram, rows)
-        cross += rows.T @ results
-        add_gram(square, results)
+            self._gram, self._square = Gram(width), Gram(height)
+            self._cross = torch.zeros(width, height, dtype=torch.float64)
+        self._gram.add(rows)
+        self._cross += rows.T @ results
+        self._square.add(results)
 
     def towards(
         self, goals: Float[Tensor, "outputs goals"], pull: float | None = None
@@ -62,7 +62,7 @@ class Products:
             goals: The goals.
             pull: Of the regression, if another than that of all.
         """
-        gram, cross, square = mirrored(self.sums[0]), self.sums[1].clone(), mirrored(self.sums[2])
+        gram, cross, square = self._gram.whole(), self._cross.clone(), self._square.whole()
         count, totals, heights = float(gram[-1, -1]), gram[-1, :-1], square[-1, :-1]
         gram, cross, square = gram[:-1, :-1], cross[:-1, :-1], square[:-1, :-1]
         if self.has_shift:
@@ -99,6 +99,7 @@ class Regression:
         self.neurons, self.made = neurons.clone(), None if made is None else made.clone()
         self.taps = len(gram) // len(neurons)
         inverse = inverse_of(gram)
+        del gram
         # In units of the goals' length, so that losses of several maps can be added.
         self.weights = inverse @ cross / self.length
         count = len(neurons)
@@ -109,6 +110,11 @@ class Regression:
     def _hold(self, inverse: Float[Tensor, "inputs inputs"], most: int) -> None:
         """Takes over an inverse in force, with room for changes by `most` inputs."""
         self.inverse, self._updates, self._width = inverse, inverse.new_empty(len(inverse), most), 0
+
+    def released(self) -> Regression:
+        """Returns itself, without what only further drops need."""
+        self._hold(self.inverse.new_empty(0, 0), 0)
+        return self
 
     def losses(self) -> Float[Tensor, " neuron"]:
         """Returns what the squared error grows by without each neuron, as a share of the goals."""

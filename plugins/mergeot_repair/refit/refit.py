@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,18 +15,19 @@ from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arg
 from mergeot_repair.control import SHIFTED, check_control, check_statistics
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, free_maps
 from mergeot_repair.programs.running import HeldBytes, staged_runs
-from mergeot_repair.refit.candidates import MIXED, SINGLE, Candidates, Nearness, parted, whole_sources
+from mergeot_repair.refit.candidates import SINGLE, Candidates, Nearness, parted, sources_to_try
 from mergeot_repair.refit.disagreeing import saw_different_things
 from mergeot_repair.refit.norms import combined_rows, norm_numbers
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.recurrent_results import fit_tokens, token_maps
-from mergeot_repair.refit.regression import Sums, joined
+from mergeot_repair.refit.regression import joined
 from mergeot_repair.refit.results import AUTO, OUTPUTS, PROBABILITIES, Classifier, ResultRows, result_maps
 from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
+from mergeot_repair.refit.wide import AnySums, described, sums_for
 from mergeot_repair.streams.finding import Stream, StreamFinder
 from mergeot_repair.streams.refit import StreamRefit
 
@@ -51,8 +53,7 @@ class RefitRepair(AbstractRepair):
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     A residual stream that linear maps read behind norms alone, as in transformers, becomes the principal components of
-    the sources' streams side by side; the heads and neurons between are chosen among the sources' (see
-    `mergeot_repair.streams`).
+    the sources' streams; the heads and neurons between are chosen among the sources' (see `mergeot_repair.streams`).
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
@@ -60,8 +61,7 @@ class RefitRepair(AbstractRepair):
     the sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
-    Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
-    as they are.
+    Weights that stand in several places, transposed convolutions with groups and projected LSTMs stay as they are.
 
     Attributes:
         target: What the results of a classifier are fitted to. ``outputs``: the mean outputs of the sources.
@@ -70,8 +70,7 @@ class RefitRepair(AbstractRepair):
             outputs, but probabilities for tokens that states of recurrent layers predict, and whichever of the three
             gives the answers of the mean probabilities most often where sources are sure of different classes.
         neurons: Whose neurons the network has. ``mixed``: those of all sources, chosen as above. ``single``: those of
-            the source that is the nearest to the ensemble, with results that are fitted to the ensemble. ``auto``:
-            whichever is nearer to the ensemble on inputs that are held back for it.
+            the source nearest to the ensemble, with results fitted to it. ``auto``: what is nearer on held-back inputs.
     """
 
     target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
@@ -80,11 +79,7 @@ class RefitRepair(AbstractRepair):
     needs_data: ClassVar[bool] = True
 
     def aim(self, context: RepairContext) -> Aim:
-        """Returns what the results are brought near to.
-
-        Raises:
-            DataError: Probabilities are asked for, and no linear map makes classes.
-        """
+        """Returns what the results are brought near to; raises DataError where that is classes and there are none."""
         if self.target == OUTPUTS:
             return Aim.OUTPUTS
         maps = free_maps(context)
@@ -104,22 +99,23 @@ class RefitRepair(AbstractRepair):
         """Returns the fused state with new linear maps.
 
         Raises:
-            DataError: The procedure changes an untouched source, which is its control.
+            DataError: The procedure changes an untouched source, which is its control; or no one source can be taken.
         """
         with in_pieces():
             check_statistics(context, "refit", least_shift=SHIFTED)
             streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
-            refit = _Refit(context, streams, target=self.target)
+            fit = functools.partial(_Refit, target=self.target)
+            refit = fit(context, streams)
             # A stream that is rebuilt is made of both sources, and takes what both have.
-            alone = whole_sources(context) if self.neurons != MIXED and refit.selection.groups and not streams else []
-            fitted, held_back = parted(context) if alone else (context, [])
-            if not held_back:
+            alone = sources_to_try(context, self.neurons, bool(refit.selection.groups) and not streams)
+            fitted, held_back = parted(context)
+            if not alone or not (held_back or self.neurons == SINGLE):
                 return refit.run()
-            candidates = Candidates(fitted, Nearness(context, held_back))
+            candidates = Candidates(fitted, Nearness(context, held_back or fitted.batches))
             if self.neurons != SINGLE:
-                candidates.add_mixed(lambda own: _Refit(own, target=self.target).run())
-            candidates.add_nearest_of(alone, lambda own: _Refit(own, target=self.target).fit_results())
+                candidates.add_mixed(lambda own: fit(own).run())
+            candidates.add_nearest_of(alone, lambda own: fit(own).fit_results(), bool(refit.tokens))
             return candidates.nearest()
 
 
@@ -159,11 +155,11 @@ class _Refit:
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
+        self._tell(described(self.context, self.maps, self.used))
         self.targets.draw(self._widths(), self.selection.is_at_once)
         if self.selection.groups:
             self.selection.choose(self._products())
-            if self.context.note is not None:
-                self.context.note(self.selection.described())
+            self._tell(self.selection.described())
         self.streams.prepare(self.batches, self.runs, self.source_runs)
         for number, linear_map in enumerate(self.maps, start=1):
             if self.streams.owns(linear_map):
@@ -185,6 +181,10 @@ class _Refit:
             if linear_map.node in makers:
                 self._fit(linear_map)
         return self.state
+
+    def _tell(self, sentence: str | None) -> None:
+        if sentence is not None and self.context.note is not None:
+            self.context.note(sentence)
 
     def _widths(self) -> dict[str, int]:
         """Returns the weights that the choice of neurons reads, with their inputs in all sources."""
@@ -237,7 +237,8 @@ class _Refit:
 
     def _fit(self, linear_map: LinearMap) -> None:
         outputs, inputs = rows_of(linear_map, self.state[linear_map.weight]).shape
-        sums = [Sums(inputs, outputs // linear_map.groups) for _ in range(linear_map.groups)]
+        samples = self.targets.sample_count(linear_map)
+        sums = [sums_for(inputs, outputs // linear_map.groups, samples) for _ in range(linear_map.groups)]
         results = ResultRows() if linear_map.node in self.results else None
         other = self.targets.streams[linear_map.node]
         for number, run in enumerate(self.runs):
@@ -245,8 +246,7 @@ class _Refit:
             values = run.values_of([linear_map.source, *([other] if other is not None else [])])
             goals = self._goals(linear_map, target)
             if other is not None:
-                own = taken_back_through(linear_map, run, values[other])
-                goals = goals - made_rows(linear_map, own, target.rows)
+                goals = goals - made_rows(linear_map, taken_back_through(linear_map, run, values[other]), target.rows)
             read = self._read(linear_map, self.state, values[linear_map.source], target.shape, target.rows)
             if results is not None:
                 shares = [self.context.model_weights[source] for source in self.used]
@@ -267,8 +267,8 @@ class _Refit:
         weight, bias = self.state[linear_map.weight], linear_map.bias
         before = Classifier(start, None if bias is None else self.state[bias])
         target = results.best_target(before) if self.target == AUTO else self.target
-        if self.target == AUTO and self.context.note is not None:
-            self.context.note(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
+        if self.target == AUTO:
+            self._tell(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
         if target == OUTPUTS:
             return
         found = results.fitted(target, before)
@@ -306,7 +306,7 @@ class _Refit:
         start = self.selection.start(linear_map.weight, lambda number: self._own_rows(linear_map, number))
         return combined_rows(linear_map, self.state) if start is None else start
 
-    def _write(self, linear_map: LinearMap, sums: Sequence[Sums], start: Float[Tensor, "outputs inputs"]) -> None:
+    def _write(self, linear_map: LinearMap, sums: Sequence[AnySums], start: Float[Tensor, "outputs inputs"]) -> None:
         state, weight = self.state, self.state[linear_map.weight]
         starts = start.chunk(linear_map.groups)
         solutions = [part.solve(rows, linear_map.has_shift) for part, rows in zip(sums, starts, strict=True)]

@@ -17,12 +17,11 @@ from torch import Tensor
 from mergekit_ot import IN, ModelGraph, NeuronGroup, RepairContext
 from mergeot_repair.programs.layouts import stretches
 from mergeot_repair.programs.maps import RECURRENT, LinearMap
+from mergeot_repair.refit import wide
 from mergeot_repair.refit.pruning import Products, Regression, eliminate, places_of
 from mergeot_repair.refit.readings import Reading, all_readings
 from mergeot_repair.refit.recurrent import Cell, layers_of
 
-# Inputs of a regression beyond which its inverse takes minutes and gigabytes.
-_MOST_INPUTS = 10_000
 # Neurons of a layer that is chosen alone may go so many times as fast; measured, the fused networks are as near.
 _PACE_OF_A_LAYER = 2
 
@@ -114,7 +113,7 @@ class Selection:
         places = {group: self.places[group] for group in groups}
         pace = 1 if self.is_at_once else _PACE_OF_A_LAYER
         self.kept |= eliminate(list(regressions.values()), places, sizes, self.context.progress, pace)
-        self.regressions |= regressions
+        self.regressions |= {name: regression.released() for name, regression in regressions.items()}
 
     def _regression(self, name: str, products: Products) -> Regression:
         """Returns the regression of a reader on what is left of its neurons."""
@@ -289,7 +288,7 @@ class Selection:
         # The columns of a cell's two weights stand side by side, and what it makes is what it reads.
         if owner.is_recurrent and not (is_made and taps == {1}):
             return False
-        return self._inputs(name) <= _MOST_INPUTS
+        return self._inputs(name) <= wide.MOST_INPUTS_OF_A_CHOICE
 
     def _inputs(self, weight: str) -> int:
         """Returns how many inputs a map has in all used sources together."""

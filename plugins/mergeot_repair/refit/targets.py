@@ -13,6 +13,7 @@ from mergekit_ot import RepairContext
 from mergeot_repair.programs.maps import RECURRENT, LinearMap, taken_back
 from mergeot_repair.programs.running import HeldBytes, StagedRun
 from mergeot_repair.refit.samples import made_rows, row_count, rows_of
+from mergeot_repair.refit.wide import most_samples
 
 # Places of an image are samples that resemble each other: so many per input of a map, and so many at least, say as much
 # as all of them.
@@ -88,6 +89,10 @@ class Targets:
             for number in range(self.batches):
                 self._places[linear_map.node, number] = self._drawn(self._count(linear_map), self._wanted(linear_map))
 
+    def sample_count(self, linear_map: LinearMap) -> int:
+        """Returns how many samples a map is fitted to."""
+        return sum(len(self._places[linear_map.node, number]) for number in range(self.batches))
+
     def choice_rows(self, linear_map: LinearMap, number: int, made: Tensor) -> Int[Tensor, " sample"]:
         """Returns the places of a batch that the choice of neurons takes; they are let go of.
 
@@ -137,7 +142,8 @@ class Targets:
 
     def _wanted(self, linear_map: LinearMap) -> int:
         inputs = rows_of(linear_map, self.context.fused[linear_map.weight]).shape[1]
-        return max(_LEAST_SAMPLES, _SAMPLES_PER_INPUT * inputs)
+        wanted, most = max(_LEAST_SAMPLES, _SAMPLES_PER_INPUT * inputs), most_samples(inputs)
+        return wanted if most is None else min(wanted, most)
 
     def _drawn(self, count: int, wanted: int) -> Int[Tensor, " sample"]:
         # A copy, since what is left of a permutation would keep all of it.

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeot_repair.programs.maps import LinearMap
-from mergeot_repair.refit.grams import mirrored
 from mergeot_repair.refit.regression import FOLDS, Sums
 from mergeot_repair.refit.samples import rows_of
 
@@ -64,7 +63,7 @@ class Translation:
 
     def gram(self) -> Float[Tensor, "fused fused"]:
         """Returns the inner products of what the fused network reads."""
-        return torch.stack([mirrored(part) for part in self.sums.gram]).sum(0)[:-1, :-1]
+        return self.sums.gram()
 
     def _solution(self, has_shift: bool) -> Map:
         if has_shift not in self.solved:
