@@ -55,6 +55,7 @@ def _divergence(nets: list[nn.Module], model: nn.Module, data: Tensor) -> float:
     return float(missed.sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_a_refit_to_probabilities_is_nearer_than_one_to_outputs() -> None:
     nets: list[nn.Module] = [_Language(seed).eval() for seed in (0, 1)]
     context = _context(nets, _tokens(400, 2))

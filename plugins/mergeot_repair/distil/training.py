@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mergeot_repair.distil.ensemble import Ensemble, run
 
-# How often held-back inputs are looked at, at least, over the planned run; so many times without a gain end it.
-_LOOKS, _PATIENCE = 20, 6
+# How often held-back inputs are looked at, at least, over the planned run; so many times without a gain end it. At the
+# highest rates a network is often farther for a while, and gains when they fall.
+_LOOKS, _PATIENCE = 20, 12
 # Share of the run in which the learning rate rises.
 _WARM_UP = 0.1
 _MOST_GRADIENT = 1.0
