@@ -68,6 +68,7 @@ def _divergence(nets: Iterable[nn.Module], model: nn.Module, rows: Tensor) -> fl
         return float((goal * (goal.log() - model(rows).double().log_softmax(1))).sum(1).mean())
 
 
+@pytest.mark.slow
 def test_classes_come_nearer_to_the_mean_probabilities_than_by_refit() -> None:
     nets, (rows, _) = _perceptrons(), _digits()
     result = _fused(nets, rows[:1200])
@@ -79,6 +80,7 @@ def test_classes_come_nearer_to_the_mean_probabilities_than_by_refit() -> None:
     assert any("not one-shot" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_numbers_come_nearer_to_the_mean_outputs() -> None:
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 2)) for _ in range(2)]
@@ -215,6 +217,18 @@ def test_a_limit_of_time_ends_the_training(minutes: float) -> None:
     model = context.instance(context.fused).requires_grad_(True)
     train(model, ensemble, parts, Schedule(2, minutes, 1e-3, 50, 0), lambda *each: told.append(each))
     assert [round(share, 6) for share, *_ in told] == ([] if minutes else [step / 10 for step in range(1, 11)])
+
+
+def test_a_network_that_is_thrown_away_goes_back_and_is_trained_more_slowly() -> None:
+    """A rate that is far too high is lowered until the training gains."""
+    context = _context(_perceptrons(), _digits()[0][:300], aim=Aim.PROBABILITIES)
+    told: list[float] = []
+    repair = DistilRepair(start="fused", epochs=8, learning_rate=3.0)
+    state = repair.repair(replace(context, progress=lambda _, __, text: told.append(float(text.split()[1]))))
+    ensemble = Ensemble(context, list(context.batches), True, "cpu")
+    before, after = (divergence(context.instance(each), ensemble, torch.arange(300)) for each in (context.fused, state))
+    assert told[0] > 1.5 * before
+    assert after < before
 
 
 def test_answers_that_are_sure_are_classes_and_others_are_numbers() -> None:

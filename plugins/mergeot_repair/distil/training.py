@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from mergeot_repair.distil.ensemble import Ensemble, run
 
-# How often held-back inputs are looked at, at least, over the planned run; so many times without a gain end it.
-_LOOKS, _PATIENCE = 20, 6
+# How often held-back inputs are looked at, at least, over the planned run; so many times without a gain end it. At the
+# highest rates a network is often farther for a while, and gains when they fall.
+_LOOKS, _PATIENCE = 20, 12
 # Share of the run in which the learning rate rises.
 _WARM_UP = 0.1
 _MOST_GRADIENT = 1.0
+# A network that is so many times as far as the best one was thrown there: it goes back, with a lower rate.
+_THROWN, _LOWER = 1.5, 0.3
 
 # Told (share that is done, mean divergence on held-back inputs, estimate of the seconds left).
 Tell = Callable[[float, float, float], None]
@@ -83,7 +86,7 @@ def train(
     # A batch that is not full is left out: the next epoch draws others.
     per_epoch = max(1, len(numbers) // schedule.batch_size)
     planned, started = schedule.epochs * per_epoch, time.monotonic()
-    best, nearest, waited = copy.deepcopy(model.state_dict()), divergence(model, ensemble, held), 0
+    best, nearest, waited, factor = copy.deepcopy(model.state_dict()), divergence(model, ensemble, held), 0, 1.0
     interval = max(1, min(per_epoch, planned // _LOOKS))
     for step in range(planned):
         if step % per_epoch == 0:
@@ -92,7 +95,7 @@ def train(
         share = max(step / planned, passed / schedule.minutes if schedule.minutes else 0.0)
         if share >= 1:
             break
-        optimizer.param_groups[0]["lr"] = schedule.rate(share)
+        optimizer.param_groups[0]["lr"] = factor * schedule.rate(share)
         chosen = waiting[step % per_epoch]
         loss = ensemble.results.losses(run(model, ensemble.inputs(chosen)), ensemble.goals(chosen))
         optimizer.zero_grad()
@@ -107,6 +110,10 @@ def train(
         waited = 0 if found < nearest else waited + 1
         if found < nearest:
             best, nearest = copy.deepcopy(model.state_dict()), found
-        if waited > _PATIENCE or not math.isfinite(found):
+        if waited > _PATIENCE:
             break
+        if not found <= _THROWN * nearest:
+            model.load_state_dict(best)
+            optimizer.state.clear()
+            factor *= _LOWER
     return best

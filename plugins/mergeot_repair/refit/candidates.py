@@ -206,15 +206,20 @@ class Candidates:
         """Adds the network of neurons of all sources that `fit` makes of the context."""
         self._add(fit, self.context)
 
-    def add_nearest_of(self, sources: Sequence[int], fit_results: _Fit) -> None:
+    def add_nearest_of(self, sources: Sequence[int], fit_results: _Fit, is_tried: bool = False) -> None:
         """Adds the source that is nearest to the ensemble, if it is surely nearer than what there is.
 
         It is added as it is, and with the results that `fit_results` makes of a context whose fused state it is.
+
+        Args:
+            sources: Numbers of the sources that may be added.
+            fit_results: Fits the maps that make the results.
+            is_tried: Whether the nearest is added in any case: fitted results may bring it nearer by much.
         """
         distances = {number: self.nearness.of_source(number) for number in sources}
         nearest = min(sources, key=lambda number: float(distances[number].mean()))
         distance = float(distances[nearest].mean())
-        if self._found and not surely_nearer(distances[nearest], self._found[0].distances):
+        if self._found and not (is_tried or surely_nearer(distances[nearest], self._found[0].distances)):
             return
         state = {name: value.clone() for name, value in self.context.sources[nearest].state.items()}
         whole = f"Refit took over all neurons of source {nearest + 1} and none of another"

@@ -1,7 +1,7 @@
 """Fits what predicts the next token from the states of recurrent layers: to the mean probabilities of the sources.
 
-Mean outputs are the wrong goal there. Most tokens are impossible at most places, and how impossible a source finds them,
-by a logit of -10 or of -20, is most of what its outputs vary by and nothing of what it predicts.
+Mean outputs are the wrong goal there. Most tokens are impossible at most places, and how impossible a source finds
+them, by a logit of -10 or of -20, is most of what its outputs vary by and nothing of what it predicts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mergeot_repair.programs.running import HeldBytes, StagedRun
 from mergeot_repair.refit.results import Classifier, result_maps
 from mergeot_repair.refit.samples import rows_of, weight_of
 
-# So many places are looked at: hundreds for each number that a map reads, and seconds.
-_PLACES = 30_000
+# So many places are looked at: some tens of seconds, and hundreds for each number that a map reads.
+_PLACES = 60_000
 # One in so many decides whether the fit is kept.
 _HELD_OUT = 5
 _STEPS = 80

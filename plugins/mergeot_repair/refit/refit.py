@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -20,8 +21,9 @@ from mergeot_repair.refit.norms import combined_rows, norm_numbers
 from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
+from mergeot_repair.refit.recurrent_results import fit_tokens, token_maps
 from mergeot_repair.refit.regression import joined
-from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
+from mergeot_repair.refit.results import AUTO, OUTPUTS, PROBABILITIES, Classifier, ResultRows, result_maps
 from mergeot_repair.refit.samples import inside_of, made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
@@ -51,8 +53,7 @@ class RefitRepair(AbstractRepair):
     the mean of the aligned sources. The results of the model are always fitted to the mean of the sources' results.
 
     A residual stream that linear maps read behind norms alone, as in transformers, becomes the principal components of
-    the sources' streams side by side; the heads and neurons between are chosen among the sources' (see
-    `mergeot_repair.streams`).
+    the sources' streams; the heads and neurons between are chosen among the sources' (see `mergeot_repair.streams`).
 
     The inputs of a regression are the fused model's own, so a map also makes up for what the maps before it lack. It is
     pulled towards the weights that the sources have there, by as much as suits samples that were held out. A BatchNorm
@@ -60,18 +61,16 @@ class RefitRepair(AbstractRepair):
     the sources have in the mean, less what the fused model adds it to.
 
     Recurrent layers are fitted gate by gate on their input and on hidden states of the sources, never on own ones.
-    Weights that stand in several places of the model, transposed convolutions with groups and projected LSTMs stay
-    as they are.
+    Weights that stand in several places, transposed convolutions with groups and projected LSTMs stay as they are.
 
     Attributes:
         target: What the results of a classifier are fitted to. ``outputs``: the mean outputs of the sources.
             ``log-probabilities``: the logarithm of the mean of their probabilities, in closed form.
             ``probabilities``: the mean of their probabilities, with the least Kullback-Leibler divergence. ``auto``:
-            outputs, but where the sources are sure of different classes, as after training on different ones, whichever
-            of the three gives the answers of their mean probabilities most often.
+            outputs, but probabilities for tokens that states of recurrent layers predict, and whichever of the three
+            gives the answers of the mean probabilities most often where sources are sure of different classes.
         neurons: Whose neurons the network has. ``mixed``: those of all sources, chosen as above. ``single``: those of
-            the source that is the nearest to the ensemble, with results that are fitted to the ensemble. ``auto``:
-            whichever is nearer to the ensemble on inputs that are held back for it.
+            the source nearest to the ensemble, with results fitted to it. ``auto``: what is nearer on held-back inputs.
     """
 
     target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
@@ -87,7 +86,8 @@ class RefitRepair(AbstractRepair):
         of_classes = result_maps(context.program, maps, context.joined)
         if self.target == AUTO:
             makers = [linear_map for linear_map in maps if linear_map.node in of_classes]
-            return Aim.PROBABILITIES if saw_different_things(context, makers) else Aim.OUTPUTS
+            is_of_tokens = bool(token_maps(context, maps))
+            return Aim.PROBABILITIES if is_of_tokens or saw_different_things(context, makers) else Aim.OUTPUTS
         if not of_classes:
             raise DataError(
                 f"Option target={self.target} of repair 'refit' is about classes, and no linear map makes the results "
@@ -105,7 +105,8 @@ class RefitRepair(AbstractRepair):
             check_statistics(context, "refit", least_shift=SHIFTED)
             streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
-            refit = _Refit(context, streams, target=self.target)
+            fit = functools.partial(_Refit, target=self.target)
+            refit = fit(context, streams)
             # A stream that is rebuilt is made of both sources, and takes what both have.
             alone = sources_to_try(context, self.neurons, bool(refit.selection.groups) and not streams)
             fitted, held_back = parted(context)
@@ -113,8 +114,8 @@ class RefitRepair(AbstractRepair):
                 return refit.run()
             candidates = Candidates(fitted, Nearness(context, held_back or fitted.batches))
             if self.neurons != SINGLE:
-                candidates.add_mixed(lambda own: _Refit(own, target=self.target).run())
-            candidates.add_nearest_of(alone, lambda own: _Refit(own, target=self.target).fit_results())
+                candidates.add_mixed(lambda own: fit(own).run())
+            candidates.add_nearest_of(alone, lambda own: fit(own).fit_results(), bool(refit.tokens))
             return candidates.nearest()
 
 
@@ -133,18 +134,18 @@ class _Refit:
     ) -> None:
         self.context, self.target = context, target
         self.state = {name: value.detach().clone() for name, value in context.fused.items()}
-        batches, room = list(context.batches), HeldBytes()
+        self.batches, room = list(context.batches), HeldBytes()
         self.nodes = {node.name: node for node in context.program.graph.nodes}
-        self.runs = staged_runs(context.program, self.state, batches, room)
-        source_runs = [staged_runs(source.program, source.state, batches, room) for source in context.sources]
+        self.runs = staged_runs(context.program, self.state, self.batches, room)
+        source_runs = [staged_runs(source.program, source.state, self.batches, room) for source in context.sources]
         self.maps = free_maps(context)
-        is_of_classes = target != OUTPUTS and context.aim is Aim.PROBABILITIES
+        self.tokens = token_maps(context, self.maps) if target in (AUTO, PROBABILITIES) else []
+        is_of_classes = target != OUTPUTS and context.aim is Aim.PROBABILITIES and not self.tokens
         self.results = result_maps(context.program, self.maps, context.joined) if is_of_classes else frozenset[str]()
         self.used = [number for number, share in enumerate(context.model_weights) if share > 0]
         self.source_runs = [source_runs[number] for number in self.used]
         self.targets = Targets(context, self.maps, self.source_runs, room, share)
         self.streams = StreamRefit(context, streams, self.used, self.state, self.targets.streams)
-        self.batches = batches
         self.selection = Selection(context, self.maps, self.used, self.streams.groups)
         self.recurrent = {
             linear_map.node: RecurrentRefit(context, linear_map, source_runs, self.selection)
@@ -154,14 +155,13 @@ class _Refit:
 
     def run(self) -> dict[str, Tensor]:
         """Fits every map and returns the new state."""
-        maps = self.maps
-        self._tell(described(self.context, maps, self.used))
+        self._tell(described(self.context, self.maps, self.used))
         self.targets.draw(self._widths(), self.selection.is_at_once)
         if self.selection.groups:
             self.selection.choose(self._products())
             self._tell(self.selection.described())
         self.streams.prepare(self.batches, self.runs, self.source_runs)
-        for number, linear_map in enumerate(maps, start=1):
+        for number, linear_map in enumerate(self.maps, start=1):
             if self.streams.owns(linear_map):
                 self.streams.fit(linear_map, self.selection)
             elif linear_map.kind == RECURRENT:
@@ -169,7 +169,7 @@ class _Refit:
             else:
                 self._fit(linear_map)
             if self.context.progress is not None:
-                self.context.progress(number, len(maps), f"refit {linear_map.weight}")
+                self.context.progress(number, len(self.maps), f"refit {linear_map.weight}")
         self.streams.finish()
         return self.state
 
@@ -247,8 +247,7 @@ class _Refit:
             values = run.values_of([linear_map.source, *([other] if other is not None else [])])
             goals = self._goals(linear_map, target)
             if other is not None:
-                own = taken_back_through(linear_map, run, values[other])
-                goals = goals - made_rows(linear_map, own, target.rows)
+                goals = goals - made_rows(linear_map, taken_back_through(linear_map, run, values[other]), target.rows)
             read = self._read(linear_map, self.state, values[linear_map.source], target.shape, target.rows)
             if results is not None:
                 shares = [self.context.model_weights[source] for source in self.used]
@@ -262,6 +261,8 @@ class _Refit:
         self._write(linear_map, sums, start)
         if results is not None:
             self._classify(linear_map, results, start)
+        elif linear_map in self.tokens:
+            fit_tokens(self.context, linear_map, self.state)
 
     def _classify(self, linear_map: LinearMap, results: ResultRows, start: Float[Tensor, "outputs inputs"]) -> None:
         """Fits a map that makes classes to probabilities, from where it was before it was fitted to outputs."""
@@ -329,5 +330,4 @@ class _Refit:
             written |= norm_numbers(norm, solution)
         if bias is not None:
             written[bias] = solution.shift if norm is None else torch.zeros_like(state[bias])
-        for name, value in written.items():
-            state[name] = value.to(state[name].dtype)
+        state.update({name: value.to(state[name].dtype) for name, value in written.items()})
