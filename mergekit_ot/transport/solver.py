@@ -90,6 +90,7 @@ class AbstractBarycenterSolver(abc.ABC):
         members: Which tensors that own a group's neurons describe them: ``all``, or only the ``first``.
         scaling: ``density`` (groups of different size compare as functions), or ``paper`` to compare and average the
             numbers themselves.
+        has_free_masses: Whether fused neurons may share a source's mass unevenly: clusters of neurons do.
         structure_weight: Weight of the tensors in which a group refers to itself, in the objective of the whole.
 
     Example:
@@ -124,6 +125,7 @@ class AbstractBarycenterSolver(abc.ABC):
     max_sweeps: Annotated[int, Ge(0), Le(MOST_STEPS)] = 1
     members: Literal["all", "first"] = "all"
     scaling: Literal["density", "paper"] = "density"
+    has_free_masses: bool = False
     structure_weight: Annotated[float, Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
@@ -199,7 +201,7 @@ class AbstractBarycenterSolver(abc.ABC):
                 f"{place} was changed in place. Let it work on copies."
             )
         _check_sizes(self.name, problem, solution.couplings)
-        _check_marginals(self.name, problem, solution.couplings)
+        _check_marginals(self, problem, solution.couplings)
         barycenter = _barycenter(problem, solution, solution.couplings)
         _check_cost(self.name, barycenter.cost)
         return _settled(problem, solution, barycenter)
@@ -272,7 +274,10 @@ def _check_sizes(name: str, problem: BarycenterProblem, couplings: Sequence[Coup
         )
 
 
-def _check_marginals(name: str, problem: BarycenterProblem, couplings: Sequence[Coupling]) -> None:
+def _check_marginals(
+    solver: AbstractBarycenterSolver, problem: BarycenterProblem, couplings: Sequence[Coupling]
+) -> None:
+    name, is_free = solver.name, solver.has_free_masses
     for place, (coupling, measure) in enumerate(zip(couplings, problem.measures, strict=True)):
         flaw = coupling.flaw()
         if flaw:
@@ -280,11 +285,11 @@ def _check_marginals(name: str, problem: BarycenterProblem, couplings: Sequence[
                 f"Solver '{name}' returned a coupling of {_group(problem)} with source {place} that is none: {flaw}. "
                 "Check it with mergekit_ot.testing.check_solver."
             )
-        error = _marginal_error(coupling, measure)
+        error = _marginal_error(coupling, measure, is_free)
         if error <= _MARGINAL_TOLERANCE:
             continue
         # Masses may have changed since the couplings in force were found: what builds on those may miss them as well.
-        before = 0.0 if problem.initial is None else _marginal_error(problem.initial[place], measure)
+        before = 0.0 if problem.initial is None else _marginal_error(problem.initial[place], measure, is_free)
         if not error <= before + _MARGINAL_TOLERANCE:
             raise SolverError(
                 f"Solver '{name}' returned a coupling of {_group(problem)} with source {place} that misses its "
@@ -304,8 +309,8 @@ def _group(problem: BarycenterProblem) -> str:
     return f"group '{problem.group}'" if problem.group else "the group"
 
 
-def _marginal_error(coupling: Coupling, measure: NeuronMeasure) -> float:
-    if coupling.is_permutation:
+def _marginal_error(coupling: Coupling, measure: NeuronMeasure, is_free: bool) -> float:
+    if coupling.is_permutation or is_free:
         return float((coupling.source_marginal(measure.mass) - measure.mass).abs().max()) if measure.size else 0.0
     here = coupling.presence(measure.mass)
     # Neurons of another source that are kept apart have no partner in this one; the others share its mass.

@@ -1,4 +1,4 @@
-"""Alignment by assignment: weight matching, activation matching, and vanilla averaging (no alignment at all)."""
+"""Alignment by assignment: weight matching, activation matching, vanilla averaging; and clusters of neurons."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ def mergeot_solvers() -> Mapping[str, str]:
     return {
         "weight-matching": "mergeot_matching.solver:WeightMatchingSolver",
         "activation-matching": "mergeot_matching.solver:ActivationMatchingSolver",
+        "zip": "mergeot_matching.zipping:ZipSolver",
         "average": "mergeot_matching.average:AverageSolver",
     }

@@ -72,7 +72,7 @@ def check_statistics(context: RepairContext, name: str, least_shift: float = 0.0
         DataError: More predictions change than an honest re-estimate explains.
     """
     heaviest = max(range(len(context.aligned)), key=context.model_weights.__getitem__)
-    state = context.aligned[heaviest]
+    state = _untouched(context, heaviest)
     before, own = context.instance(state), context.instance(state)
     if not norms_of(own):
         return
@@ -87,6 +87,16 @@ def check_statistics(context: RepairContext, name: str, least_shift: float = 0.0
             "calibration data do not look like what the sources were trained on. Give inputs with the sources' own "
             "preprocessing, and more of them (--calibration-size)."
         )
+
+
+def _untouched(context: RepairContext, number: int) -> Mapping[str, Tensor]:
+    """Returns a source as the fused network holds it; as it was given where its neurons were blended on the way."""
+    aligned, source = context.aligned[number], context.sources[number]
+    if all(couplings[number].is_exact for couplings in source.alignment.couplings.values()):
+        return aligned
+    own = dict(source.state)
+    is_alike = all(name in own and own[name].shape == value.shape for name, value in aligned.items())
+    return {name: own[name] for name in aligned} if is_alike else aligned
 
 
 def _first(batches: Iterable[tuple[Tensor, ...]], most: int) -> Iterator[tuple[Tensor, ...]]:

@@ -35,7 +35,7 @@ def test_contract(solver):
 
 
 def test_the_methods_differ_in_what_a_neuron_is_seen_by_and_in_sweeps():
-    assert set(mergeot_solvers()) == {"weight-matching", "activation-matching", "average"}
+    assert set(mergeot_solvers()) == {"weight-matching", "activation-matching", "zip", "average"}
     weights, activations = WeightMatchingSolver, ActivationMatchingSolver
     assert (weights.scope, weights.start, weights.max_sweeps) == (Scope.INCIDENT, Start.IDENTITY, 100)
     assert (activations.scope, activations.start, activations.max_sweeps) == (Scope.INCOMING, Start.NOTHING, 1)
