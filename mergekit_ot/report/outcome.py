@@ -41,6 +41,8 @@ class FusionOutcome:
             content["source_alone"] = self.result.alone
         if self.result.deepened:
             content["deepened"] = [deepening.as_json() for deepening in self.result.deepened]
+        if self.result.growth is not None:
+            content["widened"] = self.result.growth.as_json()
         return content if comparison is None else {**content, "repair": comparison.as_json()}
 
 
