@@ -83,6 +83,7 @@ _HOMES = {
     "FusionInputs": "mergekit_ot.fusion.setup",
     "FusionOptions": "mergekit_ot.fusion.options",
     "fuse_with": "mergekit_ot.api",
+    "resized": "mergekit_ot.fusion.growth.resizing",
     "deepen": "mergekit_ot.fusion.depth.deepening",
     "Deepening": "mergekit_ot.fusion.depth.deepening",
     "MultiHead": "mergekit_ot.fusion.heads",
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
     from mergekit_ot.fusion.depth.deepening import Deepening, deepen
     from mergekit_ot.fusion.executor import AbstractExecutor, TaskQueue
     from mergekit_ot.fusion.group_view import GroupView
+    from mergekit_ot.fusion.growth.resizing import resized
     from mergekit_ot.fusion.heads import MultiHead
     from mergekit_ot.fusion.node_measure import AbstractNodeMeasure
     from mergekit_ot.fusion.options import FusionOptions

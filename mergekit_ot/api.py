@@ -163,6 +163,7 @@ def fuse(
     seed: int = 0,
     refine: bool = False,
     restarts: int = 1,
+    widen: float = 1.0,
     executor: str | AbstractExecutor = "serial",
     threads: int | None = None,
     front_end: str = AUTO,
@@ -194,6 +195,7 @@ def fuse(
         seed: Seed of every random choice.
         refine: Whether to sweep on from the couplings found, every neuron seen by all its weights, until no gain.
         restarts: How often to align, each time with another seed; the least objective is kept.
+        widen: Parameters of the fused model, as a multiple of the target's, from 1 to 2 (`resized` loads the result).
         executor: Name of a registered executor, or an executor.
         threads: Threads of torch; None gives each piece of work as many as it is worth, one to small networks.
         front_end: What captures the models: ``auto``, ``export`` or a registered one, such as ``make-fx``.
@@ -231,6 +233,7 @@ def fuse(
         seed=seed,
         refine=refine,
         restarts=restarts,
+        widen=float(widen),
         front_end=front_end,
         **_limits_of(limits or TraceLimits()),
         executor=executor if isinstance(executor, str) else type(executor).__name__,

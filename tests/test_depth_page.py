@@ -28,7 +28,7 @@ def test_the_messages_of_the_page_are_those_of_the_code() -> None:
     said = " ".join(PAGE.split())
     for words in (
         "Sources differ in depth: the fused network is as deep as the deepest, and has the sizes of",
-        "that compute nothing were added, and its function stayed to the last bit",
+        "that compute nothing were added",
         "these layers do not only add to a residual stream, but replace or normalise it. Such networks cannot be fused",
     ):
         assert words in said

@@ -257,6 +257,7 @@ def test_the_command_says_all_that_a_recipe_says(monkeypatch: pytest.MonkeyPatch
         fallback=True,
         refine=True,
         restarts=4,
+        widen=1.5,
         untie=True,
         device="cpu",
         seed=5,

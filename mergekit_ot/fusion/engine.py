@@ -46,7 +46,7 @@ def run_fusion(
         options=setup.options,
         seconds=time.perf_counter() - started,
         warnings=tuple(run.warnings()),
-        target=setup.models.target if setup.options.untie or setup.models.heads else setup.networks.target,
+        target=setup.models.target if setup.models.is_changed or setup.options.untie else setup.networks.target,
         sources=setup.networks.sources,
         networks=setup.networks,
         objectives=run.objectives,

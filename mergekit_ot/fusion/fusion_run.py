@@ -65,6 +65,8 @@ class FusionRun:
         self.objectives: dict[str, float] = {}
         self.notes: list[str] = list(setup.notes)
         self.notes += kept_notes(self.models.rules, [source.name for source in self.models.sources])
+        if self.models.growth is not None:
+            self.notes.append(self.models.growth.sentence)
         if self.models.heads:
             names = [source.name for source in self.models.sources]
             self.notes.append(heads_note(names, self.models.graphs, self.models.heads))

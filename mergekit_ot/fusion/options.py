@@ -69,6 +69,8 @@ class FusionOptions:
         trace_seconds: Seconds after which tracing is stopped; None means the default.
         trace_operations: Calls into torch after which tracing is stopped; None means the default.
         dtype: Type of the floating-point numbers that are written; None leaves each tensor that of its sources.
+        widen: How many times the parameters of its target the fused model has, from 1 to 2: hidden layers grow whose
+            neurons the sources need most of, which calibration data tell. `resized` loads the result.
         executor: Name of a registered executor.
         threads: Threads that torch uses; None gives each piece of work as many as it is worth.
         keep: Parameters that come from one source as they are: ``GLOB``, or ``GLOB=SOURCE`` with a number or a name.
@@ -140,6 +142,11 @@ class FusionOptions:
     )
     dtype: str | None = choice(
         None, "Type of the numbers that are written: float32, bfloat16 or float16. Default: that of the target.", "NAME"
+    )
+    widen: Annotated[float, Ge(1), Le(2)] = choice(
+        1.0,
+        "Parameters of the fused model, as a multiple of the target's (1 to 2): hidden layers grow that need it most.",
+        "FACTOR",
     )
     executor: str = choice("serial", "What runs the steps; 'mergeot plugins' lists them. Default: serial.", "NAME")
     threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = choice(

@@ -13,6 +13,7 @@ from mergekit_ot.fusion.comparison import RepairComparison
 from mergekit_ot.fusion.depth.deepening import Deepening
 from mergekit_ot.fusion.extent import Extent
 from mergekit_ot.fusion.function_check import FunctionCheck
+from mergekit_ot.fusion.growth.record import Growth
 from mergekit_ot.fusion.heads import MultiHead, head_sizes
 from mergekit_ot.fusion.moving import moved_state
 from mergekit_ot.fusion.networks import DeferredField, FusedNetworks
@@ -127,6 +128,12 @@ class FusionResult:
         target, sources = (traced.target, traced.sources) if traced.normal is not None else (self.target, self.sources)
         kept, joined = frozenset(traced.rules.kept), frozenset(traced.heads)
         return AlignedModels(target, sources, self.alignment, traced.normal, traced.originals, kept, joined)
+
+    @property
+    def growth(self) -> Growth | None:
+        """What became wider than it is in the target, where that was asked for (``widen``)."""
+        traced = self.networks.traced if self.networks is not None and self.networks.is_traced else None
+        return None if traced is None else traced.growth
 
     @property
     def head_sizes(self) -> tuple[int, ...]:

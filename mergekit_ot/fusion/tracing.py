@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from mergekit_ot.errors import ArchitectureError, RecipeError
+from mergekit_ot.fusion.growth.record import Growth
 from mergekit_ot.fusion.heads import check_heads, head_parameters, with_all_heads
 from mergekit_ot.fusion.layer_rules import LayerRules
 from mergekit_ot.fusion.normal_states import NormalStates
@@ -94,6 +95,7 @@ class TracedModels:
         uncompared: Parameters that are never compared: heads of all sources, and what is kept and differs in size.
         heads: Parameter that makes outputs → the axis along which those of all sources stand beside each other; empty
             where the fused model has one head.
+        growth: What of the target became wider than it is in any source; None where nothing did.
     """
 
     sources: tuple[SourceModel, ...]
@@ -105,6 +107,12 @@ class TracedModels:
     rules: LayerRules = field(default_factory=LayerRules)
     uncompared: frozenset[str] = frozenset()
     heads: Mapping[str, int] = field(default_factory=dict)
+    growth: Growth | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the fused model has sizes that no source and no given target has."""
+        return bool(self.heads) or self.growth is not None
 
     def sizes(self, key: str) -> list[int]:
         """Returns the number of neurons of a group in every source, and in the target last."""

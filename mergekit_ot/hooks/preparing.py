@@ -105,7 +105,7 @@ def prepare(
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
         tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
-        traced_models = trace_all(sources, target, tracer, rules)
+        traced_models = _traced((sources, target, tracer, rules), options.widen, data)
         if not methods.uses_rotations:
             return traced_models
         # Most solvers do not ask for it, and what proves a normal form takes time to import.
@@ -134,11 +134,36 @@ def prepare(
         deepened=deepened,
         data=inputs.data,
         rules=rules,
-        needs_no_graph=not rules and needs_no_graph(sources, target, methods, options, weights),
+        needs_no_graph=not (rules or options.widen > 1) and needs_no_graph(sources, target, methods, options, weights),
     )
     if not setup.needs_no_graph:
         setup.networks.trace()
     return setup
+
+
+def _traced(
+    networks: tuple[tuple[SourceModel, ...], int | SourceModel, Tracer, LayerRules],
+    factor: float,
+    data: CalibrationData,
+) -> TracedModels:
+    """Returns the networks with their graphs, and the target as wide as is asked for.
+
+    Args:
+        networks: The sources, the target, what traces them, and what holds for single parameters.
+        factor: Parameters of the fused network, as a multiple of the target's.
+        data: By which it is chosen what grows.
+    """
+    sources, target, tracer, rules = networks
+    if factor > 1 and rules.has_all_heads:
+        raise RecipeError("A network with the heads of all models (--head both) cannot be widened: drop --widen.")
+    models = trace_all(sources, target, tracer, rules)
+    if factor <= 1:
+        return models
+    # Few fusions ask for it, and what chooses takes time to import.
+    from mergekit_ot.fusion.growth.growth import wider
+
+    goal, growth = wider(models, data.batches, factor)
+    return replace(trace_all(sources, goal, tracer, rules), growth=growth)
 
 
 def _sources(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> tuple[SourceModel, ...]:
@@ -229,6 +254,8 @@ def _who_needs_data(options: FusionOptions, methods: FusionMethods) -> str:
         return f"measure '{name}'" if methods.measure.needs_data else f"measure '{type(own).__name__}' of a layer"
     if methods.repair is not None and methods.repair.needs_data:
         return f"repair '{options.repair}'"
+    if options.widen > 1:
+        return "choice of the layers that grow (--widen)"
     if options.fallback:
         return "choice between the fused model and a source (--fallback)"
     return ""

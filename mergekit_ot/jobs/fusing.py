@@ -72,6 +72,7 @@ def run_fuse(
     sources = read_sources(recipe.models, recipe.arch, manager, notify, recipe.trust, recipe, as_they_stand=stands)
     check_guesses(recipe, sources, manager)
     recipe = _of_depth(recipe, sources)
+    _check_widths(recipe, sources)
     goal = _folder_of(recipe, manager)
     container = container_of(sources, goal or recipe.target, output, recipe.format)
     if not dry_run:
@@ -207,7 +208,7 @@ def takes_neurons_as_they_stand(recipe: FusionRecipe, manager: PluginManager) ->
     """Whether a fusion is the mean of its models' tensors and nothing else, which needs no architecture."""
     solver = manager.get("solver", recipe.solver)
     is_more = recipe.refine or recipe.repair != NO_REPAIR or recipe.measure is not None or recipe.data is not None
-    is_of_layers = bool(recipe.keep or recipe.layers) or recipe.head != "one"
+    is_of_layers = bool(recipe.keep or recipe.layers) or recipe.head != "one" or recipe.widen > 1
     return solver.max_sweeps == 0 and not (is_more or is_of_layers) and isinstance(recipe.target, int)
 
 
@@ -255,6 +256,20 @@ def _target_of(
     return make, SourceModel(name=f"target {recipe.target}", make=make, state={})
 
 
+def _check_widths(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> None:
+    """Checks that a network with layers of other widths can be written.
+
+    Raises:
+        RecipeError: A program or a configuration says the widths.
+    """
+    fixed = [each for each in sources if each.checkpoint.build is not None]
+    if recipe.widen > 1 and fixed:
+        raise RecipeError(
+            f"'{fixed[0].name}' holds a program or a configuration that says its widths, so it cannot be widened "
+            "(--widen). Take its weights alone: --arch SPEC, with --format state-dict."
+        )
+
+
 def _of_depth(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> FusionRecipe:
     """Returns the recipe with the deepest source as target, where the one that is named has fewer blocks."""
     if not isinstance(recipe.target, int):
@@ -265,6 +280,8 @@ def _of_depth(recipe: FusionRecipe, sources: Sequence[ReadSource]) -> FusionReci
 
 def _widened(fused_as: Architecture, recipe: FusionRecipe, result: FusionResult) -> tuple[Architecture, bool]:
     """Returns the architecture of the fused model, with room for the heads of all; and whether a file may name it."""
+    if result.growth is not None:
+        return fused_as, False  # no argument says its sizes
     if not result.head_sizes or not isinstance(recipe.target, int):
         return fused_as, fused_as.is_registered
     wider = with_outputs(fused_as, result.head_sizes[recipe.target], sum(result.head_sizes), result.state)

@@ -46,6 +46,8 @@ class FusionOutcome:
             content["source_alone"] = self.result.alone
         if self.result.deepened:
             content["deepened"] = [deepening.as_json() for deepening in self.result.deepened]
+        if self.result.growth is not None:
+            content["widened"] = self.result.growth.as_json()
         if comparison is None:
             return content
         content["comparison"] = comparison.as_json()

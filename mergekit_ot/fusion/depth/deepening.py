@@ -55,10 +55,11 @@ class Deepening:
         """What was done, for the reader."""
         matched = ", ".join(f"{own} at {path}" for path, own in self.blocks.items() if own is not None)
         by = "their places" if self.seen_by == _BY_PLACES else f"the {self.seen_by}"
+        count = len(self.inserted)
+        added = "1 that computes nothing was added" if count == 1 else f"{count} that compute nothing were added"
         return (
-            f"'{self.model.name}' was deepened to the {len(self.blocks)} blocks of '{self.like}': {len(self.inserted)} "
-            f"that compute nothing were added, and its function stayed to the last bit. Blocks matched by {by}: "
-            f"{matched or 'none'}."
+            f"'{self.model.name}' was deepened to the {len(self.blocks)} blocks of '{self.like}': {added}, and its "
+            f"function stayed to the last bit. Blocks matched by {by}: {matched or 'none'}."
         )
 
     def as_json(self) -> dict[str, Any]:
