@@ -63,7 +63,7 @@ def test_a_log_has_few_lines_and_nothing_of_quick_work(monkeypatch: pytest.Monke
     steps = [(float(second), min(second // 10, 9)) for second in range(95)]
     lines = shown(monkeypatch, io.StringIO(), *steps).splitlines()
     assert [line.split(":")[0] for line in lines] == ["After 10 s", "After 20 s", "After 40 s", "After 80 s", "a note"]
-    assert "about 30 s left" in lines[2] or "left" in lines[2]
+    assert "about 60 s left" in lines[2]
     assert shown(monkeypatch, io.StringIO(), (0.0, 0), (3.0, 5)) == "a note\n"
 
 

@@ -88,7 +88,7 @@ class StepLine:
         """Takes the step that is done last."""
         now = self._clock()
         # A count that starts anew belongs to a new part, of which nothing is known yet.
-        if done <= self._done:
+        if done < self._done or total != self._total:
             self._since, self._from = now, done
         self._done, self._total, self._name = done, total, name
         steps = done - self._from
