@@ -132,7 +132,8 @@ def test_eval_scores_every_model(run: Run) -> None:
 def test_fuse_recovers_a_planted_order_and_writes_what_it_says(run: Run, solver: str) -> None:
     content = run.json("fuse", "a.pt", "b.pt", "-o", "fused.pt", "--solver", solver, *run.arch, "--input-shape", "4")
     extent = {"aligned_groups", "neuron_groups", "pinned_weights_percent", "pinned_because"}
-    assert set(content) == {"output", "solver", "groups", "aligned_sources_max_error", "seconds", *extent}
+    told = {"notes", "warnings"}
+    assert set(content) == {"output", "solver", "groups", "aligned_sources_max_error", "seconds", *extent, *told}
     assert (content["output"], content["solver"]) == ("fused.pt", solver)
     assert all(set(group) == {"name", "size", "cost", "status", "solver"} for group in content["groups"])
     assert sorted(group["size"] for group in content["groups"]) == [5, 6]
@@ -183,6 +184,9 @@ def test_dry_run_writes_nothing(run: Run) -> None:
     before = set(run.folder.iterdir())
     content = run.json("fuse", "a.pt", "b.pt", *run.arch, "--dry-run", "--report", "report")
     assert content["output"] is None
+    assert sorted(group["size"] for group in content["groups"]) == [5, 6]
+    assert {group["status"] for group in content["groups"]} == {"planned"}
+    assert [step["groups"] for step in content["plan"]] == [group["name"] for group in content["groups"]]
     assert {path for path in run.folder.iterdir() if path.name != "__pycache__"} == before
 
 

@@ -13,6 +13,7 @@ from mergekit_ot.text import printable
 
 _QUIET_SECONDS = 2.0
 _BEAT_SECONDS = 1.0
+_USUAL_WIDTH = 80
 # Where no terminal shows a line, one is written after so many seconds, and then after twice as many each time.
 _FIRST_LOG_SECONDS = 10.0
 _CLEAR = "\r\x1b[2K"
@@ -88,7 +89,7 @@ class StepLine:
         """Takes the step that is done last."""
         now = self._clock()
         # A count that starts anew belongs to a new part, of which nothing is known yet.
-        if done <= self._done:
+        if done < self._done or total != self._total:
             self._since, self._from = now, done
         self._done, self._total, self._name = done, total, name
         steps = done - self._from
@@ -98,9 +99,9 @@ class StepLine:
 
     def sentence(self) -> str:
         """Returns how far the work is."""
-        if not self._name:
-            return "working"
         step = f"step {self._done}/{self._total}" if self._total else "working"
+        if not self._name:
+            return step
         left = "" if self._left is None else f", about {_spoken(self._left)} left"
         return f"{step}{left}  {printable(self._name)[:60]}"
 
@@ -132,9 +133,10 @@ class StepLine:
 
 def _width() -> int:
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        # Some terminals say that they have no columns.
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_WIDTH
     except (OSError, ValueError):
-        return 80
+        return _USUAL_WIDTH
 
 
 def _spoken(seconds: float) -> str:

@@ -80,10 +80,7 @@ def prepare(
     """
     known: dict[int, KnownArchitecture] = {}
     sources = _sources(inputs, known)
-    if inputs.data is not None:
-        outline = sources[0].architecture.outline
-        data = taken(inputs.data, outline, "the calibration data", reads_targets=False)
-        inputs = replace(inputs, data=data)
+    inputs = _with_data(inputs, sources[0])
     weights = checked_weights(options.model_weights, len(sources))
     checked_seed(options.seed)
     methods = _methods(options, manager, given or GivenMethods())
@@ -171,6 +168,14 @@ def _sources(inputs: FusionInputs, known: dict[int, KnownArchitecture]) -> tuple
         raise RecipeError("There is no model to fuse. Give two or more (one, to fuse it into another size).")
     sources = [SourceModel.of(model, f"source {number}") for number, model in enumerate(inputs.models)]
     return tuple(source.of_known(with_known(source.make, known)) for source in sources)
+
+
+def _with_data(inputs: FusionInputs, first: SourceModel) -> FusionInputs:
+    """Returns what is fused with the calibration data as the networks take them; their targets are never read."""
+    if inputs.data is None:
+        return inputs
+    data = taken(inputs.data, first.architecture.outline, "the calibration data", reads_targets=False)
+    return replace(inputs, data=data)
 
 
 def _target(

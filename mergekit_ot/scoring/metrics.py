@@ -137,7 +137,8 @@ def flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "n cla
     else:
         raise DataError(
             f"Outputs have shape {tuple(outputs.shape)}, class targets {tuple(targets.shape)}: "
-            "expected one row of logits per target."
+            "expected one row of logits per target. Choose targets of the network's own task, in the data or with "
+            "--label-key."
         )
     classes = targets.reshape(-1)
     wrong = classes[((classes < 0) | (classes >= logits.shape[1])) & (classes != IGNORED)]

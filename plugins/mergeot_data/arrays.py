@@ -41,7 +41,7 @@ def array_reader(request: DataRequest) -> DataReader:
 def _opened(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as failure:
+    except (OSError, EOFError, ValueError) as failure:
         raise DataError(
             f"'{path}' is no array of numbers, or damaged ({reason_of(failure)}). Save it with numpy.save."
         ) from failure

@@ -149,7 +149,10 @@ def run_demo(
 
 def _divided(manager: PluginManager) -> _Digits:
     """Returns the digits in three parts; the last training digits are held back."""
-    train_batches, test = (list(resolve_data(DATA, manager, split)()) for split in ("train", "test"))
+    train_batches, test = (
+        [(inputs, targets) for inputs, targets in resolve_data(DATA, manager, split)() if targets is not None]
+        for split in ("train", "test")
+    )
     inputs, targets = _joined(train_batches)
     training = zip(inputs[:-_HELD_BACK].split(_BATCH), targets[:-_HELD_BACK].split(_BATCH), strict=True)
     return _Digits(list(training), [(inputs[-_HELD_BACK:], targets[-_HELD_BACK:])], test)
