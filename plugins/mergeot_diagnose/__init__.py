@@ -10,12 +10,13 @@ from mergekit_ot import hookimpl
 if TYPE_CHECKING:
     import typer
 
-    from mergeot_diagnose.diagnosis import Diagnosis, diagnose
+    from mergeot_diagnose.diagnosis import diagnose
+    from mergeot_diagnose.findings import Diagnosis
     from mergeot_diagnose.picture import plot_diagnosis
 
 # Imported on first use: `mergeot --help` must not pay for torch.
 _HOMES = {
-    "Diagnosis": "mergeot_diagnose.diagnosis",
+    "Diagnosis": "mergeot_diagnose.findings",
     "diagnose": "mergeot_diagnose.diagnosis",
     "plot_diagnosis": "mergeot_diagnose.picture",
 }

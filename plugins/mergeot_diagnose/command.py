@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from mergekit_ot import ReadSource
-    from mergeot_diagnose.diagnosis import Diagnosis
+    from mergeot_diagnose.findings import Diagnosis
 
 
 def diagnose_files(
