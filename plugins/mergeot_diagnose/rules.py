@@ -146,7 +146,7 @@ RULES: tuple[Rule, ...] = (
         _NONE,
         "weight-matching also rotates streams and heads, which the other solvers only reorder.",
         "side-by-side",
-        (-15.0, -2.0),
+        (-20.0, -2.0),
     ),
     Rule(
         "recurrent, data",
@@ -173,7 +173,7 @@ RULES: tuple[Rule, ...] = (
         "refit",
         "BatchNorm's running statistics do not fit a fused network; refit fits the layers and writes them anew.",
         "side-by-side",
-        (-8.0, 0.0),
+        (-8.0, 2.0),
     ),
     Rule(
         "statistics, no data",

@@ -199,6 +199,21 @@ def test_every_rule_is_reached_and_names_what_there_is() -> None:
         assert rule.expected is None or rule.expected[0] < rule.expected[1]
 
 
+def test_the_page_has_the_rules_in_their_order() -> None:
+    (page,) = (ROOT / "docs").rglob("diagnosing.md")
+    section = page.read_text(encoding="utf-8").split("\n## The advice\n")[1].split("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[2:5]] for line in section.splitlines() if line[:2] == "| "]
+    told = [
+        [
+            rule.solver,
+            rule.repair,
+            "not measured" if rule.expected is None else "{:+.0f} to {:+.0f}".format(*rule.expected),
+        ]
+        for rule in RULES
+    ]
+    assert rows[1:] == [[each.replace("+0", "0") for each in row] for row in told]
+
+
 def test_no_advice_asks_for_what_is_not_there() -> None:
     manager = default_manager()
     for known in all_facts():
