@@ -36,4 +36,4 @@ def mergeot_commands(app: typer.Typer) -> None:
     from mergeot_diagnose.command import diagnose_files
 
     example = "mergeot diagnose a.pt b.pt --arch nets.py:mlp --data mnist.npz --figure diagnosis.svg"
-    app.command("diagnose", epilog=f"Example: {example}")(diagnose_files)
+    app.command("diagnose", epilog=f"Example: {example}", rich_help_panel="Look at networks")(diagnose_files)

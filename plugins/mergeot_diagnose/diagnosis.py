@@ -14,6 +14,7 @@ from mergekit_ot import (
     FusionResult,
     MergeotError,
     ModelGraph,
+    Notify,
     PluginManager,
     RecipeError,
     SourceModel,
@@ -35,6 +36,10 @@ _SURELY_APART, _SURELY_ONE = 0.3, 0.8
 _MATCHING = {"solver": "weight-matching", "solver_options": {"symmetry": "permutation"}}
 
 
+def _silent(_: str) -> None:
+    """Tells nobody."""
+
+
 def diagnose(
     models: Sequence[nn.Module | SourceModel],
     *,
@@ -43,6 +48,7 @@ def diagnose(
     most_samples: int = 500,
     seed: int = 0,
     manager: PluginManager | None = None,
+    notify: Notify = _silent,
 ) -> Diagnosis:
     """Looks at networks before they are fused: are they in one basin, how similar are their layers, what is advised.
 
@@ -54,6 +60,7 @@ def diagnose(
         most_samples: Samples of `data` at most.
         seed: Seed of the random order that weights are compared with.
         manager: The plugins to use; the installed ones by default.
+        notify: Told what is looked at.
 
     Raises:
         MergeotError: There are fewer than two networks, neither inputs nor data, or a network cannot be traced.
@@ -72,7 +79,7 @@ def diagnose(
     if inputs is None:
         raise RecipeError("Nothing says what the networks take: give example_inputs, or data.")
     sources = [SourceModel.of(model, f"source {number}") for number, model in enumerate(models)]
-    return _Examination(sources, inputs, samples, seed, manager or default_manager()).diagnosis()
+    return _Examination(sources, inputs, samples, seed, manager or default_manager(), notify).diagnosis()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class _Examination:
     samples: Samples | None
     seed: int
     manager: PluginManager
+    notify: Notify
 
     def diagnosis(self) -> Diagnosis:
         """Returns what was found."""
@@ -136,6 +144,7 @@ class _Examination:
     def _matched(self, other: SourceModel) -> _Matched:
         """Returns both aligned by their weights, each in its own form, so that equal places mean something."""
         inputs = FusionInputs([self.sources[0], other], example_inputs=self.inputs, may_rewrite=False)  # type: ignore[arg-type]
+        self.notify(f"Comparing the weights of {self.sources[0].name} and {other.name} …")
         note = ""
         for head in ("one", "both"):
             try:
@@ -152,6 +161,8 @@ class _Examination:
         if result is None:
             return PairDiagnosis(names, Basin.UNKNOWN, None, (), None, None, "")
         weights = compare_weights(result, self.seed)
+        if self.samples:
+            self.notify(f"Comparing both on {self.samples.count} samples …")
         similar = layer_similarities(result, self.samples) if self.samples else {}
         layers = tuple(_layers(result, weights, similar))
         naive = aligned = None

@@ -296,6 +296,18 @@ def test_the_command_without_data(files: list[str], run: Callable[..., str]) -> 
     assert "--data" not in shlex.split(content["command"])
 
 
+def test_networks_whose_function_is_only_guessed_are_compared_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.save({f"layers.{key}": value for key, value in net(seed=seed).state_dict().items()}, name)
+    content = json.loads(run("diagnose", "a.pt", "b.pt", "--strip-prefix", "layers.", "--json"))
+    assert content["pairs"][0]["basin"] == "apart"
+    assert "--strip-prefix layers." in content["command"]
+    assert "only guessed" in run("diagnose", "a.pt", "b.pt", "--data", "digits", status=1)
+
+
 def test_the_command_refuses_in_one_sentence(files: list[str], run: Callable[..., str]) -> None:
     assert "name two or more" in run("diagnose", files[0], status=1)
     assert "is no picture" in run("diagnose", *files, "--figure", "both.txt", status=1)
