@@ -120,9 +120,8 @@ _HOMES = {
     "Guess": "mergekit_ot.sources.guesses",
     "resolve_architecture": "mergekit_ot.sources.specs",
     "resolve_data": "mergekit_ot.sources.datasets",
-    "ReadSource": "mergekit_ot.sources.reading",
-    "example_inputs_of": "mergekit_ot.sources.example_inputs",
-    "read_sources": "mergekit_ot.sources.reading",
+    "ModelFiles": "mergekit_ot.sources.opening",
+    "OpenedModels": "mergekit_ot.sources.opening",
     "PluginManager": "mergekit_ot.hooks.manager",
     "default_manager": "mergekit_ot.hooks.manager",
     "printable": "mergekit_ot.text",
@@ -275,9 +274,8 @@ if TYPE_CHECKING:
     from mergekit_ot.scoring.plane import plane, plane_frame, score_plane
     from mergekit_ot.scoring.requests import DataNeeds, DataReader, DataRequest
     from mergekit_ot.sources.datasets import resolve_data
-    from mergekit_ot.sources.example_inputs import example_inputs_of
     from mergekit_ot.sources.guesses import Guess
-    from mergekit_ot.sources.reading import ReadSource, read_sources
+    from mergekit_ot.sources.opening import ModelFiles, OpenedModels
     from mergekit_ot.sources.specs import Architecture, resolve_architecture
     from mergekit_ot.storage.file_writer import AbstractFileWriter
     from mergekit_ot.storage.files import write_text

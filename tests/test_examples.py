@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-FAST = ("mlp", "different_widths", "three_sources", "fuse_clients")
-SLOW = ("cnn_batchnorm", "lstm", "transformer", "custom_architecture")
+FAST = ("mlp", "three_sources", "fuse_clients")
+# With the passes that a test gives them; BatchNorm's running statistics need all of theirs.
+SLOW = {"different_widths": 1, "cnn_batchnorm": 6, "lstm": 3, "transformer": 2, "custom_architecture": 3}
 OF_TOOLS = {"flower_strategy": "flwr", "lightning_callback": "lightning"}
 # Those that a test of their own page runs.
 ELSEWHERE = {"two_heads", "axis_algebra_pictures", "transformer_pictures"}
@@ -61,12 +63,12 @@ def test_a_fast_example_gives_the_rows_of_its_page(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_a_slow_example_gives_what_its_page_says(name: str) -> None:
-    # Fewer passes, for the time that it takes: the rows are the same, and what is fused is better than the average.
-    found, expected = example(name).main(epochs=3), printed(name)
-    assert list(found) == list(expected)
-    assert found[list(found)[-1]] > 50
+@pytest.mark.parametrize(("name", "epochs"), SLOW.items())
+def test_a_slow_example_gives_the_rows_of_its_page(name: str, epochs: int) -> None:
+    found = example(name).main(epochs)
+    assert list(found) == list(printed(name))
+    # After few passes nothing is as good as on the page; what is fitted comes near its sources all the same.
+    assert found[list(found)[-1]] > 0.7 * found["source 0"]
 
 
 @pytest.mark.slow
@@ -91,34 +93,32 @@ def test_a_server_takes_clients_of_other_widths_and_counts_their_samples() -> No
 
 def test_the_strategy_runs_in_the_loop_of_flower() -> None:
     """Its own server loop and messages, with clients that answer in this process; one of them fails."""
-    pytest.importorskip("flwr")
-    from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
-    from flwr.serverapp import Grid
-    from flwr.supercore.task_identity import TaskIdentity
-
+    app = pytest.importorskip("flwr.app")
+    grid = pytest.importorskip("flwr.serverapp").Grid
+    identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
     module = example("flower_strategy")
 
-    class InProcess(Grid):
+    class InProcess(grid):
         run = set_run = create_message = push_messages = pull_messages = None
 
         def get_node_ids(self) -> list[int]:
             return [0, 1, 2]
 
-        def send_and_receive(self, messages: Iterable[Message], **_: object) -> list[Message]:
+        def send_and_receive(self, messages: Iterable[Any], **_: object) -> list[Any]:
             return [self.answer(message, message.metadata.dst_node_id) for message in messages]
 
-        def answer(self, message: Message, number: int) -> Message:
+        def answer(self, message: Any, number: int) -> Any:
             if number == 2:
-                return Message(Error(code=0, reason="gone"), reply_to=message)
+                return app.Message(app.Error(code=0, reason="gone"), reply_to=message)
             state, samples = module.trained(number, 1)
-            content = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": samples})}
-            return Message(RecordDict(content), reply_to=message)
+            content = {"arrays": app.ArrayRecord(state), "metrics": app.MetricRecord({"num-examples": samples})}
+            return app.Message(app.RecordDict(content), reply_to=message)
 
     # What a ServerApp's process knows of itself.
-    TaskIdentity.run_id = TaskIdentity.task_id = 1
-    TaskIdentity.node_id = 0
+    identity.run_id = identity.task_id = 1
+    identity.node_id = 0
     strategy = module.FuseClients(20, [images for images, _ in module.TRAIN[9:]], fraction_evaluate=0.0)
-    start = ArrayRecord(example("fuse_clients").net(20).state_dict())
+    start = app.ArrayRecord(example("fuse_clients").net(20).state_dict())
     fused = strategy.start(grid=InProcess(), initial_arrays=start, num_rounds=1).arrays.to_torch_state_dict()
     assert fused["1.weight"].shape == (20, 64)
     assert not torch.equal(fused["1.weight"], start.to_torch_state_dict()["1.weight"])

@@ -51,16 +51,6 @@ def example_inputs_of(
 
     Raises:
         ArchitectureError: No shape is known, or the model does not accept it.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from mergekit_ot import default_manager, read_sources, save_checkpoint
-        >>> path = save_checkpoint(nn.Linear(3, 2), pathlib.Path(tempfile.mkdtemp()) / "net.pt")
-        >>> arch = ["torch.nn:Linear?in_features=3&out_features=2"]
-        >>> [source] = read_sources([str(path)], arch, default_manager(), notify=lambda sentence: None)
-        >>> inputs, shape = example_inputs_of(source, (3,), None, print)
-        >>> inputs[0].shape, shape
-        (torch.Size([2, 3]), (3,))
     """
     if isinstance(source.known.outline, Holder):
         return (torch.zeros(2, 1),), input_shape

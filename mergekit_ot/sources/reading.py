@@ -41,15 +41,6 @@ class ReadSource:
             that is not finite is refused when it is first read.
         known: The architecture with its names and shapes, one object for all sources that have it.
         names: How the file's names differ from those of the architecture.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from mergekit_ot import default_manager, save_checkpoint
-        >>> path = save_checkpoint(nn.Linear(3, 2), pathlib.Path(tempfile.mkdtemp()) / "net.pt")
-        >>> arch = ["torch.nn:Linear?in_features=3&out_features=2"]
-        >>> source = read_sources([str(path)], arch, default_manager(), notify=lambda sentence: None)[0]
-        >>> pathlib.Path(source.name).name, source.module()
-        ('net.pt', Linear(in_features=3, out_features=2, bias=True))
     """
 
     checkpoint: Checkpoint
@@ -106,15 +97,6 @@ def read_sources(
         CheckpointError: A file cannot be read.
         ArchitectureError: No architecture is known for it, or the state does not fit.
         RecipeError: The number of architectures fits neither, or a file that is trusted is no checkpoint.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from mergekit_ot import default_manager, save_checkpoint
-        >>> path = save_checkpoint(nn.Linear(3, 2), pathlib.Path(tempfile.mkdtemp()) / "net.pt")
-        >>> arch = ["torch.nn:Linear?in_features=3&out_features=2"]
-        >>> [source] = read_sources([str(path)], arch, default_manager(), notify=lambda sentence: None)
-        >>> list(source.state.names)
-        ['weight', 'bias']
     """
     if len(arch) not in (0, 1, len(paths)):
         raise RecipeError(

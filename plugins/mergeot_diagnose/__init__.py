@@ -10,12 +10,13 @@ from mergekit_ot import hookimpl
 if TYPE_CHECKING:
     import typer
 
-    from mergeot_diagnose.diagnosis import Diagnosis, diagnose
+    from mergeot_diagnose.diagnosis import diagnose
+    from mergeot_diagnose.findings import Diagnosis
     from mergeot_diagnose.picture import plot_diagnosis
 
 # Imported on first use: `mergeot --help` must not pay for torch.
 _HOMES = {
-    "Diagnosis": "mergeot_diagnose.diagnosis",
+    "Diagnosis": "mergeot_diagnose.findings",
     "diagnose": "mergeot_diagnose.diagnosis",
     "plot_diagnosis": "mergeot_diagnose.picture",
 }
@@ -35,4 +36,4 @@ def mergeot_commands(app: typer.Typer) -> None:
     from mergeot_diagnose.command import diagnose_files
 
     example = "mergeot diagnose a.pt b.pt --arch nets.py:mlp --data mnist.npz --figure diagnosis.svg"
-    app.command("diagnose", epilog=f"Example: {example}")(diagnose_files)
+    app.command("diagnose", epilog=f"Example: {example}", rich_help_panel="Look at networks")(diagnose_files)

@@ -6,15 +6,14 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from mergekit_ot import ReadSource
-    from mergeot_diagnose.diagnosis import Diagnosis
+    from mergekit_ot import ModelFiles
+    from mergeot_diagnose.findings import Diagnosis
 
 
 def diagnose_files(
@@ -30,6 +29,16 @@ def diagnose_files(
     input_shape: Annotated[
         str | None,
         typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input, without the batch axis."),
+    ] = None,
+    state_key: Annotated[
+        str | None, typer.Option("--state-key", metavar="KEY", help="Which state dict in the files is meant.")
+    ] = None,
+    strip_prefix: Annotated[
+        str | None, typer.Option("--strip-prefix", metavar="PREFIX", help="What to take off the names in the files.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="GLOB", help="Names in the files that are no weights; repeatable."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="SPEC", help="Data to compare them on, as for 'fuse'.")
@@ -47,14 +56,24 @@ def diagnose_files(
     """Look at networks before you fuse them: one basin or not, how similar their layers are, and what is advised."""
     shape = _shape(input_shape)
     with contextlib.redirect_stdout(sys.stderr):
-        from mergekit_ot import check_output, check_picture_path
+        from mergekit_ot import ModelFiles, check_output, check_picture_path
         from mergeot_diagnose.showing import show
 
         if figure is not None:
             check_picture_path(figure)
             check_output(figure, models, overwrite=overwrite)
-        found = _looked_at(models, arch or [], trust or [], shape, data, samples, seed)
-        command = shlex.join(_next_command(found, models, arch or [], input_shape, data))
+        files = ModelFiles(
+            paths=tuple(models),
+            arch=tuple(arch or ()),
+            trust=tuple(trust or ()),
+            input_shape=shape,
+            data=data,
+            state_key=state_key,
+            strip_prefix=strip_prefix,
+            ignore=tuple(ignore or ()),
+        )
+        found = _looked_at(files, samples, seed)
+        command = shlex.join(_next_command(found, files))
         if figure is not None:
             from mergeot_diagnose.picture import plot_diagnosis
 
@@ -73,54 +92,35 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in text.split(","))
 
 
-def _looked_at(
-    models: Sequence[str],
-    arch: Sequence[str],
-    trust: Sequence[str],
-    shape: tuple[int, ...] | None,
-    data: str | None,
-    samples: int,
-    seed: int,
-) -> Diagnosis:
+def _looked_at(files: ModelFiles, samples: int, seed: int) -> Diagnosis:
     """Reads the networks and the data, and returns the diagnosis."""
-    from mergekit_ot import RecipeError, default_manager, example_inputs_of, read_sources, resolve_data
+    from mergekit_ot import RecipeError, default_manager
     from mergeot_diagnose.diagnosis import diagnose
 
-    if len(models) < 2:
+    if len(files.paths) < 2:
         raise RecipeError("A diagnosis compares networks: name two or more files.")
     manager = default_manager()
-    sources = read_sources(models, arch, manager, _note, trust)
-    given = None if data is None else resolve_data(data, manager)
-    inputs = None if given is not None else example_inputs_of(sources[0], shape, None, _note)[0]
-    return diagnose(
-        [_source_model(source) for source in sources],
-        example_inputs=inputs,
-        data=given,
-        most_samples=samples,
-        seed=seed,
-        manager=manager,
-    )
+    opened = files.open("'mergeot diagnose --data'", manager, _note)
+    given = {"example_inputs": opened.inputs, "data": opened.data, "most_samples": samples}
+    return diagnose(opened.models, **given, seed=seed, manager=manager, notify=_note)
 
 
-def _source_model(source: ReadSource) -> Any:
-    from mergekit_ot import SourceModel
-
-    return SourceModel(source.name, source.known, source.state)
-
-
-def _next_command(
-    found: Diagnosis, models: Sequence[str], arch: Sequence[str], input_shape: str | None, data: str | None
-) -> list[str]:
+def _next_command(found: Diagnosis, files: ModelFiles) -> list[str]:
     """Returns the fusion that is advised, word by word."""
     advice = found.advice
-    words = ["mergeot", "fuse", *models]
-    for spec in arch:
-        words += ["--arch", spec]
-    words += [] if input_shape is None else ["--input-shape", input_shape]
     # An average needs no data, and what reads no network does without them.
-    is_read = data is not None and (advice.repair != "none" or advice.solver == "activation-matching")
-    words += ["--data", str(data)] if is_read else []
-    return [*words, *advice.flags, "-o", "fused.pt"]
+    is_read = advice.repair != "none" or advice.solver == "activation-matching"
+    given = {
+        "--arch": files.arch,
+        "--trust": files.trust,
+        "--input-shape": () if files.input_shape is None else (",".join(map(str, files.input_shape)),),
+        "--state-key": () if files.state_key is None else (files.state_key,),
+        "--strip-prefix": () if files.strip_prefix is None else (files.strip_prefix,),
+        "--ignore": files.ignore,
+        "--data": (files.data,) if files.data is not None and is_read else (),
+    }
+    flags = [word for flag, values in given.items() for value in values for word in (flag, value)]
+    return ["mergeot", "fuse", *files.paths, *flags, *advice.flags, "-o", "fused.pt"]
 
 
 def _note(text: str) -> None:

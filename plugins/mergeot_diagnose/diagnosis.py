@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from mergekit_ot import (
     FusionResult,
     MergeotError,
     ModelGraph,
+    Notify,
     PluginManager,
     RecipeError,
     SourceModel,
@@ -22,9 +22,10 @@ from mergekit_ot import (
     fuse_with,
     trace_model,
 )
-from mergeot_diagnose.network import NetworkKind, kind_of
+from mergeot_diagnose.findings import Basin, Diagnosis, LayerSimilarity, PairDiagnosis
+from mergeot_diagnose.network import kind_of
 from mergeot_diagnose.paths import Path, aligned_path, naive_path
-from mergeot_diagnose.rules import Advice, Facts, advise
+from mergeot_diagnose.rules import Facts, advise
 from mergeot_diagnose.samples import Samples, answers_of, read_samples
 from mergeot_diagnose.similarity import layer_similarities
 from mergeot_diagnose.weights import WeightComparison, compare_weights
@@ -35,136 +36,8 @@ _SURELY_APART, _SURELY_ONE = 0.3, 0.8
 _MATCHING = {"solver": "weight-matching", "solver_options": {"symmetry": "permutation"}}
 
 
-class Basin(enum.Enum):
-    """Whether networks lie in one basin: whether the straight path between them is flat.
-
-    Attributes:
-        ONE: It is, or their neurons are in one order.
-        APART: It is not, or their neurons are in orders of their own.
-        UNKNOWN: Neither can be said.
-    """
-
-    ONE = "one basin"
-    APART = "apart"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class LayerSimilarity:
-    """How similar the neurons of one group are in two networks.
-
-    Attributes:
-        name: Key of the neuron group.
-        sizes: Number of neurons in both.
-        same_place: Share of the neurons whose partner stands at their own place; None where that means nothing.
-        cka: Linear CKA on data (arXiv:1905.00414), or None without data.
-    """
-
-    name: str
-    sizes: tuple[int, int]
-    same_place: float | None
-    cka: float | None
-
-
-@dataclass(frozen=True)
-class PairDiagnosis:
-    """What two of the networks have in common.
-
-    Attributes:
-        names: Their names.
-        basin: Whether they lie in one basin.
-        weights: What their weights say; None where they could not be aligned.
-        layers: How similar their layers are.
-        naive: The path between them as they are; None without data or with other sizes.
-        aligned: The path after `solver` aligned them.
-        solver: What aligned them for that path.
-    """
-
-    names: tuple[str, str]
-    basin: Basin
-    weights: WeightComparison | None
-    layers: tuple[LayerSimilarity, ...]
-    naive: Path | None
-    aligned: Path | None
-    solver: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the pair as plain data."""
-        found = self.weights
-        weights = {"cosine": found.cosine, "aligned": found.aligned, "random": found.random} if found else None
-        return {
-            "names": list(self.names),
-            "basin": self.basin.value,
-            "weights": weights and {**weights, "held": found and found.held},
-            "layers": [{**vars(layer), "sizes": list(layer.sizes)} for layer in self.layers],
-            "naive": self.naive and self.naive.as_json(),
-            "aligned": self.aligned and {**self.aligned.as_json(), "solver": self.solver},
-        }
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What networks have in common, and how to fuse them.
-
-    Attributes:
-        names: The networks.
-        kind: What kind of network they are; of the first where they differ.
-        pairs: The first network with each of the others.
-        accuracies: Of each on the data in percent; None without labels.
-        is_labelled: Whether the data have targets; without, what all say together stands for them.
-        disagreement: Share of the samples to which two networks have different answers; None without data.
-        saw_different_things: Whether they are sure of different classes.
-        samples: How many samples were looked at.
-        advice: How to fuse them.
-        notes: What could not be looked at, and why.
-
-    Example:
-        >>> import copy
-        >>> import torch
-        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> tuned = copy.deepcopy(net)
-        >>> tuned[0].weight.data += 0.01
-        >>> found = diagnose([net, tuned], example_inputs=torch.randn(2, 4))
-        >>> found.pairs[0].basin.value, found.advice.solver
-        ('one basin', 'average')
-    """
-
-    names: tuple[str, ...]
-    kind: NetworkKind
-    pairs: tuple[PairDiagnosis, ...]
-    accuracies: tuple[float, ...] | None
-    is_labelled: bool
-    disagreement: float | None
-    saw_different_things: bool
-    samples: int
-    advice: Advice
-    notes: tuple[str, ...] = ()
-
-    @property
-    def expected_accuracy(self) -> tuple[float, float] | None:
-        """Between what the accuracy of the fused network may be expected, in percent; None without labels."""
-        if self.accuracies is None or self.advice.expected is None:
-            return None
-        mean = sum(self.accuracies) / len(self.accuracies)
-        low, high = (min(100.0, max(0.0, mean + points)) for points in self.advice.expected)
-        return low, high
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the diagnosis as plain data."""
-        advice = {**vars(self.advice), "flags": self.advice.flags}
-        return {
-            "names": list(self.names),
-            "kind": {**vars(self.kind), "words": self.kind.words},
-            "pairs": [pair.as_json() for pair in self.pairs],
-            "samples": self.samples,
-            "is_labelled": self.is_labelled,
-            "accuracies": self.accuracies,
-            "disagreement": self.disagreement,
-            "saw_different_things": self.saw_different_things,
-            "advice": advice,
-            "expected_accuracy": self.expected_accuracy,
-            "notes": list(self.notes),
-        }
+def _silent(_: str) -> None:
+    """Tells nobody."""
 
 
 def diagnose(
@@ -175,6 +48,7 @@ def diagnose(
     most_samples: int = 500,
     seed: int = 0,
     manager: PluginManager | None = None,
+    notify: Notify = _silent,
 ) -> Diagnosis:
     """Looks at networks before they are fused: are they in one basin, how similar are their layers, what is advised.
 
@@ -186,6 +60,7 @@ def diagnose(
         most_samples: Samples of `data` at most.
         seed: Seed of the random order that weights are compared with.
         manager: The plugins to use; the installed ones by default.
+        notify: Told what is looked at.
 
     Raises:
         MergeotError: There are fewer than two networks, neither inputs nor data, or a network cannot be traced.
@@ -204,7 +79,7 @@ def diagnose(
     if inputs is None:
         raise RecipeError("Nothing says what the networks take: give example_inputs, or data.")
     sources = [SourceModel.of(model, f"source {number}") for number, model in enumerate(models)]
-    return _Examination(sources, inputs, samples, seed, manager or default_manager()).diagnosis()
+    return _Examination(sources, inputs, samples, seed, manager or default_manager(), notify).diagnosis()
 
 
 @dataclass(frozen=True)
@@ -226,6 +101,7 @@ class _Examination:
     samples: Samples | None
     seed: int
     manager: PluginManager
+    notify: Notify
 
     def diagnosis(self) -> Diagnosis:
         """Returns what was found."""
@@ -268,6 +144,7 @@ class _Examination:
     def _matched(self, other: SourceModel) -> _Matched:
         """Returns both aligned by their weights, each in its own form, so that equal places mean something."""
         inputs = FusionInputs([self.sources[0], other], example_inputs=self.inputs, may_rewrite=False)  # type: ignore[arg-type]
+        self.notify(f"Comparing the weights of {self.sources[0].name} and {other.name} …")
         note = ""
         for head in ("one", "both"):
             try:
@@ -284,6 +161,8 @@ class _Examination:
         if result is None:
             return PairDiagnosis(names, Basin.UNKNOWN, None, (), None, None, "")
         weights = compare_weights(result, self.seed)
+        if self.samples:
+            self.notify(f"Comparing both on {self.samples.count} samples …")
         similar = layer_similarities(result, self.samples) if self.samples else {}
         layers = tuple(_layers(result, weights, similar))
         naive = aligned = None
@@ -307,13 +186,13 @@ def _layers(result: FusionResult, weights: WeightComparison, similar: dict[str, 
 
 
 def _basin(weights: WeightComparison, naive: Path | None) -> Basin:
-    if naive is not None:
-        return Basin.ONE if naive.is_flat else Basin.APART
-    if weights.held is None:
-        return Basin.UNKNOWN
-    if weights.held >= _SURELY_ONE:
-        return Basin.ONE
-    return Basin.APART if weights.held <= _SURELY_APART else Basin.UNKNOWN
+    is_in_own_order = weights.held is not None and weights.held <= _SURELY_APART
+    if naive is not None and naive.is_flat:
+        # A flat path between neurons in orders of their own is one of easy data, and says little of others.
+        return Basin.UNKNOWN if is_in_own_order else Basin.ONE
+    if naive is not None or is_in_own_order:
+        return Basin.APART
+    return Basin.ONE if weights.held is not None and weights.held >= _SURELY_ONE else Basin.UNKNOWN
 
 
 def _all_in_one(pairs: Sequence[PairDiagnosis]) -> bool | None:

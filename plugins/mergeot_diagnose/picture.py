@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_ot import check_picture_path, save_figure
-from mergeot_diagnose.diagnosis import Diagnosis, LayerSimilarity, PairDiagnosis
+from mergeot_diagnose.findings import Diagnosis, LayerSimilarity, PairDiagnosis
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito); the path as it is is grey.
 _CKA, _PLACE, _NAIVE, _ALIGNED = "#56B4E9", "#D55E00", "#7f7f7f", "#0072B2"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from mergekit_ot import printable
-from mergeot_diagnose.diagnosis import Basin, Diagnosis, PairDiagnosis
+from mergeot_diagnose.findings import Basin, Diagnosis, PairDiagnosis
 
 _VERDICTS = {
     Basin.ONE: "in one basin: their plain average works",
@@ -55,6 +55,8 @@ def reasons(pair: PairDiagnosis) -> Iterator[str]:
         yield "They have layers of different width, so there is no straight path between them."
     if pair.naive is not None:
         yield f"Barrier on the straight path: {pair.naive.words}."
+    if pair.naive is not None and pair.naive.is_flat and pair.basin is Basin.UNKNOWN:
+        yield "The path is flat on these data, though their neurons are in orders of their own: it may be luck."
     if pair.aligned is not None:
         yield f"After {pair.solver}: {pair.aligned.words}."
 

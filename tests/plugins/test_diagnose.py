@@ -15,12 +15,12 @@ import pytest
 import torch
 from commands import commands
 from mergeot_diagnose import diagnose, plot_diagnosis
-from mergeot_diagnose.diagnosis import Basin, Diagnosis
+from mergeot_diagnose.findings import Basin, Diagnosis
 from mergeot_diagnose.network import NetworkKind, kind_of
 from mergeot_diagnose.paths import Path as StraightPath
 from mergeot_diagnose.rules import RULES, Facts, advise
 from mergeot_diagnose.samples import read_samples
-from mergeot_diagnose.showing import expectations, facts
+from mergeot_diagnose.showing import expectations, facts, reasons
 from mergeot_diagnose.similarity import linear_cka
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ run = pytest.fixture(commands)
 def net(width: int = 24, classes: int = 5, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, classes))
-    for layer in model[::2]:
+    for layer in (model[0], model[2], model[4]):
         # As drawn, biases decide the answers alone.
         layer.weight.data *= 4
     return model
@@ -111,9 +111,9 @@ def test_a_planted_order_is_seen_and_taken_back(planted: Diagnosis) -> None:
 def test_labels_give_the_accuracy_and_what_to_expect(planted: Diagnosis) -> None:
     assert planted.is_labelled
     assert planted.accuracies == (100.0, 100.0)
-    assert planted.expected_accuracy == (98.0, 100.0)
+    assert planted.expected_accuracy == (96.0, 100.0)
     assert "100.0 %" in " ".join(facts(planted))
-    assert "98.0 to 100.0 %" in " ".join(expectations(planted))
+    assert "96.0 to 100.0 %" in " ".join(expectations(planted))
 
 
 def test_the_first_network_is_compared_with_each_of_the_others() -> None:
@@ -195,8 +195,23 @@ def test_every_rule_is_reached_and_names_what_there_is() -> None:
     for rule in RULES:
         assert rule.solver in manager.solvers
         assert rule.repair == "none" or rule.repair in manager.repairs
-        assert (ROOT / "docs" / f"{rule.evidence}.md").is_file()
+        assert list((ROOT / "docs").rglob(f"{rule.evidence}.md"))
         assert rule.expected is None or rule.expected[0] < rule.expected[1]
+
+
+def test_the_page_has_the_rules_in_their_order() -> None:
+    (page,) = (ROOT / "docs").rglob("diagnosing.md")
+    section = page.read_text(encoding="utf-8").split("\n## The advice\n")[1].split("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[2:5]] for line in section.splitlines() if line[:2] == "| "]
+    told = [
+        [
+            rule.solver,
+            rule.repair,
+            "not measured" if rule.expected is None else "{:+.0f} to {:+.0f}".format(*rule.expected),
+        ]
+        for rule in RULES
+    ]
+    assert rows[1:] == [[each.replace("+0", "0") for each in row] for row in told]
 
 
 def test_no_advice_asks_for_what_is_not_there() -> None:
@@ -215,6 +230,17 @@ def test_a_path_without_classes_is_flat_by_its_loss() -> None:
     steps = (0.0, 0.5, 1.0)
     assert StraightPath(steps, (1.0, 1.05, 1.0), None, 0.05, None).is_flat
     assert not StraightPath(steps, (1.0, 1.5, 1.0), None, 0.5, None).is_flat
+
+
+def test_a_flat_path_between_neurons_in_orders_of_their_own_is_no_basin() -> None:
+    """One class for nearly all inputs: nothing can be wrong on the way, and nothing follows."""
+    first = net()
+    first[4].bias.data[0] += 1000
+    (both,) = diagnose([first, reordered(first)], data=[inputs(20)]).pairs
+    assert both.naive.is_flat
+    assert both.weights.held < 0.25
+    assert both.basin is Basin.UNKNOWN
+    assert any("may be luck" in sentence for sentence in reasons(both))
 
 
 def test_samples_have_one_size_and_too_few_are_refused() -> None:
@@ -268,6 +294,18 @@ def test_the_command_without_data(files: list[str], run: Callable[..., str]) -> 
     content = json.loads(run("diagnose", *files, "--json"))
     assert content["pairs"][0]["naive"] is None
     assert "--data" not in shlex.split(content["command"])
+
+
+def test_networks_whose_function_is_only_guessed_are_compared_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.save({f"layers.{key}": value for key, value in net(seed=seed).state_dict().items()}, name)
+    content = json.loads(run("diagnose", "a.pt", "b.pt", "--strip-prefix", "layers.", "--json"))
+    assert content["pairs"][0]["basin"] == "apart"
+    assert "--strip-prefix layers." in content["command"]
+    assert "only guessed" in run("diagnose", "a.pt", "b.pt", "--data", "digits", status=1)
 
 
 def test_the_command_refuses_in_one_sentence(files: list[str], run: Callable[..., str]) -> None:
