@@ -33,8 +33,9 @@ def docs(
             return
         output.show_table(rows, title="Pages: mergeot docs PAGE")
         return
+    page = Path(page).stem.lower() if page.endswith(".md") else Path(page).name.lower()
     if page not in pages:
-        raise RecipeError(unknown_name("page", page, pages))
+        raise RecipeError(unknown_name("page", page, [name for name in pages if part_of(pages[name]) != "decisions"]))
     text = with_descriptions(pages[page].read_text(encoding="utf-8"))
     if as_json:
         output.show_json({"page": page, "title": title_of(pages[page]), "text": text})
