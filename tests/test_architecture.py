@@ -335,7 +335,7 @@ def _hooks() -> dict[str, str]:
 @functools.cache
 def _sections() -> dict[str, str]:
     """Returns the sections of the hook reference by heading."""
-    text = (ROOT / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "writing-plugins.md").read_text(encoding="utf-8")
     parts = re.split(r"^(#{2,3}) (.+)$", text, flags=re.MULTILINE)
     return {
         title: body for level, title, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True) if level == "###"

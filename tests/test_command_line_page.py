@@ -15,7 +15,7 @@ from mergekit_ot.cli.app import build_app
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.recipe import recipe_keys
 
-PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
 # A flag in code, such as `--solver`, `-o` or `mergeot --version`.
 _FLAG = re.compile(r"`(?:mergeot )?(--?[a-z][a-z-]*)`")
 

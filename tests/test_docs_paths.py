@@ -18,8 +18,12 @@ OF_THE_READER = {
     "gpt.py",
     "main.py",
     "mergeot-demo/",
+    "mine.py",
     "mergeot_nearest/__init__.py",
+    "nets.py",
     "path/to/file.py",
+    "resnet.py",
+    "rows.py",
     "test_greedy.py",
     "tests/test_solver.py",
 }

@@ -87,7 +87,7 @@ def test_a_limit_is_raised_by_its_variable(limit, monkeypatch):
 
 
 def test_the_page_states_every_limit():
-    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `MERGEOT_MAX_")]
     assert [row.split("`")[1] for row in rows] == [limit.variable for limit in ALL]
     assert [int(row.split("|")[3].replace(",", "")) for row in rows] == [limit.default for limit in ALL]

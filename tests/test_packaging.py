@@ -63,6 +63,11 @@ def test_a_page_is_printed_as_it_is():
     assert run("solvers").stdout == installed_pages()["solvers"].read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["Solvers", "solvers.md", "explanation/solvers", "docs/explanation/solvers.md"])
+def test_a_page_is_found_by_its_path_too(name):
+    assert run(name).stdout == run("solvers").stdout
+
+
 def test_a_page_that_does_not_exist_gets_a_guess():
     outcome = run("solver")
     assert outcome.exit_code == 1

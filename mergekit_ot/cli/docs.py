@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from mergekit_ot.cli import output
+from mergekit_ot.cli.described import with_descriptions
 from mergekit_ot.cli.options import Json
 from mergekit_ot.errors import RecipeError, unknown_name
 
 _PACKAGE = Path(__file__).parent.parent
+# The parts of the documentation, in the order of first reading.
+_PARTS = ("", "tutorials", "how-to", "reference", "explanation")
 
 
 def docs(
@@ -24,15 +27,16 @@ def docs(
     """Show a page of the documentation, or list the pages: they are installed with the program."""
     pages = installed_pages()
     if page is None:
-        rows = [{"page": name, "title": title_of(path)} for name, path in pages.items()]
+        rows = [{"page": name, "title": title_of(path), "part": part_of(path)} for name, path in pages.items()]
         if as_json:
             output.show_json({"pages": rows})
             return
         output.show_table(rows, title="Pages: mergeot docs PAGE")
         return
+    page = Path(page).stem.lower() if page.endswith(".md") else Path(page).name.lower()
     if page not in pages:
-        raise RecipeError(unknown_name("page", page, pages))
-    text = pages[page].read_text(encoding="utf-8")
+        raise RecipeError(unknown_name("page", page, [name for name in pages if part_of(pages[name]) != "decisions"]))
+    text = with_descriptions(pages[page].read_text(encoding="utf-8"))
     if as_json:
         output.show_json({"page": page, "title": title_of(pages[page]), "text": text})
         return
@@ -46,18 +50,29 @@ def docs(
 
 
 def installed_pages() -> dict[str, Path]:
-    """Returns the pages by name: those installed with the package, or those of the checkout it is run from.
+    """Returns the pages by name, part by part: those installed with the package, or those of the checkout.
 
     Raises:
         RecipeError: The installation holds no documentation.
     """
     folders = (_PACKAGE / "docs", _PACKAGE.parent / "docs")
-    folder = next((folder for folder in folders if (folder / "command-line.md").is_file()), None)
+    folder = next((folder for folder in folders if (folder / "index.md").is_file()), None)
     if folder is None:
         raise RecipeError("This installation holds no documentation. Install mergekit-ot again, from a wheel.")
     changelogs = (folder / "changelog.md", folder.parent / "CHANGELOG.md")
     files = [*folder.rglob("*.md"), *(file for file in changelogs[1:] if not changelogs[0].exists() and file.exists())]
-    return {path.stem.lower(): path for path in sorted(files, key=lambda path: (len(path.parts), path.name))}
+    return {path.stem.lower(): path for path in sorted(files, key=lambda path: (_place(path), path.name))}
+
+
+def part_of(path: Path) -> str:
+    """Returns the part of the documentation that a page belongs to: tutorials, how-to …; none for the first ones."""
+    folder = path.parent.name
+    return folder if folder in (*_PARTS, "decisions") else ""
+
+
+def _place(path: Path) -> int:
+    part = part_of(path)
+    return _PARTS.index(part) if part in _PARTS else len(_PARTS)
 
 
 def title_of(path: Path) -> str:

@@ -67,6 +67,8 @@ class FusionResult:
         True
         >>> result.aligned_sources_max_error < 1e-5
         True
+        >>> result
+        <FusionResult: 2 sources fused with weight-matching in ... s. 1 of 1 neuron groups aligned, no weight pinned.>
     """
 
     state: Mapping[str, Tensor]
@@ -88,6 +90,11 @@ class FusionResult:
     alone: int | None = None
     deepened: tuple[Deepening, ...] = ()
     networks: FusedNetworks | None = field(repr=False, default=None)
+
+    def __repr__(self) -> str:
+        # Weights, graphs and couplings would fill screens; and an average need not be traced to be shown.
+        aligned = f" {self.extent.sentence}" if self.is_traced else ""
+        return f"<FusionResult: {len(self.sources)} sources fused with {self.solver} in {self.seconds:.2f} s.{aligned}>"
 
     @property
     def is_traced(self) -> bool:

@@ -53,10 +53,15 @@ class SourceModel:
         """Returns `model` as a source; a module is copied each time a fresh instance is needed.
 
         Raises:
-            ArchitectureError: A lazy module has no weights yet.
+            ArchitectureError: It is no module, or a lazy one that has no weights yet.
         """
         if isinstance(model, SourceModel):
             return model
+        if not isinstance(model, nn.Module):
+            raise ArchitectureError(
+                f"{name} is a {type(model).__name__}, which does not say what it computes. Pass the module with its "
+                "weights loaded, or SourceModel(name, make, state); files are fused by 'mergeot fuse'."
+            )
         lazy = uninitialised_names(model)
         if lazy:
             raise ArchitectureError(

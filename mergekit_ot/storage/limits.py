@@ -82,7 +82,7 @@ class Limit:
         return f"{count} bytes" if place == 0 else f"{min(size, 1e9):.4g} {_UNITS[place]}"
 
 
-# What stands in docs/command-line.md, in this order.
+# What stands in docs/reference/command-line.md, in this order.
 PICKLE_BYTES = Limit("MERGEOT_MAX_PICKLE_BYTES", 64 << 20)
 PICKLE_STEPS = Limit("MERGEOT_MAX_PICKLE_STEPS", 2_000_000, "steps")
 HEADER_BYTES = Limit("MERGEOT_MAX_HEADER_BYTES", 16 << 20)

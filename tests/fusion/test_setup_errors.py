@@ -289,3 +289,10 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     options = FusionOptions(seed=np.int64(3), model_weights=torch.tensor([0.25, 0.75]))  # type: ignore[arg-type]
     assert (options.seed, options.model_weights) == (3, (0.25, 0.75))
     assert type(options.seed) is int
+
+
+@pytest.mark.parametrize("source", ["a.pt", Mlp().state_dict()], ids=["a path", "a state"])
+def test_a_source_that_is_no_module(source: object) -> None:
+    message = assert_refused(ArchitectureError, "source 1 is a", [Mlp(), source])
+    assert "Pass the module" in message
+    assert "mergeot fuse" in message

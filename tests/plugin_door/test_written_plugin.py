@@ -1,4 +1,4 @@
-"""The plugin that docs/writing-plugins.md writes: its code, as it stands on the page, does what the page says."""
+"""The plugin that docs/how-to/writing-plugins.md writes: its code, as it stands on the page, does what it says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mergekit_ot.sources.reading import read_sources
 from mergekit_ot.sources.specs import resolve_architecture
 from mergekit_ot.testing import check_solver
 
-PAGE = Path(__file__).parents[2] / "docs" / "writing-plugins.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "writing-plugins.md"
 MODULE = "written_plugin"
 NEEDED = ("mergeot_layers", "mergeot_measures", "mergeot_executors")
 

@@ -272,7 +272,7 @@ def test_sources_that_agree_saw_the_same_things() -> None:
 
 
 def test_the_page_lists_the_options_of_repairs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "repairs.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "repairs.md").read_text(encoding="utf-8")
     manager = default_manager()
     for name in manager.repairs:
         hints = option_hints(manager.get("repair", name))

@@ -1,0 +1,43 @@
+"""Pages that a newcomer reads have sentences of at most thirty words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Pages join the list when they are rewritten.
+PAGES = [
+    "README.md",
+    "docs/index.md",
+    "docs/explanation/limits.md",
+    "docs/reference/hooks.md",
+    "docs/reference/json.md",
+    *(f"docs/tutorials/{name}.md" for name in ("first-two-networks", "own-architecture", "resnets", "recurrent")),
+    *(f"docs/how-to/{name}.md" for name in ("executors", "widths")),
+]
+MOST_WORDS = 30
+
+
+def sentences(text: str) -> list[str]:
+    """Returns the sentences of a page: no code, tables, pictures or targets of links; list items stand alone."""
+    text = re.sub(r"^```.*?^```$|^\|[^\n]*$|^#[^\n]*$|^!\[[^\n]*$|^<!--[^\n]*$|^:::[^\n]*$", "\n", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\]\([^)]+\)", "]", text)
+    paragraphs = re.split(r"\n\s*\n|\n(?=- |\d\. )", text)
+    parts = (re.split(r"(?<=[.!?])\*{0,2}\s+", " ".join(paragraph.split())) for paragraph in paragraphs)
+    return [sentence for part in parts for sentence in part if sentence]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sentence_is_longer(page: str) -> None:
+    found = sentences((ROOT / page).read_text(encoding="utf-8"))
+    assert len(found) > 3
+    assert [sentence for sentence in found if len(sentence.split()) > MOST_WORDS] == []
+
+
+def test_a_long_sentence_is_found() -> None:
+    long = " ".join(["word"] * 31) + "."
+    text = f"# A heading of a page\n\nShort. {long}\n\n```bash\n{long}\n```\n| {long} |\n- {long}\n"
+    assert [len(sentence.split()) for sentence in sentences(text)] == [1, 31, 32]
