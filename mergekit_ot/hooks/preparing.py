@@ -93,15 +93,11 @@ def prepare(
     goal = _goal(target, sources)
     sources, deepened = in_one_depth(sources, goal, examples, data.batches)
 
-    def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
-        # Few networks ask anything, and what runs them takes time to import.
-        from mergekit_ot.fusion.other_cases import in_other_cases
-
-        return in_other_cases(source, graph, examples, methods.symmetries)
-
     def trace_networks() -> TracedModels:
         memory = None if traces is None else trace_memory(traces, manager, options, examples)
-        tracer = Tracer(lambda model: trace_model(model, examples, manager, **traced), memory, tried)
+        tracer = Tracer(
+            lambda model: trace_model(model, examples, manager, **traced), memory, _trying(examples, methods)
+        )
         traced_models = _traced((sources, target, tracer, rules), options.widen, data)
         if not methods.uses_rotations:
             return traced_models
@@ -121,13 +117,7 @@ def prepare(
         options=options,
         observers=(manager.observe_step,),
         held_out=data.held_out,
-        notes=(
-            *weights_note(options.model_weights, weights),
-            *device_note(options.device),
-            *notes,
-            *data.notes,
-            *depth_notes(deepened, goal),
-        ),
+        notes=(*_notes_on(options, weights), *notes, *data.notes, *depth_notes(deepened, goal)),
         deepened=deepened,
         data=inputs.data,
         rules=rules,
@@ -136,6 +126,20 @@ def prepare(
     if not setup.needs_no_graph:
         setup.networks.trace()
     return setup
+
+
+def _notes_on(options: FusionOptions, model_weights: tuple[float, ...]) -> tuple[str, ...]:
+    return (*weights_note(options.model_weights, model_weights), *device_note(options.device))
+
+
+def _trying(examples: tuple[object, ...], methods: FusionMethods) -> Callable[[SourceModel, ModelGraph], ModelGraph]:
+    def tried(source: SourceModel, graph: ModelGraph) -> ModelGraph:
+        # Few networks ask anything, and what runs them takes time to import.
+        from mergekit_ot.fusion.other_cases import in_other_cases
+
+        return in_other_cases(source, graph, examples, methods.symmetries)
+
+    return tried
 
 
 def _traced(

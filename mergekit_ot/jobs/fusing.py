@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergekit_ot.api import fuse_with, load_checkpoint, save_checkpoint
 from mergekit_ot.errors import CheckpointError, MergeotError, RecipeError
@@ -23,6 +23,7 @@ from mergekit_ot.jobs.containers import Container, container_of
 from mergekit_ot.jobs.heads import with_outputs
 from mergekit_ot.jobs.keeping import user_traces
 from mergekit_ot.jobs.places import check_fusion_places, check_kind, input_files
+from mergekit_ot.jobs.provenance import provenance_of, what_was_measured
 from mergekit_ot.jobs.recipes import write_recipe
 from mergekit_ot.progress import Notify, Progress
 from mergekit_ot.recipe import FusionRecipe, place_in_recipe
@@ -31,7 +32,6 @@ from mergekit_ot.scoring.devices import choose_device
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.guesses import check_function_is_known
 from mergekit_ot.sources.needs import needs_of
-from mergekit_ot.sources.portable import portable_spec, portable_value
 from mergekit_ot.sources.reading import ReadSource, check_target, read_sources
 from mergekit_ot.sources.specs import Architecture, resolve_architecture
 from mergekit_ot.storage.casting import in_type, number_type
@@ -103,7 +103,7 @@ def run_fuse(
         architecture=fused_as.name if is_registered else None,
         arguments=fused_as.arguments if is_registered else None,
         input_shape=shape,
-        provenance=_provenance(recipe, sources, fused_as) | _repaired(result),
+        provenance=provenance_of(recipe, sources, fused_as) | what_was_measured(result),
         template=container.template,
         overwrite=recipe.overwrite,
         manager=manager,
@@ -286,38 +286,3 @@ def _widened(fused_as: Architecture, recipe: FusionRecipe, result: FusionResult)
         return fused_as, fused_as.is_registered
     wider = with_outputs(fused_as, result.head_sizes[recipe.target], sum(result.head_sizes), result.state)
     return wider or fused_as, wider is not None and wider.is_registered
-
-
-def _repaired(result: FusionResult) -> dict[str, Any]:
-    """Returns what was measured on the way: how true aligned sources are, and which network is the result."""
-    comparison = result.repair_comparison
-    checked: dict[str, Any] = {"aligned_sources_max_error": result.aligned_sources_max_error}
-    if result.alone is not None:
-        return {**checked, "source_alone": result.alone}
-    if comparison is None or comparison.repair == NO_REPAIR:
-        return checked
-    return {**checked, "is_repaired": comparison.is_written}
-
-
-def _provenance(recipe: FusionRecipe, sources: list[ReadSource], fused_as: Architecture) -> dict[str, Any]:
-    from mergekit_ot import __version__
-
-    return {
-        "made_by": f"mergekit_ot {__version__}",
-        "solver": recipe.solver,
-        "solver_options": {key: portable_value(value) for key, value in recipe.solver_options.items()},
-        "measure": recipe.measure,
-        "repair": recipe.repair,
-        "repair_options": {key: portable_value(value) for key, value in recipe.repair_options.items()},
-        "refine": recipe.refine,
-        "restarts": recipe.restarts,
-        "seed": recipe.seed,
-        "target": portable_spec(recipe.target) if isinstance(recipe.target, str) else recipe.target,
-        "arch": portable_spec(fused_as.name),
-        "keep": list(recipe.keep),
-        "head": recipe.head,
-        "sources": [
-            {"name": Path(source.name).name, "sha256": source.checkpoint.sha256, "weight": weight}
-            for source, weight in zip(sources, recipe.weights, strict=True)
-        ],
-    }
