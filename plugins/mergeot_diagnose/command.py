@@ -62,16 +62,9 @@ def diagnose_files(
         if figure is not None:
             check_picture_path(figure)
             check_output(figure, models, overwrite=overwrite)
-        files = ModelFiles(
-            paths=tuple(models),
-            arch=tuple(arch or ()),
-            trust=tuple(trust or ()),
-            input_shape=shape,
-            data=data,
-            state_key=state_key,
-            strip_prefix=strip_prefix,
-            ignore=tuple(ignore or ()),
-        )
+        named = {"paths": tuple(models), "arch": tuple(arch or ()), "trust": tuple(trust or ()), "data": data}
+        read = {"state_key": state_key, "strip_prefix": strip_prefix, "ignore": tuple(ignore or ())}
+        files = ModelFiles(**named, **read, input_shape=shape)
         found = _looked_at(files, samples, seed)
         command = shlex.join(_next_command(found, files))
         if figure is not None:

@@ -245,9 +245,9 @@ def test_a_flat_path_between_neurons_in_orders_of_their_own_is_no_basin() -> Non
 
 def test_samples_have_one_size_and_too_few_are_refused() -> None:
     batches = [(torch.zeros(60, 3), torch.zeros(60)), (torch.zeros(60, 4), torch.zeros(60)), torch.zeros(90, 3)]
-    assert [len(batch[0]) for batch in read_samples(batches[:2], 500).inputs] == [60]
+    assert [len(batch[0]) for batch in read_samples(batches[:2], 500).inputs] == [20, 20, 20]
     samples = read_samples(batches, 500)
-    assert [len(batch[0]) for batch in samples.inputs] == [100]
+    assert [len(batch[0]) for batch in samples.inputs] == [20] * 7
     assert samples.targets == ()
     for few in ([], [torch.zeros(1, 3)]):
         with pytest.raises(DataError, match="fewer than two"):
