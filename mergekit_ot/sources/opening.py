@@ -9,9 +9,11 @@ from torch import Tensor
 from mergekit_ot.fusion.source import SourceModel
 from mergekit_ot.hooks.manager import PluginManager
 from mergekit_ot.progress import Notify
+from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.sources.datasets import DataSource, resolve_data
 from mergekit_ot.sources.example_inputs import example_inputs_of
 from mergekit_ot.sources.guesses import check_function_is_known
+from mergekit_ot.sources.needs import needs_of
 from mergekit_ot.sources.reading import read_sources
 from mergekit_ot.storage.file_options import FileOptions
 
@@ -36,7 +38,7 @@ class OpenedModels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles(FileOptions):
+class ModelFiles(FileOptions, DataOptions):
     """Files of networks as a command line names them, and how they are read; what each flag means is as for ``fuse``.
 
     Attributes:
@@ -75,9 +77,11 @@ class ModelFiles(FileOptions):
             MergeotError: A file cannot be read or fits no architecture, there are no such data, or a network would
                 have to be run whose function was only guessed.
         """
-        data = None if self.data is None else resolve_data(self.data, manager)
         sources = read_sources(self.paths, self.arch, manager, notify, self.trust, self)
+        data = None
+        if self.data is not None:
+            data = resolve_data(self.data, manager).for_network(*needs_of(sources, self, notify))
         if data is not None:
             check_function_is_known([(source.name, source.make) for source in sources], doing)
-        inputs, _ = example_inputs_of(sources[0], self.input_shape, data, notify)
+        inputs, _ = example_inputs_of(sources[0], self.input_shape, data, notify, self.inputs)
         return OpenedModels(tuple(SourceModel(each.name, each.known, each.state) for each in sources), inputs, data)
