@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+HOW_TO = ("architectures", "executors", "experiments", "files", "hugging-face", "linear-mode-connectivity")
+HOW_TO += ("recipes", "symmetries", "unknown-operations", "widths")
 # Pages join the list when they are rewritten.
 PAGES = [
     "README.md",
@@ -15,15 +17,16 @@ PAGES = [
     "docs/explanation/limits.md",
     "docs/reference/hooks.md",
     "docs/reference/json.md",
-    *(f"docs/tutorials/{name}.md" for name in ("first-two-networks", "own-architecture", "resnets", "recurrent")),
-    *(f"docs/how-to/{name}.md" for name in ("executors", "widths")),
+    *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs" / "tutorials").glob("*.md"))),
+    *(f"docs/how-to/{name}.md" for name in HOW_TO),
 ]
 MOST_WORDS = 30
+_NO_PROSE = re.compile(r"^```.*?^```$|^(?:\||#|!\[|<!--|:::)[^\n]*$", re.MULTILINE | re.DOTALL)
 
 
 def sentences(text: str) -> list[str]:
     """Returns the sentences of a page: no code, tables, pictures or targets of links; list items stand alone."""
-    text = re.sub(r"^```.*?^```$|^\|[^\n]*$|^#[^\n]*$|^!\[[^\n]*$|^<!--[^\n]*$|^:::[^\n]*$", "\n", text, flags=re.MULTILINE | re.DOTALL)
+    text = _NO_PROSE.sub("\n", text)
     text = re.sub(r"\]\([^)]+\)", "]", text)
     paragraphs = re.split(r"\n\s*\n|\n(?=- |\d\. )", text)
     parts = (re.split(r"(?<=[.!?])\*{0,2}\s+", " ".join(paragraph.split())) for paragraph in paragraphs)
