@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from mergekit_ot.fusion.options import FusionOptions
 from mergekit_ot.recipe import FusionRecipe, recipe_keys
+from mergekit_ot.scoring.data_options import DataOptions
 from mergekit_ot.storage.file_options import FileOptions, WritingOptions
 
 PAGE = Path(__file__).parents[1] / "reference" / "recipe-keys.md"
@@ -43,7 +44,7 @@ def page() -> str:
 def descriptions() -> dict[str, str]:
     """Returns key → what the docstring of its record says, on one line."""
     said: dict[str, str] = {}
-    for record in (FileOptions, WritingOptions, FusionOptions, FusionRecipe):
+    for record in (DataOptions, FileOptions, WritingOptions, FusionOptions, FusionRecipe):
         attributes = (inspect.getdoc(record) or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]
         said |= {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}
     return {key: words.replace("|", "\\|").replace("``", "`") for key, words in said.items()}
