@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from mergeot_repair.refit.refit import RefitRepair
+from mergeot_repair.refit.regression import Sums
+from mergeot_repair.refit.wide import KeptSamples
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,12 +28,17 @@ _INPUTS, _BATCH, _ROUNDS = 1_000, 100, 5
 _PER_INPUT, _LEAST = 60, 20_000
 
 
-def networks() -> list[nn.Module]:
-    """Returns two VGG11 of a quarter of the width."""
+def networks(name: str) -> list[nn.Module]:
+    """Returns two networks of width 16, which is a quarter of VGG11's and all of ResNet-20's."""
     made = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        made.append(resolve_architecture("vgg11", arguments={"width": 16})().eval())
+        net = resolve_architecture(name, arguments={"width": 16})().train()
+        with torch.no_grad():
+            # Statistics of the data, as trained networks have them.
+            for _ in range(20):
+                net(torch.randn(20, 3, 32, 32))
+        made.append(net.eval())
     return made
 
 
@@ -72,8 +79,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def test_refit(benchmark: BenchmarkFixture, one_thread: None) -> None:
-    nets = networks()
+@pytest.mark.parametrize("name", ["vgg11", "resnet20"])
+def test_refit(benchmark: BenchmarkFixture, one_thread: None, name: str) -> None:
+    nets = networks(name)
     images = torch.randn(_INPUTS, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     batches = list(images.split(_BATCH))
     result = fuse(nets, solver="wb", example_inputs=batches[0], device="cpu")
@@ -101,5 +109,28 @@ def test_refit(benchmark: BenchmarkFixture, one_thread: None) -> None:
     benchmark.pedantic(floor, rounds=1)
     ratio = statistics.median(repairs) / statistics.median(floors)
     benchmark.extra_info["ratio"] = round(ratio, 2)
-    print(f"refit: {ratio:.2f} times its floor of {statistics.median(floors):.2f} s")
+    print(f"refit of {name}: {ratio:.2f} times its floor of {statistics.median(floors):.2f} s")
     assert ratio > 1
+
+
+def test_kept_samples(benchmark: BenchmarkFixture, one_thread: None) -> None:
+    """A map with more inputs than samples: from products of the samples, beside those of the inputs."""
+    generator = torch.Generator().manual_seed(0)
+    read = torch.randn(1_000, 3_000, generator=generator)
+    made, start = torch.randn(1_000, 50, generator=generator), torch.zeros(50, 3_000)
+
+    def solved(sums: Sums | KeptSamples) -> Tensor:
+        for inputs, targets in zip(read.split(100), made.split(100), strict=True):
+            sums.add(inputs, targets)
+        return sums.solve(start, has_shift=True).weight
+
+    kept, whole = [], []
+    for _ in range(_ROUNDS):
+        kept.append(seconds(lambda: solved(KeptSamples())))
+        whole.append(seconds(lambda: solved(Sums(3_000, 50))))
+    benchmark.group = "refit of a wide map"
+    benchmark.pedantic(lambda: solved(KeptSamples()), rounds=1)
+    share = statistics.median(kept) / statistics.median(whole)
+    benchmark.extra_info["share"] = round(share, 3)
+    print(f"kept samples: {share:.3f} of the time of a Gram matrix")
+    assert share < 1

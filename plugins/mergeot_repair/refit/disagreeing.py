@@ -8,10 +8,10 @@ from mergekit_ot import Disagreement, RepairContext, probabilities_of
 from mergeot_repair.programs.maps import LinearMap
 from mergeot_repair.programs.running import HeldBytes, StagedRun
 
-# So many inputs tell by what the sources differ; fewer do where it is clearly no direction of their own, since chance
-# makes it more of few inputs than of many.
+# So many inputs tell by what the sources differ; fewer do where they have nearly the same answers, or clearly differ in
+# no direction of their own, of which chance makes more in few inputs than in many.
 _INPUTS, _FEW_INPUTS = 2_000, 500
-_CLEARLY_NONE = 0.2
+_NEARLY_NONE, _CLEARLY_LESS = 0.015, 0.25
 
 
 def saw_different_things(context: RepairContext, results: Iterable[LinearMap]) -> bool:
@@ -29,7 +29,7 @@ def saw_different_things(context: RepairContext, results: Iterable[LinearMap]) -
             made = [run.values_of([linear_map.output])[linear_map.output] for run in runs]
             found.add([probabilities_of(logits, linear_map.values_axis) for logits in made])
             count += len(inputs[0])
-            is_clear = found.systematic * found.certainty < _CLEARLY_NONE
+            is_clear = found.share < _NEARLY_NONE or found.systematic * found.certainty < _CLEARLY_LESS
             if count >= (_FEW_INPUTS if is_clear else _INPUTS):
                 break
         if found.saw_different_things:

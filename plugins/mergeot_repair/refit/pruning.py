@@ -41,15 +41,16 @@ class Products:
         self,
         inputs: Sequence[Float[Tensor, "samples inputs"]],
         outputs: Sequence[Float[Tensor, "samples outputs"]],
+        inside: Bool[Tensor, "samples taps"] | None = None,
     ) -> None:
-        """Adds a batch of which inputs and outputs come in parts, one after the other."""
+        """Adds a batch of which inputs and outputs come in parts, one after the other; `inside` as for `Gram.add`."""
         ones = torch.ones(len(inputs[0]), 1, dtype=inputs[0].dtype)
         rows, results = torch.cat([*inputs, ones], 1), torch.cat([*outputs, ones], 1)
         if not self._gram.columns:
             width, height = rows.shape[1], results.shape[1]
             self._gram, self._square = Gram(width), Gram(height)
             self._cross = torch.zeros(width, height, dtype=torch.float64)
-        self._gram.add(rows)
+        self._gram.add(rows, inside)
         self._cross += rows.T @ results
         self._square.add(results)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mergekit_ot import AbstractRepair, Aim, DataError, RepairContext, named_arguments
@@ -22,7 +22,7 @@ from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import joined
 from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
-from mergeot_repair.refit.samples import made_rows, read_rows, rows_of, weight_of
+from mergeot_repair.refit.samples import inside_of, made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
 from mergeot_repair.refit.wide import AnySums, described, sums_for
@@ -226,7 +226,8 @@ class _Refit:
             self._read(linear_map, state, of_source[linear_map.source], goals[0].shape, rows)
             for state, of_source in zip(states, values, strict=True)
         ]
-        products.add_parts(read, [made_rows(linear_map, of_source, rows) for of_source in goals])
+        inside = self._inside(linear_map, states[0], values[0][linear_map.source], goals[0].shape, rows)
+        products.add_parts(read, [made_rows(linear_map, of_source, rows) for of_source in goals], inside)
 
     def _own_rows(self, linear_map: LinearMap, number: int) -> Float[Tensor, "outputs inputs"]:
         """Returns the rows of a source's neurons, in its order, reading neurons in fused order."""
@@ -252,9 +253,10 @@ class _Refit:
             if results is not None:
                 shares = [self.context.model_weights[source] for source in self.used]
                 results.add(read, goals, target.of_sources, shares)
+            inside = self._inside(linear_map, self.state, values[linear_map.source], target.shape, target.rows)
             inputs_by_group, goals_by_group = (part.chunk(linear_map.groups, 1) for part in (read, goals))
             for of_group, group_inputs, group_goals in zip(sums, inputs_by_group, goals_by_group, strict=True):
-                of_group.add(group_inputs, group_goals)
+                of_group.add(group_inputs, group_goals, inside)
             run.settle()
         start = self._start(linear_map)
         self._write(linear_map, sums, start)
@@ -299,6 +301,17 @@ class _Refit:
     ) -> Float[Tensor, "samples inputs"]:
         arguments = named_arguments(self.nodes[linear_map.node])
         return read_rows(linear_map, state[linear_map.weight], arguments, values, rows, shape)
+
+    def _inside(
+        self,
+        linear_map: LinearMap,
+        state: Mapping[str, Tensor],
+        values: Tensor,
+        shape: torch.Size,
+        rows: Int[Tensor, " sample"],
+    ) -> Bool[Tensor, "samples taps"] | None:
+        arguments = named_arguments(self.nodes[linear_map.node])
+        return inside_of(linear_map, state[linear_map.weight], arguments, values.shape, rows, shape)
 
     def _start(self, linear_map: LinearMap) -> Float[Tensor, "outputs inputs"]:
         """Returns the weights that a map has before it is fitted, of chosen neurons those in their sources."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mergeot_repair.refit.grams import Gram, centred
@@ -88,13 +88,18 @@ class Sums:
         self._crosses = [torch.zeros(size, outputs, dtype=torch.float64) for _ in range(self.parts)]
         self.batches = 0
 
-    def add(self, inputs: Float[Tensor, "samples inputs"], targets: Float[Tensor, "samples outputs"]) -> None:
-        """Adds a batch."""
+    def add(
+        self,
+        inputs: Float[Tensor, "samples inputs"],
+        targets: Float[Tensor, "samples outputs"],
+        inside: Bool[Tensor, "samples taps"] | None = None,
+    ) -> None:
+        """Adds a batch; `inside` as for `Gram.add`."""
         part = min(self.batches % FOLDS, self.parts - 1)
         self.batches += 1
         ones = torch.ones(len(inputs), 1, dtype=inputs.dtype, device=inputs.device)
         rows = torch.cat([inputs, ones], 1)
-        self._grams[part].add(rows)
+        self._grams[part].add(rows, inside)
         self._crosses[part] += rows.T @ targets
 
     def gram(self) -> Float[Tensor, "inputs inputs"]:

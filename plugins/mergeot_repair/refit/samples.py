@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mergeot_repair.programs.maps import LINEAR, TRANSPOSED, LinearMap
+from mergeot_repair.programs.maps import CONVOLUTION, LINEAR, TRANSPOSED, LinearMap
 
 
 def regression_rows(
@@ -91,6 +92,77 @@ def weight_of(linear_map: LinearMap, rows: Float[Tensor, "outputs inputs"], like
     return rows.reshape(like.shape).to(like.dtype).contiguous()
 
 
+@dataclass(frozen=True)
+class _Geometry:
+    """Where a convolution, or the plain one that a transposed one is, reads.
+
+    Attributes:
+        kernel: Sizes of the kernel.
+        stride: Places between two results.
+        dilation: Places between two taps.
+        sides: What is added before and behind each axis.
+        spread: Places between two values of a transposed convolution's input; ones for a plain convolution.
+    """
+
+    kernel: tuple[int, ...]
+    stride: list[int]
+    dilation: list[int]
+    sides: list[tuple[int, int]]
+    spread: list[int]
+
+    @classmethod
+    def of(cls, linear_map: LinearMap, weight: Tensor, arguments: Mapping[str, Any]) -> _Geometry:
+        """Returns that of a map."""
+        count, kernel = weight.ndim - 2, tuple(weight.shape[2:])
+        stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
+        reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in range(count)]
+        sides = _padding(arguments["padding"], reach)
+        if linear_map.kind != TRANSPOSED:
+            return cls(kernel, stride, dilation, sides, [1] * count)
+        # A transposed convolution is a plain one of the input with zeros between its places.
+        more = _each(arguments["output_padding"], count)
+        sides = [
+            (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
+        ]
+        return cls(kernel, [1] * count, dilation, sides, stride)
+
+    def reads(self, axis: int, places: Int[Tensor, " sample"], before: int) -> Int[Tensor, "samples taps"]:
+        """Returns the places along an axis that the taps of each result read, where `before` are added before it."""
+        count = len(self.kernel)
+        taps = torch.arange(self.kernel[axis]) * self.dilation[axis] - before
+        taps = taps.reshape([-1 if other == axis else 1 for other in range(count)])
+        return places[:, None] * self.stride[axis] + taps.expand(self.kernel).flatten()
+
+
+def inside_of(
+    linear_map: LinearMap,
+    weight: Tensor,
+    arguments: Mapping[str, Any],
+    values: torch.Size,
+    rows: Int[Tensor, " sample"],
+    made: torch.Size,
+) -> Bool[Tensor, "samples taps"] | None:
+    """Returns which taps of some rows of what a convolution makes are inside what it reads; None for other maps.
+
+    Args:
+        linear_map: The map.
+        weight: Its weight in the network at hand.
+        arguments: Of its operation, by name.
+        values: Shape of what it reads.
+        rows: The rows.
+        made: Shape of what it makes.
+    """
+    if linear_map.kind != CONVOLUTION:
+        return None
+    geometry = _Geometry.of(linear_map, weight, arguments)
+    inside = torch.ones(1, 1, dtype=torch.bool)
+    _, *along = _places(rows, made)
+    for axis, size in enumerate(values[2:]):
+        place = geometry.reads(axis, along[axis], geometry.sides[axis][0])
+        inside = inside & (place >= 0) & (place < size)
+    return inside
+
+
 def _patches(
     linear_map: LinearMap,
     values: Tensor,
@@ -99,31 +171,20 @@ def _patches(
     places: Sequence[Int[Tensor, " sample"]],
 ) -> Float[Tensor, "samples inputs"]:
     """Returns what some places of a convolution's result read, for one, two or three dimensions."""
-    count = weight.ndim - 2
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = (_each(arguments[name], count) for name in ("stride", "dilation"))
-    reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in range(count)]
-    sides = _padding(arguments["padding"], reach)
+    geometry = _Geometry.of(linear_map, weight, arguments)
+    count, sides = len(geometry.kernel), geometry.sides
     if linear_map.kind == TRANSPOSED:
-        # A transposed convolution is a plain one of the input with zeros between its places.
-        more = _each(arguments["output_padding"], count)
-        sides = [
-            (reach[axis] - 1 - sides[axis][0], reach[axis] - 1 - sides[axis][1] + more[axis]) for axis in range(count)
-        ]
-        values, stride = _spread(values, stride), [1] * count
+        values = _spread(values, geometry.spread)
     sample, *along = places
     by_place = values.movedim(1, -1)
     # Of few places each is read where it stands; many are faster to read where all channels of one stand together, with
     # zeros around.
-    if len(sample) * math.prod(kernel) > values[:, 0].numel():
+    if len(sample) * math.prod(geometry.kernel) > values[:, 0].numel():
         around = [size for side in reversed(sides) for size in side]
         by_place, sides = functional.pad(by_place, (0, 0, *around)).contiguous(), [(0, 0)] * count
     index, is_inside = [sample[:, None]], torch.ones(1, 1, dtype=torch.bool)
     for axis, size in enumerate(by_place.shape[1:-1]):
-        taps = (torch.arange(kernel[axis]) * dilation[axis] - sides[axis][0]).reshape(
-            [-1 if other == axis else 1 for other in range(count)]
-        )
-        place = along[axis][:, None] * stride[axis] + taps.expand(kernel).flatten()
+        place = geometry.reads(axis, along[axis], sides[axis][0])
         is_inside = is_inside & (place >= 0) & (place < size)
         index.append(place.clamp(0, size - 1))
     read = by_place[tuple(index)]

@@ -93,8 +93,13 @@ class KeptSamples:
         """How many batches were added."""
         return len(self._inputs)
 
-    def add(self, inputs: Float[Tensor, "samples inputs"], targets: Float[Tensor, "samples outputs"]) -> None:
-        """Adds a batch, of which a copy is kept."""
+    def add(
+        self,
+        inputs: Float[Tensor, "samples inputs"],
+        targets: Float[Tensor, "samples outputs"],
+        inside: Bool[Tensor, "samples taps"] | None = None,
+    ) -> None:
+        """Adds a batch, of which a copy is kept; zeros around images (`inside`) are kept as other numbers."""
         self._inputs.append(inputs.clone())
         self._targets.append(targets.double())
 
