@@ -21,7 +21,7 @@ from mergeot_repair.refit.pieces import in_pieces
 from mergeot_repair.refit.pruning import PULL, PULL_OF_STATES, Products
 from mergeot_repair.refit.recurrent_refit import RecurrentRefit
 from mergeot_repair.refit.regression import joined
-from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps
+from mergeot_repair.refit.results import AUTO, OUTPUTS, Classifier, ResultRows, result_maps, saying_target
 from mergeot_repair.refit.samples import inside_of, made_rows, read_rows, rows_of, weight_of
 from mergeot_repair.refit.selection import Selection
 from mergeot_repair.refit.targets import Target, Targets, taken_back_through
@@ -31,15 +31,6 @@ from mergeot_repair.streams.refit import StreamRefit
 
 # The control fits what a network makes to itself: a share of the samples shows whether that changes it.
 _CONTROL_SHARE = 10
-_SAW_DIFFERENT_THINGS = (
-    "The sources are sure of different classes, as after training on different ones: the results are fitted to the "
-    "{}, which gives the answers of the sources' mean probabilities most often (--repair-option target=NAME chooses)."
-)
-_TARGETS = {
-    "outputs": "mean of their outputs",
-    "log-probabilities": "logarithm of the mean of their probabilities",
-    "probabilities": "mean of their probabilities",
-}
 
 
 @dataclass(frozen=True)
@@ -69,9 +60,8 @@ class RefitRepair(AbstractRepair):
             ``probabilities``: the mean of their probabilities, with the least Kullback-Leibler divergence. ``auto``:
             outputs, but where the sources are sure of different classes, as after training on different ones, whichever
             of the three gives the answers of their mean probabilities most often.
-        neurons: Whose neurons the network has. ``mixed``: those of all sources, chosen as above. ``single``: those of
-            the source that is the nearest to the ensemble, with results that are fitted to the ensemble. ``auto``:
-            whichever is nearer to the ensemble on inputs that are held back for it.
+        neurons: Whose neurons the network has. ``mixed``: those chosen from all. ``single``: those of the source
+            that is nearest to the ensemble, with fitted results. ``auto``: whichever is nearer on held-back inputs.
     """
 
     target: Literal["auto", "outputs", "log-probabilities", "probabilities"] = AUTO
@@ -106,7 +96,6 @@ class RefitRepair(AbstractRepair):
             streams = StreamFinder(context, free_maps(context)).find()
             check_control(context, "refit", lambda control: _Refit(control, streams, _CONTROL_SHARE).run())
             refit = _Refit(context, streams, target=self.target)
-            # A stream that is rebuilt is made of both sources, and takes what both have.
             alone = sources_to_try(context, self.neurons, bool(refit.selection.groups) and not streams)
             fitted, held_back = parted(context)
             if not alone or not (held_back or self.neurons == SINGLE):
@@ -177,9 +166,8 @@ class _Refit:
         """Fits the maps that make the results, leaves all others as they are, and returns the new state."""
         makers = result_maps(self.context.program, self.maps, self.context.joined)
         self.targets.draw({}, is_at_once=False)
-        for linear_map in self.maps:
-            if linear_map.node in makers:
-                self._fit(linear_map)
+        for linear_map in (each for each in self.maps if each.node in makers):
+            self._fit(linear_map)
         return self.state
 
     def _tell(self, sentence: str | None) -> None:
@@ -268,8 +256,7 @@ class _Refit:
         weight, bias = self.state[linear_map.weight], linear_map.bias
         before = Classifier(start, None if bias is None else self.state[bias])
         target = results.best_target(before) if self.target == AUTO else self.target
-        if self.target == AUTO:
-            self._tell(_SAW_DIFFERENT_THINGS.format(_TARGETS[target]))
+        self._tell(saying_target(target) if self.target == AUTO else None)
         if target == OUTPUTS:
             return
         found = results.fitted(target, before)
