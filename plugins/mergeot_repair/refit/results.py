@@ -36,6 +36,15 @@ _MOST_NUMBERS = 60_000_000
 _MOST_STEPS = 200
 # What the results may be fitted to.
 AUTO, OUTPUTS, LOG_PROBABILITIES, PROBABILITIES = "auto", "outputs", "log-probabilities", "probabilities"
+_SAW_DIFFERENT_THINGS = (
+    "The sources are sure of different classes, as after training on different ones: the results are fitted to the "
+    "{}, which gives the answers of the sources' mean probabilities most often (--repair-option target=NAME chooses)."
+)
+_TARGETS = {
+    "outputs": "mean of their outputs",
+    "log-probabilities": "logarithm of the mean of their probabilities",
+    "probabilities": "mean of their probabilities",
+}
 
 
 def result_maps(
@@ -77,6 +86,11 @@ def _keeps_classes(user: fx.Node, before: torch.Size, axis: int) -> bool:
         return named_arguments(user)["dim"] % len(before) == axis % len(before)
     is_reshaped = operation in _RESHAPES and axis == -1
     return operation in _COPIES or (is_reshaped and before[-1] == user.meta["val"].shape[-1])
+
+
+def saying_target(target: str) -> str:
+    """Returns a sentence about the target that was taken, where another than the outputs was looked for."""
+    return _SAW_DIFFERENT_THINGS.format(_TARGETS[target])
 
 
 def log_probabilities(
