@@ -106,3 +106,15 @@ def test_no_small_change_of_a_fit_is_better(seed: int, has_shift: bool) -> None:
     moved = Classifier(found.weight + 0.1 * torch.randn(4, 5, generator=generator), found.shift)
     assert missed(found) < missed(start)
     assert missed(found) < missed(moved)
+
+
+@pytest.mark.slow
+def test_of_all_neurons_and_one_sources_those_that_are_nearer_are_taken() -> None:
+    nets: list[nn.Module] = [_Language(seed).eval() for seed in (0, 1)]
+    context = _context(nets, _tokens(500, 2))
+    context = replace(context, aim=Aim.PROBABILITIES)
+    far = {
+        neurons: _divergence(nets, context.instance(RefitRepair(neurons=neurons).repair(context)), _tokens(200, 3))
+        for neurons in ("mixed", "single", "auto")
+    }
+    assert far["auto"] <= 1.05 * min(far["mixed"], far["single"])

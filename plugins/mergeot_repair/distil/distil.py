@@ -53,7 +53,7 @@ class DistilRepair(AbstractRepair):
     target: Literal["auto", "outputs", "probabilities"] = "auto"
     epochs: Annotated[int, Ge(1)] = 20
     minutes: Annotated[float, Ge(0)] = 0.0
-    learning_rate: Annotated[float, Gt(0)] = 0.002
+    learning_rate: Annotated[float, Gt(0)] = 0.001
     batch_size: Annotated[int, Ge(0)] = 0
 
     needs_data: ClassVar[bool] = True
