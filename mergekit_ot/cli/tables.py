@@ -28,9 +28,11 @@ def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None 
         return
     heading = Text(printable(title), style="table.title") if title else None
     table = Table(title=heading, title_justify="left", header_style="bold", box=_box(), pad_edge=False)
+    whole = _whole_words(rows, names, console.width)
     for name in names:
         is_number = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
+        justify = "right" if is_number else "left"
+        table.add_column(Text(printable(name)), justify=justify, overflow="fold", min_width=whole.get(name))
     for row in rows:
         table.add_row(*[Text(shown(row.get(name))) for name in names])
     console.print(table)
@@ -48,6 +50,18 @@ def _least_width(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int
     """Returns how wide a table has to be for its cells to be read."""
     cells = {name: max([len(name), *(len(shown(row.get(name))) for row in rows)], default=0) for name in names}
     return sum(min(length, _LEAST) + _BETWEEN for length in cells.values())
+
+
+def _whole_words(rows: Sequence[Mapping[str, Any]], names: Sequence[str], width: int) -> dict[str, int]:
+    """Returns the columns, from the left, whose words need not be broken, and how wide they are then."""
+    left, widths = width - _BETWEEN * len(names), dict[str, int]()
+    for place, name in enumerate(names):
+        cells = [name, *(shown(row.get(name)) for row in rows)]
+        longest = max(len(word) for cell in cells for word in (cell.split() or [""]))
+        if left - longest < _LEAST * (len(names) - place - 1):
+            break
+        widths[name], left = longest, left - longest
+    return widths
 
 
 def _show_lists(console: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:

@@ -13,7 +13,7 @@ from mergekit_ot import fuse, trace_model
 from mergekit_ot.graph.symmetry.permutation import random_orders, reorder_state
 from mergekit_ot.hooks.manager import default_manager
 
-SOLVERS = ("wb", "otfusion", "gwb", "refinement", "weight-matching", "activation-matching")
+SOLVERS = ("wb", "otfusion", "gwb", "refinement", "weight-matching", "activation-matching", "zip")
 FUSIBLE = (
     "mlp",
     "cnn",

@@ -47,7 +47,7 @@ def manager(written) -> PluginManager:
 
 def test_page_writes_every_hook(manager):
     (row,) = [row for row in manager.describe() if row.name == MODULE]
-    assert len(row.hooks) == 16
+    assert len(row.hooks) == 17
 
 
 @pytest.mark.parametrize("is_scaled", [False, True])

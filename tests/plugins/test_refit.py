@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from mergeot_repair.programs.running import HeldBytes
-from mergeot_repair.refit import refit
+from mergeot_repair.refit import one_pass
 from mergeot_repair.refit.refit import RefitRepair
 from nets import draw_norms
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def test_what_finds_no_room_is_run_again(monkeypatch: pytest.MonkeyPatch) -> Non
     result = fuse(nets, solver="average", example_inputs=data[0][:100], device="cpu")
     context = result.repair_context(result.state, (0.5, 0.5), list(calibration_batches(data, 400, 100)))
     with_room = RefitRepair().repair(context)
-    monkeypatch.setattr(refit, "HeldBytes", lambda: HeldBytes(limit=0))
+    monkeypatch.setattr(one_pass, "HeldBytes", lambda: HeldBytes(limit=0))
     without = RefitRepair().repair(context)
     assert all(torch.equal(value, without[name]) for name, value in with_room.items())
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 from mergeot_repair.programs.maps import MapFinder
-from mergeot_repair.refit.refit import RefitRepair, _Refit
+from mergeot_repair.refit.one_pass import RefitPass
+from mergeot_repair.refit.refit import RefitRepair
 from mergeot_repair.streams.finding import Stream, StreamFinder
 from mergeot_repair.streams.proof import random_turn
 from torch import Tensor, nn
@@ -295,7 +296,7 @@ def test_with_room_for_all_heads_and_neurons_it_comes_nearer() -> None:
         sources=tuple(dataclasses.replace(source, alignment=alignment) for source in context.sources),
     )
     streams = _streams(wide)
-    fitted = _Refit(wide, streams).run()
+    fitted = RefitPass(wide, streams).run()
     assert _distance(wide.instance(fitted), mean) < 0.9 * _distance(_repaired(context), mean)
 
 
