@@ -78,6 +78,7 @@ def check_shown(words: list[str], printed: str, shown: str) -> None:
     assert places == sorted(places), f"'{command}' prints the lines of the page in another order"
 
 
+@pytest.mark.slow
 def test_what_the_page_shows_is_printed(reader: Reader) -> None:
     left = dict.fromkeys(_FAST, 1)
     for words, shown in commands():

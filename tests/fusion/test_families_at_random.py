@@ -182,6 +182,8 @@ STREAM = (
 )
 
 
-@pytest.mark.parametrize(("description", "count"), [(NESTED, 2), (QUERIES, 3), (STREAM, 3)])
+@pytest.mark.parametrize(
+    ("description", "count"), [(NESTED, 2), (STREAM, 3), pytest.param(QUERIES, 3, marks=pytest.mark.slow)]
+)
 def test_weight_matching_and_refinement_of_families(description: NetworkDescription, count: int) -> None:
     holds(description, "weight-matching", True, count)

@@ -38,12 +38,12 @@ def shared_out(cases: list[tuple[str, str]], one_of: int) -> list[ParameterSet]:
     return [pytest.param(*case, marks=[pytest.mark.slow] if place in slow else []) for place, case in enumerate(cases)]
 
 
-@pytest.mark.parametrize(("which", "name"), shared_out(names(*PLAIN), 2))
+@pytest.mark.parametrize(("which", "name"), shared_out(names(*PLAIN), 3))
 def test_plain_architecture(which: str, name: str) -> None:
     agrees(which, name)
 
 
-@pytest.mark.parametrize(("which", "name"), shared_out(names(*LIBRARY), 3))
+@pytest.mark.parametrize(("which", "name"), shared_out(names(*LIBRARY), 6))
 def test_architecture_of_transformers(which: str, name: str) -> None:
     pytest.importorskip("transformers")
     agrees(which, name)

@@ -133,6 +133,7 @@ def test_every_family_is_trained_and_fused(family: str) -> None:
     assert score.loss < 2 * max(each.loss for each in evaluate(models, test))
 
 
+@pytest.mark.slow
 def test_the_table_shows_losses_and_groups(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def vit() -> Design:
         design = _small()
