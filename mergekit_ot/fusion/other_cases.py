@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mergekit_ot.fusion.source import SourceModel
-from mergekit_ot.graph.capture.inputs import first_line, traced_inputs
+from mergekit_ot.graph.capture.inputs import (
+    SAMPLES_OF_A_PROOF,
+    first_line,
+    is_of_fixed_shapes,
+    of_few_samples,
+    traced_inputs,
+)
 from mergekit_ot.graph.ir import ModelGraph
 from mergekit_ot.graph.symmetry.cases import REFUSED
 from mergekit_ot.graph.symmetry.check import without_refuted
@@ -35,12 +41,26 @@ def in_other_cases(
     if asked > CHECK_BYTES.value:
         said = f"The other cases were not tried: it would take {CHECK_BYTES.shown(asked)} ({CHECK_BYTES.variable})."
     else:
+        make = source.architecture.built
+        whole = traced_inputs(make(), inputs)
+        few = whole if is_of_fixed_shapes(make()) else of_few_samples(whole, SAMPLES_OF_A_PROOF)
         try:
-            make = source.architecture.built
-            return without_refuted(make, graph, traced_inputs(make(), inputs), symmetries)
+            return _tried(lambda chosen: without_refuted(make, graph, chosen, symmetries), few, whole)
         except REFUSED as error:
             said = (
                 f"The other cases were not tried: with random weights the network does not run ({first_line(error)})."
             )
     told = graph.diagnostics
     return replace(graph, diagnostics=replace(told, remarks=(*told.remarks, said)))
+
+
+def _tried(
+    prove: Callable[[tuple[object, ...]], ModelGraph], few: tuple[object, ...], whole: tuple[object, ...]
+) -> ModelGraph:
+    """Returns what is proven at a few samples, or at all of them where the network runs at no others."""
+    try:
+        return prove(few)
+    except REFUSED:
+        if few is whole:
+            raise
+        return prove(whole)

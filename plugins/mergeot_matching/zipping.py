@@ -29,6 +29,8 @@ from mergekit_ot import (
 
 # A neuron moves to another fused neuron where that gains more than rounding: relative to all that there is.
 _GAIN = 1e-9
+# Of the heaviest neuron's mass: what every neuron weighs at least.
+_LEAST_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ class _Neurons:
     def of(cls, measures: Sequence[NeuronMeasure], model_weights: Sequence[float]) -> _Neurons:
         rows = torch.cat([measure.support for measure in measures]).double().cpu()
         masses = [weight * m.mass.double().cpu() for weight, m in zip(model_weights, measures, strict=True)]
-        # A neuron of no mass still has to go somewhere.
-        return cls(rows, torch.cat(masses).clamp_min(torch.finfo(torch.double).tiny), measures[0].size)
+        mass = torch.cat(masses)
+        # A neuron of no mass still has to go somewhere; what is left where a heavy one leaves must not round to zero.
+        return cls(rows, mass.clamp_min(_LEAST_SHARE * float(mass.max())), measures[0].size)
 
     def merged(self, count: int) -> Int[Tensor, " all"]:
         """Returns the number of each neuron's cluster, by Ward's merges of the two that lose least."""

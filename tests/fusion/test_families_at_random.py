@@ -154,7 +154,7 @@ def test_families_are_fused_and_no_step_raises_the_objective(
 
 
 @pytest.mark.slow
-@law(15)
+@law(8)
 @given(NETWORKS, one_of(*SOLVERS), st.booleans(), SOURCES)
 def test_many_families_are_fused_and_no_step_raises_the_objective(
     description: NetworkDescription, solver: str, refine: bool, weights: tuple[float, ...] | int

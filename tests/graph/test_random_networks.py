@@ -37,14 +37,14 @@ def test_no_random_network_breaks_the_function(description: NetworkDescription) 
 
 
 @pytest.mark.slow
-@law(40)
+@law(20)
 @given(networks())
 def test_no_further_random_network_breaks_the_function(description: NetworkDescription) -> None:
     holds(description)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(4))
 def test_no_deep_random_network_breaks_the_function(number: int) -> None:
     """In several parts, which processes share."""
 

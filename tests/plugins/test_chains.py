@@ -266,7 +266,7 @@ def test_whatever_is_guessed_is_true(network: Wired) -> None:
 
 @pytest.mark.slow
 @given(_wired())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_whatever_is_guessed_is_true_of_many(network: Wired) -> None:
     assert_no_group_is_made_up(network)
 

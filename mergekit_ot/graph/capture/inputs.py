@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+# Random weights at so many random samples tell what a network does; a batch of calibration data would take long.
+SAMPLES_OF_A_PROOF = 8
+
 
 @runtime_checkable
 class _FixedShapes(Protocol):
