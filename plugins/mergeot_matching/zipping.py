@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float, Int
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
 
 from mergekit_ot import (
@@ -74,6 +74,9 @@ class ZipSolver(AbstractBarycenterSolver):
             matched = [couple_rows(first, measure).partners() for measure in counting[1:]]
             starts.append(torch.cat([torch.arange(problem.size), *(p.cpu().argsort() for p in matched)]))
         ends = [neurons.settled(clusters, problem.size, self.max_steps) for clusters in starts]
+        # A fused neuron weighs sources, the mean of a cluster its neurons. Where numbers of neurons differ, so do both,
+        # and the matching may be better than what it moves to.
+        ends += [neurons.settled(clusters, problem.size, 0) for clusters in starts[1:]]
         candidates = [(self._couplings(problem, clusters), status) for clusters, status in ends]
         couplings, status = min(candidates, key=lambda candidate: _cost(problem, candidate[0]))
         return Solution(couplings, status)
@@ -117,9 +120,9 @@ class _Neurons:
             return torch.arange(total)
         above = torch.triu_indices(total, total, 1)
         distances = ground_cost(self.rows, self.rows)[above[0], above[1]].clamp_min(0).sqrt()
-        found = fcluster(linkage(distances.numpy(), "ward"), count, "maxclust")
-        # Equal heights are cut together, so that there may be fewer clusters than were asked for.
-        return self._parted(torch.from_numpy(found).long() - 1, count)
+        tree = linkage(distances.numpy(), "ward")
+        # Not fcluster, which cuts equal heights together and, in older versions of SciPy, makes other numbers of them.
+        return self._parted(torch.from_numpy(cut_tree(tree, count)[:, 0]).long(), count)
 
     def settled(self, clusters: Int[Tensor, " all"], count: int, passes: int) -> tuple[Int[Tensor, " all"], Status]:
         """Returns clusters after neurons moved, one at a time, to where the squared distances become less."""

@@ -157,3 +157,11 @@ def test_statistics_are_re_estimated_behind_it():
     result = fuse(nets, solver="zip", repair="reset", data=batches, device="cpu")
     assert any(isinstance(coupling, Plan) for pair in plain.alignment.couplings.values() for coupling in pair)
     assert not torch.allclose(result.state["4.running_mean"], plain.state["4.running_mean"], atol=0.05)
+
+
+@LAW
+@given(st.integers(1, 4), st.integers(2, 4), SEEDS)
+def test_there_are_as_many_clusters_as_are_wanted(size, count, seed):
+    """Down to one of all: some versions of SciPy cut a tree at one cluster into two."""
+    found = ZipSolver(max_steps=0).solve(random_problem((size,) * count, size=1, seed=seed))
+    assert [coupling.target_size for coupling in found.couplings] == [1] * count
